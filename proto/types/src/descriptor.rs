@@ -1,0 +1,42 @@
+//! What a client is told about a payload.
+
+use crate::ids::{Generation, PayloadId, Version};
+use crate::policy::EvictionPolicy;
+use crate::state::PayloadState;
+use crate::tier::Tier;
+use crate::time::WallMs;
+use crate::units::{ByteCount, Checksum};
+
+/// Where a replica lies, in the core's terms. The front turns it into names and paths: the core holds no strings.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Location {
+    /// A named shared-memory segment of its own, bytes at offset 0; its name follows from the payload id.
+    Segment,
+    /// A file of its own, bytes at offset 0; its path follows from the payload id and the replica's generation.
+    File(Generation),
+}
+
+/// A payload as the contract's `PayloadDescriptor` shows it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Descriptor {
+    /// Identity.
+    pub id: PayloadId,
+    /// Tier of the replica shown.
+    pub tier: Tier,
+    /// Lifecycle state; never `Committing` (shown as `Allocated`).
+    pub state: PayloadState,
+    /// Where the shown replica lies; `None` while it must not be read (ALLOCATED, asked by ResolveSnapshot).
+    pub location: Option<Location>,
+    /// Exactly what was allocated.
+    pub size: ByteCount,
+    /// Grows with every change of tier, location or state.
+    pub version: Version,
+    /// When it was allocated.
+    pub created_at: WallMs,
+    /// When its ttl passes.
+    pub expires_at: Option<WallMs>,
+    /// As given at Allocate.
+    pub policy: EvictionPolicy,
+    /// Known from the first copy on, or from Commit when the client gave it.
+    pub checksum: Option<Checksum>,
+}

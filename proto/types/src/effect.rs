@@ -1,0 +1,179 @@
+//! What a shard asks of others. `step` only writes these down; the reactor (or the simulator) carries them out.
+
+use crate::ids::{Epoch, Generation, OpId, PayloadId, PayloadKey, ShardIndex};
+use crate::reply::ReplyResult;
+use crate::row::PayloadRow;
+use crate::tier::Tier;
+use crate::units::{ByteCount, Checksum};
+
+/// Names the request a reply belongs to; minted by whoever drives the shard.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ReplyTo(pub u64);
+
+/// One entry of the outbox, to be carried out in order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// Answer a request. Receiver: `front`. Losing one costs the caller a deadline.
+    Reply {
+        /// Which request.
+        to: ReplyTo,
+        /// The answer.
+        result: ReplyResult,
+    },
+    /// Work on one replica's storage. Receiver: the tier's driver. Never lost: an op slot waits for it.
+    Storage(StorageOp),
+    /// Copy a replica to another tier. Receiver: the disk store. Never lost.
+    Transfer(TransferOp),
+    /// Change the catalog. Receiver: the catalog writer's one FIFO. Never lost.
+    Catalog(CatalogOp),
+    /// Ask for or give back capacity. Receiver: the budget arbiter. Never lost.
+    Budget(BudgetRequest),
+}
+
+/// What names a replica in storage.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ReplicaRef {
+    /// The tier that holds it.
+    pub tier: Tier,
+    /// Whose bytes.
+    pub id: PayloadId,
+    /// Which replica.
+    pub generation: Generation,
+    /// Exactly what was allocated.
+    pub size: ByteCount,
+}
+
+/// Work on one replica (RAM: a segment; DISK: a file of its own).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StorageOp {
+    /// Who gets the completion.
+    pub shard: ShardIndex,
+    /// The slot that waits; for `Drop` unused (the generation names the limbo entry).
+    pub op: OpId,
+    /// The replica.
+    pub replica: ReplicaRef,
+    /// What to do.
+    pub action: StorageAction,
+}
+
+/// What to do with a replica's storage.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StorageAction {
+    /// Make it: named in the intent log first, at full size, zeroed, writable by the producer.
+    /// Answered by `StorageDone::Created`.
+    Create,
+    /// Commit: check that it exists and has its full size, make it read-only, and with `sync` put data and
+    /// directory on stable storage. Answered by `StorageDone::Sealed`.
+    Seal {
+        /// Data and directory on stable storage first.
+        sync: bool,
+    },
+    /// Put data and directory on stable storage. Answered by `StorageDone::Synced`.
+    Sync,
+    /// Drop it: take its name away (`StorageDone::Detached`), and free it once nobody has it open or mapped
+    /// (`StorageDone::Freed`, possibly much later). Its capacity stays charged until then.
+    Drop,
+}
+
+/// Copy a replica's bytes into a new replica on another tier, hashing them on the way.
+///
+/// The destination is made by the copy (intent log, private name, full size), gets its name when it is complete
+/// and read-only, and is gone without a trace when the copy fails. Answered by `TransferDone`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TransferOp {
+    /// Who gets the completion.
+    pub shard: ShardIndex,
+    /// The slot that waits.
+    pub op: OpId,
+    /// Read from here; the shard keeps it undropped until the completion.
+    pub from: ReplicaRef,
+    /// Make this.
+    pub to: ReplicaRef,
+    /// The checksum the bytes must have, when one is known.
+    pub expected: Option<Checksum>,
+    /// Data and directory of the destination on stable storage before the completion.
+    pub sync: bool,
+}
+
+/// One change of the catalog. Idempotent, keyed by (key, version): a row is never replaced by one of an older
+/// (epoch, version), and removing what is not there succeeds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CatalogOp {
+    /// Who gets the acknowledgement.
+    pub shard: ShardIndex,
+    /// The slot that waits.
+    pub op: OpId,
+    /// The change.
+    pub change: CatalogChange,
+}
+
+/// See [`CatalogOp`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum CatalogChange {
+    /// Insert or replace the row.
+    Put(Box<PayloadRow>),
+    /// Remove the row and what belongs to it.
+    Remove {
+        /// Whose row.
+        key: PayloadKey,
+        /// Removed in this epoch.
+        epoch: Epoch,
+    },
+}
+
+/// What a shard says to the budget arbiter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BudgetRequest {
+    /// Needs `bytes` more on `tier`. Answered by `BudgetReply::Granted` or `Denied`.
+    Ask {
+        /// Who asks.
+        shard: ShardIndex,
+        /// The slot that waits.
+        op: OpId,
+        /// The tier.
+        tier: Tier,
+        /// In whole pages.
+        bytes: ByteCount,
+    },
+    /// Gives `bytes` back: unasked, or as the answer to a recall (then also when it is 0).
+    Return {
+        /// Who gives.
+        shard: ShardIndex,
+        /// The tier.
+        tier: Tier,
+        /// In whole pages.
+        bytes: ByteCount,
+        /// The recall this answers.
+        recall: Option<u64>,
+        /// What the shard uses, for the breakdown of a refusal.
+        usage: TierUsage,
+    },
+}
+
+/// How a shard, or the node, uses a tier: all in bytes charged (whole pages).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TierUsage {
+    /// Charged to replicas, limbo included.
+    pub allocated: u64,
+    /// Of those: replicas of payloads that somebody leases.
+    pub leased: u64,
+    /// Of those: replicas of pinned payloads.
+    pub pinned: u64,
+    /// Of those: sources of copies under way to a slower tier.
+    pub spilling: u64,
+    /// Of those: dropped, and not yet proven free.
+    pub limbo: u64,
+}
+
+impl TierUsage {
+    /// The sum, field by field.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            allocated: self.allocated + other.allocated,
+            leased: self.leased + other.leased,
+            pinned: self.pinned + other.pinned,
+            spilling: self.spilling + other.spilling,
+            limbo: self.limbo + other.limbo,
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What happens to a shard. One `step` handles one event.
+
+use crate::effect::{ReplyTo, TierUsage};
+use crate::ids::{Generation, OpId};
+use crate::request::Request;
+use crate::tier::Tier;
+use crate::time::Monotonic;
+use crate::units::{ByteCount, Checksum};
+
+/// One event.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// A client asks. Lane: requests.
+    Request {
+        /// Names the answer.
+        reply_to: ReplyTo,
+        /// The caller's deadline, if it has one.
+        deadline: Option<Monotonic>,
+        /// What is asked.
+        request: Request,
+    },
+    /// Somebody finished work for the shard. Lane: completions.
+    Completion(Completion),
+    /// The moment named by `Shard::next_timer` has come, or work of the last turn is left. Sent by the pump.
+    Timer,
+}
+
+/// A finished piece of work. Lane: completions, sized so that it never refuses; losing one would leave its slot
+/// taken for ever, so none is ever lost.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Completion {
+    /// From a tier's driver.
+    Storage(StorageDone),
+    /// From the disk store.
+    Transfer(TransferDone),
+    /// From the catalog writer.
+    Catalog(CatalogAck),
+    /// From the budget arbiter.
+    Budget(BudgetReply),
+}
+
+/// The end of a `StorageOp`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum StorageDone {
+    /// `StorageAction::Create`.
+    Created {
+        /// The slot.
+        op: OpId,
+        /// On an error nothing is left behind.
+        result: Result<(), DriverError>,
+    },
+    /// `StorageAction::Seal`.
+    Sealed {
+        /// The slot.
+        op: OpId,
+        /// `Missing` or `Truncated` when the client removed or shortened it.
+        result: Result<(), DriverError>,
+    },
+    /// `StorageAction::Sync`.
+    Synced {
+        /// The slot.
+        op: OpId,
+        /// The outcome.
+        result: Result<(), DriverError>,
+    },
+    /// First end of `StorageAction::Drop`: the name is free again.
+    Detached {
+        /// The tier.
+        tier: Tier,
+        /// The replica.
+        generation: Generation,
+    },
+    /// Second end of `StorageAction::Drop`: nobody has it open or mapped, its space is free.
+    Freed {
+        /// The tier.
+        tier: Tier,
+        /// The replica.
+        generation: Generation,
+    },
+}
+
+/// The end of a `TransferOp`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TransferDone {
+    /// The slot.
+    pub op: OpId,
+    /// The checksum of the bytes written, or why there are none; the destination is gone then.
+    pub result: Result<Checksum, TransferError>,
+}
+
+/// Why a copy failed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TransferError {
+    /// The source is missing, shorter than its size, or does not have the expected checksum.
+    Source(DriverError),
+    /// The destination could not be made or written; the source is as good as before.
+    Destination(DriverError),
+}
+
+/// What a driver can report.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum DriverErrorKind {
+    /// No space left (ENOSPC, EDQUOT, ENOMEM).
+    Full,
+    /// The segment or file is not there.
+    Missing,
+    /// It is shorter than its size.
+    Truncated,
+    /// Its bytes do not have the expected checksum.
+    Corrupt,
+    /// Anything else: EIO, EROFS, EMFILE ...
+    Io,
+}
+
+/// A driver's error: the message says what was tried and what the system answered, without a client's paths.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DriverError {
+    /// How the shard tells it apart.
+    pub kind: DriverErrorKind,
+    /// How a person reads it.
+    pub message: String,
+}
+
+/// The end of a `CatalogOp`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CatalogAck {
+    /// The slot.
+    pub op: OpId,
+    /// `Ok`: the transaction is durable. `Err`: it is known not to have happened; the sentence says why.
+    pub result: Result<(), String>,
+}
+
+/// What the budget arbiter says to a shard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BudgetReply {
+    /// The ask is met, possibly with more than was asked for.
+    Granted {
+        /// The slot that asked.
+        op: OpId,
+        /// The tier.
+        tier: Tier,
+        /// At least what was asked for.
+        bytes: ByteCount,
+    },
+    /// The tier is full.
+    Denied {
+        /// The slot that asked.
+        op: OpId,
+        /// The tier.
+        tier: Tier,
+        /// Not granted to anybody.
+        free: ByteCount,
+        /// The node's use of the tier.
+        usage: TierUsage,
+    },
+    /// Give back what you do not need; answered by `BudgetRequest::Return` with this number.
+    Recall {
+        /// The tier.
+        tier: Tier,
+        /// Names the recall.
+        recall: u64,
+    },
+}

@@ -1,0 +1,33 @@
+//! The domain's vocabulary: ids, tiers, states, limits, errors and the messages that cross cores.
+//!
+//! Imports nothing of ours and does no I/O. Everything that two crates must agree on is defined here once:
+//! what a client may ask ([`request`]), what a shard answers ([`reply`]), what a shard asks of the drivers, the
+//! catalog and the budget arbiter ([`effect`]), and what they answer ([`event`]).
+#![forbid(unsafe_code)]
+
+pub mod descriptor;
+pub mod effect;
+pub mod error;
+pub mod event;
+pub mod ids;
+pub mod limits;
+pub mod policy;
+pub mod reply;
+pub mod request;
+pub mod row;
+pub mod state;
+pub mod tier;
+pub mod time;
+pub mod units;
+
+pub use descriptor::{Descriptor, Location};
+pub use error::{ErrorKind, PayloadError};
+pub use ids::{
+    Epoch, Generation, LeaseId, LeaseNonce, NamespaceId, OpId, PayloadId, PayloadKey, ShardIndex, Version,
+};
+pub use policy::{EvictionPolicy, EvictionPriority, Pin, PromotionPolicy, SpillPolicy};
+pub use row::{Health, PayloadRow, ReplicaRow};
+pub use state::PayloadState;
+pub use tier::{PerTier, Tier};
+pub use time::{Monotonic, Now, WallMs};
+pub use units::{ByteCount, Checksum};

@@ -1,0 +1,117 @@
+//! Every limit, with the arithmetic that gave it. A queue or table without a line here is a defect.
+
+/// The unit in which capacity is charged: the page of every machine we run on.
+pub const PAGE_BYTES: u64 = 4096;
+
+/// The largest payload: 128 GiB (behaviour.md, AllocatePayload).
+pub const PAYLOAD_BYTES_MAX: u64 = 128 << 30;
+
+/// The most shards of one node. Lease ids spend 16 bits on the shard; 256 is 16 times the default's ceiling.
+pub const SHARD_COUNT_MAX: u16 = 256;
+
+/// Payloads of one shard: 10^7 (DESIGN §10) must fit one shard; the next power of two above it.
+pub const PAYLOADS_PER_SHARD_MAX: u32 = 1 << 24;
+
+/// Leases of one shard: 2^20 x ~64 bytes = 64 MiB at worst.
+pub const LEASES_PER_SHARD_MAX: u32 = 1 << 20;
+
+/// Requests waiting in a shard's mailbox. 1,024 x ~200 bytes = 200 KiB; at 5 M steps/s it is 0.2 ms of work.
+pub const REQUEST_LANE_LEN: usize = 1024;
+
+/// Requests a shard has accepted and not answered: those in flight and those parked behind them.
+pub const REQUESTS_PER_SHARD_MAX: usize = 4096;
+
+/// Operations of one shard that drivers or the catalog work on for clients.
+pub const OPS_FOR_REQUESTS: usize = 1024;
+
+/// Operations a shard starts by itself (expiry, reclaim, background moves). Separate, so that clients who fill
+/// their own share never stop expiry, nor expiry clients.
+pub const OPS_FOR_UPKEEP: usize = 256;
+
+/// The in-flight table of one shard.
+pub const OPS_PER_SHARD_MAX: usize = OPS_FOR_REQUESTS + OPS_FOR_UPKEEP;
+
+/// Replicas one shard has handed to a driver to be dropped and that are not yet detached.
+pub const DROPS_IN_FLIGHT_MAX: usize = 256;
+
+/// Budget asks one shard may have open: each belongs to an operation.
+pub const BUDGET_ASKS_PER_SHARD_MAX: usize = OPS_PER_SHARD_MAX;
+
+/// Completions waiting for a shard. Each operation has at most one under way with a driver or the catalog, each
+/// drop two (detached, freed), each budget ask one and one recall a tier; so a lane of their sum never refuses.
+/// Freed notices of segments that a client keeps mapped arrive late and are bounded by the drivers' retire lane.
+pub const COMPLETION_LANE_LEN: usize = OPS_PER_SHARD_MAX
+    + 2 * DROPS_IN_FLIGHT_MAX
+    + BUDGET_ASKS_PER_SHARD_MAX
+    + RETIRED_NOTICES_MAX
+    + RECALLS_MAX;
+
+/// Freed notices a driver may have posted to one shard and the shard not yet read. The driver holds further ones
+/// back: nobody waits for them but the budget.
+pub const RETIRED_NOTICES_MAX: usize = 1024;
+
+/// Budget recalls the arbiter may have open with one shard: one a tier.
+pub const RECALLS_MAX: usize = 4;
+
+/// Catalog operations queued for the writer by one shard: one per operation in flight.
+pub const CATALOG_LANE_PER_SHARD: usize = OPS_PER_SHARD_MAX;
+
+/// Work items of one bounded turn: mass expiry, session cleanup, drops resume after this many (DESIGN §1.3).
+pub const ITEMS_PER_TURN_MAX: usize = 256;
+
+/// Requests handled between two looks at the completion lane.
+pub const REQUESTS_PER_TURN_MAX: usize = 64;
+
+/// Outbox entries one `step` may add at worst. A timer step handles `ITEMS_PER_TURN_MAX` items, each with at most
+/// four effects (catalog, drop, budget, reply); every other step stays far below.
+pub const OUTBOX_STEP_MAX: usize = 4 * ITEMS_PER_TURN_MAX + OUTBOX_REPLIES_MAX;
+
+/// Replies one step may release at worst: all requests parked behind one payload are looked at in turns of this.
+pub const OUTBOX_REPLIES_MAX: usize = ITEMS_PER_TURN_MAX;
+
+/// ListPayloads: rows of a page when none is asked for, and at most (behaviour.md).
+pub const LIST_PAGE_DEFAULT: usize = 50;
+/// See [`LIST_PAGE_DEFAULT`].
+pub const LIST_PAGE_MAX: usize = 500;
+
+/// Ids in one Spill request: as the batch RPCs (issue "catalog"): 1,000.
+pub const SPILL_IDS_MAX: usize = 1000;
+
+/// `leases.default_lease` and `leases.max_lease` when not configured, in milliseconds.
+pub const LEASE_MS_DEFAULT: u64 = 20_000;
+/// See [`LEASE_MS_DEFAULT`].
+pub const LEASE_MS_MAX_DEFAULT: u64 = 120_000;
+
+/// `leases.allocation_timeout`: an allocation that is never committed is reclaimed after 1 h.
+pub const ALLOCATION_TIMEOUT_MS_DEFAULT: u64 = 3_600_000;
+
+/// Opaque bytes of metadata and lineage parameters: 1 MiB (behaviour.md).
+pub const OPAQUE_BYTES_MAX: usize = 1 << 20;
+
+/// One gRPC message: the largest legal request is 1 MiB of opaque bytes, twice, with room for the rest.
+pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
+
+/// Integers that the store keeps as signed 64 bits.
+pub const STORED_INTEGER_MAX: u64 = i64::MAX as u64;
+
+/// Changes one boot may make to a version before two boots could collide: 2^20 (DESIGN §4).
+pub const VERSION_EPOCH_BITS: u32 = 20;
+
+/// Bits of a replica's generation: 20 for the epoch (10^6 starts), 36 for the counter (6.8 x 10^10 replicas a
+/// start); 56 together, which is what a direct lease's state word has room for.
+pub const GENERATION_EPOCH_BITS: u32 = 20;
+/// See [`GENERATION_EPOCH_BITS`].
+pub const GENERATION_COUNTER_BITS: u32 = 36;
+
+/// One disk write or read (DESIGN §6): at most 1 MiB.
+pub const IO_BYTES_MAX: usize = 1 << 20;
+
+/// Disk I/O in flight for one transfer: 8 x 1 MiB saturates the disks we measured (FACTS.md, depth 8).
+pub const IO_DEPTH: usize = 8;
+
+const _: () = assert!(GENERATION_EPOCH_BITS + GENERATION_COUNTER_BITS == 56);
+const _: () = assert!(REQUESTS_PER_SHARD_MAX >= OPS_FOR_REQUESTS + REQUEST_LANE_LEN);
+const _: () = assert!(LIST_PAGE_MAX >= LIST_PAGE_DEFAULT);
+const _: () = assert!(PAYLOAD_BYTES_MAX < STORED_INTEGER_MAX);
+const _: () = assert!(ITEMS_PER_TURN_MAX <= OPS_FOR_UPKEEP);
+const _: () = assert!(IO_BYTES_MAX as u64 % PAGE_BYTES == 0);

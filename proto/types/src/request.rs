@@ -1,0 +1,161 @@
+//! What a client may ask of one shard. Sender: `front` (later also native sessions); lane: requests; a lost one
+//! costs its caller a deadline, nothing else.
+
+use crate::ids::{LeaseId, LeaseNonce, NamespaceId, PayloadId, PayloadKey, Version};
+use crate::policy::{EvictionPolicy, PromotionPolicy, SpillPolicy};
+use crate::tier::{SpillTarget, Tier};
+use crate::units::{ByteCount, Checksum};
+
+/// One request, validated by `wire` and routed by its payload id.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Request {
+    /// Reserve space.
+    Allocate(Allocate),
+    /// Make the bytes immutable and durable as their class says.
+    Commit {
+        /// Target.
+        key: PayloadKey,
+        /// XXH3-64 of the bytes, when the producer knows it.
+        checksum: Option<Checksum>,
+    },
+    /// Remove the payload.
+    Delete {
+        /// Target.
+        key: PayloadKey,
+        /// Also when it is leased.
+        force: bool,
+        /// Version fencing.
+        expected_version: Option<Version>,
+    },
+    /// Describe it.
+    Resolve {
+        /// Target.
+        key: PayloadKey,
+    },
+    /// Lease a replica for reading.
+    Acquire(Acquire),
+    /// End a lease; unknown ones are fine.
+    Release {
+        /// The lease.
+        lease: LeaseId,
+    },
+    /// Add a replica on a faster tier; a slower target is a blocking spill.
+    Promote {
+        /// Target.
+        key: PayloadKey,
+        /// Where to.
+        target: Tier,
+        /// Whether the deadline is an error.
+        policy: PromotionPolicy,
+        /// Version fencing.
+        expected_version: Option<Version>,
+    },
+    /// Move it to a slower tier. One id; the front splits a batch and keeps its order.
+    Spill(Spill),
+    /// Promote in the background; answered at once.
+    Prefetch {
+        /// Target.
+        key: PayloadKey,
+        /// Where to.
+        target: Tier,
+    },
+    /// Block spills for a while.
+    Pin {
+        /// Target.
+        key: PayloadKey,
+        /// For so long; `None` until Unpin.
+        duration_ms: Option<u64>,
+    },
+    /// End the pin.
+    Unpin {
+        /// Target.
+        key: PayloadKey,
+    },
+    /// One shard's part of a page. Sent to every shard.
+    List(List),
+    /// One shard's part of the statistics. Sent to every shard.
+    Stats,
+}
+
+/// See [`Request::Allocate`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Allocate {
+    /// Minted by the front so that it hashes to the shard it is sent to.
+    pub key: PayloadKey,
+    /// 1 ..= `limits::PAYLOAD_BYTES_MAX`.
+    pub size: ByteCount,
+    /// Where.
+    pub tier: Tier,
+    /// Life after creation; `None`: no expiry (0 on the wire, or no_evict, or priority NEVER).
+    pub ttl_ms: Option<u64>,
+    /// Never evicted automatically.
+    pub no_evict: bool,
+    /// Validated.
+    pub policy: EvictionPolicy,
+}
+
+/// See [`Request::Acquire`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Acquire {
+    /// Target.
+    pub key: PayloadKey,
+    /// The slowest acceptable tier; `None`: any.
+    pub min_tier: Option<Tier>,
+    /// What to do when no replica is that fast.
+    pub policy: PromotionPolicy,
+    /// Asked-for duration; 0: the default.
+    pub duration_ms: u64,
+    /// Version fencing.
+    pub expected_version: Option<Version>,
+    /// The unguessable part of the lease id.
+    pub nonce: LeaseNonce,
+}
+
+/// See [`Request::Spill`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Spill {
+    /// Target.
+    pub key: PayloadKey,
+    /// Where to; `None`: the payload's spill_target, else DISK.
+    pub target: Option<SpillTarget>,
+    /// Whether to answer before it is done.
+    pub policy: SpillPolicy,
+    /// Wait for the leases that exist now, instead of refusing.
+    pub wait_for_leases: bool,
+    /// Data on stable storage before the answer, whatever `storage.disk.fsync` says.
+    pub fsync: bool,
+    /// Version fencing.
+    pub expected_version: Option<Version>,
+}
+
+/// See [`Request::List`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct List {
+    /// Whose payloads.
+    pub namespace: NamespaceId,
+    /// Only those whose descriptor shows this tier.
+    pub tier: Option<Tier>,
+    /// Only ids below this one: the cursor. Newest first.
+    pub before: Option<PayloadId>,
+    /// At most this many, 1 ..= `limits::LIST_PAGE_MAX`.
+    pub page_size: usize,
+}
+
+impl Request {
+    /// The id that decides the shard; `None` for those every shard gets and for Release, whose lease names it.
+    pub fn routing_id(&self) -> Option<PayloadId> {
+        match self {
+            Self::Allocate(request) => Some(request.key.id),
+            Self::Acquire(request) => Some(request.key.id),
+            Self::Spill(request) => Some(request.key.id),
+            Self::Commit { key, .. }
+            | Self::Delete { key, .. }
+            | Self::Resolve { key }
+            | Self::Promote { key, .. }
+            | Self::Prefetch { key, .. }
+            | Self::Pin { key, .. }
+            | Self::Unpin { key } => Some(key.id),
+            Self::Release { .. } | Self::List(_) | Self::Stats => None,
+        }
+    }
+}
