@@ -1,1 +1,13 @@
-//! placeholder while the workspace is laid out
+//! The wire contract: generated protobuf and gRPC types, decoding, encoding, status mapping.
+//!
+//! Used by `front` (server side) and `client`. A request comes in as a [`pb`] message, is validated and turned into
+//! `payload_types` values; a reply goes the other way. No I/O, no clock, no state.
+//!
+//!     bytes --tonic--> pb --decode--> types ... shard ... types --encode--> pb --tonic--> bytes
+#![forbid(unsafe_code)]
+
+pub mod pb;
+
+/// The compiled contract as an encoded `google.protobuf.FileDescriptorSet`: our files and all they import, HTTP
+/// options included, comments left out. What gRPC reflection serves.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
