@@ -1,5 +1,38 @@
 //! Two clocks, as values. The core never reads a clock: every step is told what time it is.
 
+use crate::error::PayloadError;
+use crate::units::parse_scaled;
+
+/// Reads a duration as people write it (`20s`, `0.5s`, `500ms`, `10m`, `1h`, `7d`) in milliseconds.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` when there is no number or no unit: `20` alone could mean anything.
+pub fn parse_millis(text: &str) -> Result<u64, PayloadError> {
+    let scale = |unit: &str| match unit {
+        "ms" => Some(1),
+        "s" => Some(1_000),
+        "m" | "min" => Some(60_000),
+        "h" => Some(3_600_000),
+        "d" => Some(86_400_000),
+        _ => None,
+    };
+    parse_scaled(text, scale).ok_or_else(|| {
+        PayloadError::invalid(format!(
+            "`{text}` is not a duration; write a number and its unit, like `500ms`, `20s`, `10m` or `1h`"
+        ))
+    })
+}
+
+/// Writes milliseconds in the largest unit that needs no fraction, so that [`parse_millis`] reads the same back.
+pub fn format_millis(milliseconds: u64) -> String {
+    let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
+    match units.into_iter().find(|(unit, _)| milliseconds > 0 && milliseconds.is_multiple_of(*unit)) {
+        Some((unit, name)) => format!("{}{name}", milliseconds / unit),
+        None if milliseconds == 0 => "0s".into(),
+        None => format!("{milliseconds}ms"),
+    }
+}
+
 /// Nanoseconds of a clock that never goes back, since an arbitrary start. For timers, leases and deadlines.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Monotonic(pub u64);
@@ -53,5 +86,29 @@ impl Now {
     /// The monotonic moment at which the wall clock should show `wall`, if neither clock jumps.
     pub fn monotonic_at(self, wall: WallMs) -> Monotonic {
         self.monotonic.plus_millis(wall.as_millis().saturating_sub(self.wall.as_millis()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn given_durations_as_people_write_them_when_read_then_milliseconds() {
+        for (text, milliseconds) in
+            [("20s", 20_000), ("0.5s", 500), ("500ms", 500), ("10m", 600_000), ("1h", 3_600_000), ("0s", 0)]
+        {
+            assert_eq!(parse_millis(text), Ok(milliseconds), "{text}");
+        }
+        for text in ["", "20", "s", "-1s", "1 fortnight"] {
+            assert!(parse_millis(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn given_any_milliseconds_when_written_and_read_then_the_same() {
+        for milliseconds in [0, 1, 999, 1_000, 1_500, 20_000, 120_000, 3_600_000, 86_400_000, 86_400_001] {
+            assert_eq!(parse_millis(&format_millis(milliseconds)), Ok(milliseconds));
+        }
     }
 }
