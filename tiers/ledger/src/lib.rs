@@ -1,1 +1,13 @@
-//! placeholder while the workspace is laid out
+//! Pure bookkeeping that shards are built from: slot tables, the timing wheel, budget accounts.
+//!
+//! No I/O, no clock, no randomness, no locks. Nothing here takes longer when it holds more: tables grow a chunk at a
+//! time, so that no insertion ever copies what is already there.
+#![forbid(unsafe_code)]
+
+pub mod account;
+pub mod slots;
+pub mod wheel;
+
+pub use account::Account;
+pub use slots::{SlotKey, Slots};
+pub use wheel::{TimerId, Wheel};
