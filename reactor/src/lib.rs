@@ -1,1 +1,3 @@
 //! placeholder while the workspace is laid out
+
+pub mod preflight;
