@@ -114,4 +114,4 @@ const _: () = assert!(REQUESTS_PER_SHARD_MAX >= OPS_FOR_REQUESTS + REQUEST_LANE_
 const _: () = assert!(LIST_PAGE_MAX >= LIST_PAGE_DEFAULT);
 const _: () = assert!(PAYLOAD_BYTES_MAX < STORED_INTEGER_MAX);
 const _: () = assert!(ITEMS_PER_TURN_MAX <= OPS_FOR_UPKEEP);
-const _: () = assert!(IO_BYTES_MAX as u64 % PAGE_BYTES == 0);
+const _: () = assert!((IO_BYTES_MAX as u64).is_multiple_of(PAGE_BYTES));

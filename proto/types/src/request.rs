@@ -137,7 +137,8 @@ pub struct List {
     pub tier: Option<Tier>,
     /// Only ids below this one: the cursor. Newest first.
     pub before: Option<PayloadId>,
-    /// At most this many, 1 ..= `limits::LIST_PAGE_MAX`.
+    /// At most this many, 2 ..= `limits::LIST_PAGE_MAX` + 1: one more than the client's page, so that a row left
+    /// over tells that there is a next page.
     pub page_size: usize,
 }
 

@@ -1,0 +1,245 @@
+//! Descriptors, and the responses that carry one.
+
+use payload_types::reply::LeaseGrant;
+use payload_types::{Descriptor, EvictionPolicy, Location, PayloadError, PayloadId};
+
+use super::{Locate, timestamp};
+use crate::pb::core::v1 as core;
+use crate::pb::core::v1::payload_descriptor::Location as PbLocation;
+use crate::pb::runtime::v1 as pb;
+use crate::{enums, ids};
+
+/// A payload as the contract shows it. The eviction policy is always there, whatever was given at Allocate.
+pub fn descriptor(payload: &Descriptor, locate: &impl Locate) -> core::PayloadDescriptor {
+    core::PayloadDescriptor {
+        payload_id: Some(ids::payload_id_to_pb(payload.id)),
+        tier: enums::tier_to_pb(payload.tier).into(),
+        state: enums::state_to_pb(payload.state).into(),
+        version: payload.version.0,
+        created_at: Some(timestamp(payload.created_at)),
+        expires_at: payload.expires_at.map(timestamp),
+        eviction_policy: Some(eviction_policy(payload.policy)),
+        checksum_xxh3_64: payload.checksum.map(|checksum| checksum.0),
+        size_bytes: payload.size.0,
+        location: payload.location.map(|location| place(payload, location, locate)),
+    }
+}
+
+/// Where the shown replica lies: every replica has its segment or file to itself, bytes from offset 0.
+fn place(payload: &Descriptor, location: Location, locate: &impl Locate) -> PbLocation {
+    match location {
+        Location::Segment => PbLocation::Ram(core::RamLocation {
+            shm_name: locate.shm_name(payload.id),
+            slab_id: 0,
+            block_index: 0,
+            length_bytes: payload.size.0,
+        }),
+        Location::File(generation) => PbLocation::Disk(core::DiskLocation {
+            path: locate.disk_path(payload.id, generation),
+            offset_bytes: 0,
+            length_bytes: payload.size.0,
+        }),
+    }
+}
+
+fn eviction_policy(policy: EvictionPolicy) -> core::EvictionPolicy {
+    core::EvictionPolicy {
+        priority: enums::eviction_priority_to_pb(policy.priority).into(),
+        require_durable: policy.require_durable,
+        spill_target: enums::spill_target_to_pb(policy.spill_target).into(),
+        min_residency_tier: policy.min_residency.map_or(core::Tier::Unspecified, enums::tier_to_pb).into(),
+    }
+}
+
+/// The answer to AllocatePayload on a tier whose bytes are written in place.
+pub fn allocated(payload: &Descriptor, locate: &impl Locate) -> pb::AllocatePayloadResponse {
+    pb::AllocatePayloadResponse {
+        payload_descriptor: Some(descriptor(payload, locate)),
+        object_upload_path: String::new(),
+    }
+}
+
+/// The answer to CommitPayload.
+pub fn committed(payload: &Descriptor, locate: &impl Locate) -> pb::CommitPayloadResponse {
+    pb::CommitPayloadResponse { payload_descriptor: Some(descriptor(payload, locate)) }
+}
+
+/// The answer to ResolveSnapshot.
+pub fn resolved(payload: &Descriptor, locate: &impl Locate) -> pb::ResolveSnapshotResponse {
+    pb::ResolveSnapshotResponse { payload_descriptor: Some(descriptor(payload, locate)) }
+}
+
+/// The answer to Promote.
+pub fn promoted(payload: &Descriptor, locate: &impl Locate) -> pb::PromoteResponse {
+    pb::PromoteResponse { payload_descriptor: Some(descriptor(payload, locate)) }
+}
+
+/// The answer to AcquireReadLease.
+pub fn leased(grant: &LeaseGrant, locate: &impl Locate) -> pb::AcquireReadLeaseResponse {
+    pb::AcquireReadLeaseResponse {
+        payload_descriptor: Some(descriptor(&grant.descriptor, locate)),
+        lease_id: Some(ids::lease_id_to_pb(grant.lease)),
+        lease_expires_at: Some(timestamp(grant.expires_at)),
+    }
+}
+
+/// One result of Spill: the payload where it is now, nothing when it was discarded, or why it did not move.
+pub fn spill_result(
+    id: PayloadId,
+    outcome: &Result<Option<Descriptor>, PayloadError>,
+    locate: &impl Locate,
+) -> pb::spill_response::Result {
+    let id = Some(ids::payload_id_to_pb(id));
+    match outcome {
+        Ok(payload) => pb::spill_response::Result {
+            id,
+            ok: true,
+            error_message: String::new(),
+            payload_descriptor: payload.as_ref().map(|payload| descriptor(payload, locate)),
+        },
+        Err(error) => pb::spill_response::Result {
+            id,
+            ok: false,
+            error_message: error.to_string(),
+            payload_descriptor: None,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use payload_types::tier::SpillTarget;
+    use payload_types::{
+        ByteCount, Checksum, EvictionPriority, Generation, LeaseId, LeaseNonce, PayloadState, ShardIndex,
+        Tier, Version, WallMs,
+    };
+
+    use super::*;
+
+    struct Names;
+
+    impl Locate for Names {
+        fn shm_name(&self, id: PayloadId) -> String {
+            format!("/pm-{id}")
+        }
+        fn disk_path(&self, id: PayloadId, generation: Generation) -> String {
+            format!("/data/{id}.{}", generation.0)
+        }
+    }
+
+    fn payload() -> Descriptor {
+        Descriptor {
+            id: PayloadId::from_bytes([1; 16]),
+            tier: Tier::Ram,
+            state: PayloadState::Active,
+            location: Some(Location::Segment),
+            size: ByteCount(640),
+            version: Version(2),
+            created_at: WallMs::from_millis(1_500),
+            expires_at: Some(WallMs::from_millis(2_000)),
+            policy: EvictionPolicy::default(),
+            checksum: Some(Checksum(7)),
+        }
+    }
+
+    const ID_TEXT: &str = "01010101-0101-0101-0101-010101010101";
+
+    #[test]
+    fn given_a_segment_when_shown_then_it_is_the_whole_of_a_named_object() {
+        let shown = descriptor(&payload(), &Names);
+        let expected = core::PayloadDescriptor {
+            payload_id: Some(core::PayloadId { value: vec![1; 16] }),
+            tier: core::Tier::Ram.into(),
+            state: core::PayloadState::Active.into(),
+            version: 2,
+            created_at: Some(prost_types::Timestamp { seconds: 1, nanos: 500_000_000 }),
+            expires_at: Some(prost_types::Timestamp { seconds: 2, nanos: 0 }),
+            eviction_policy: Some(core::EvictionPolicy::default()),
+            checksum_xxh3_64: Some(7),
+            size_bytes: 640,
+            location: Some(PbLocation::Ram(core::RamLocation {
+                shm_name: format!("/pm-{ID_TEXT}"),
+                slab_id: 0,
+                block_index: 0,
+                length_bytes: 640,
+            })),
+        };
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn given_a_file_when_shown_then_its_path_follows_from_the_generation() {
+        let on_disk =
+            Descriptor { tier: Tier::Disk, location: Some(Location::File(Generation(9))), ..payload() };
+        let expected =
+            core::DiskLocation { path: format!("/data/{ID_TEXT}.9"), offset_bytes: 0, length_bytes: 640 };
+        assert_eq!(descriptor(&on_disk, &Names).location, Some(PbLocation::Disk(expected)));
+    }
+
+    #[test]
+    fn given_a_payload_being_committed_when_shown_then_it_is_allocated_and_what_is_unknown_is_absent() {
+        let early = Descriptor {
+            state: PayloadState::Committing,
+            location: None,
+            expires_at: None,
+            checksum: None,
+            ..payload()
+        };
+        let shown = descriptor(&early, &Names);
+        assert_eq!(shown.state(), core::PayloadState::Allocated);
+        assert_eq!((shown.location, shown.expires_at, shown.checksum_xxh3_64), (None, None, None));
+        assert_eq!(shown.size_bytes, 640, "the size is known without a location");
+    }
+
+    #[test]
+    fn given_a_policy_when_shown_then_it_is_as_given() {
+        let policy = EvictionPolicy {
+            priority: EvictionPriority::Never,
+            require_durable: true,
+            spill_target: Some(SpillTarget::Tier(Tier::Object)),
+            min_residency: Some(Tier::Object),
+        };
+        let shown =
+            descriptor(&Descriptor { policy, ..payload() }, &Names).eviction_policy.expect("always there");
+        assert_eq!(shown.priority(), core::EvictionPriority::Never);
+        assert!(shown.require_durable);
+        assert_eq!(
+            (shown.spill_target(), shown.min_residency_tier()),
+            (core::Tier::Object, core::Tier::Object)
+        );
+        let discarding = EvictionPolicy { spill_target: Some(SpillTarget::Void), ..Default::default() };
+        assert_eq!(eviction_policy(discarding).spill_target(), core::Tier::Void);
+    }
+
+    #[test]
+    fn given_replies_when_encoded_then_each_carries_the_same_descriptor() {
+        let shown = Some(descriptor(&payload(), &Names));
+        let allocation = allocated(&payload(), &Names);
+        assert_eq!(
+            (allocation.payload_descriptor, allocation.object_upload_path),
+            (shown.clone(), String::new())
+        );
+        assert_eq!(committed(&payload(), &Names).payload_descriptor, shown);
+        assert_eq!(resolved(&payload(), &Names).payload_descriptor, shown);
+        assert_eq!(promoted(&payload(), &Names).payload_descriptor, shown);
+        let lease = LeaseId::new(ShardIndex(3), 4, LeaseNonce([5; 10]));
+        let grant = LeaseGrant { lease, descriptor: payload(), expires_at: WallMs::from_millis(9_000) };
+        let response = leased(&grant, &Names);
+        assert_eq!(response.payload_descriptor, shown);
+        assert_eq!(response.lease_id, Some(ids::lease_id_to_pb(lease)));
+        assert_eq!(response.lease_expires_at, Some(prost_types::Timestamp { seconds: 9, nanos: 0 }));
+    }
+
+    #[test]
+    fn given_outcomes_of_a_spill_when_encoded_then_moved_discarded_and_refused_differ() {
+        let id = payload().id;
+        let moved = spill_result(id, &Ok(Some(payload())), &Names);
+        assert!(moved.ok && moved.payload_descriptor.is_some() && moved.error_message.is_empty());
+        let discarded = spill_result(id, &Ok(None), &Names);
+        assert!(discarded.ok && discarded.payload_descriptor.is_none());
+        let refused = spill_result(id, &Err(PayloadError::precondition("it is pinned; unpin it")), &Names);
+        assert!(!refused.ok && refused.payload_descriptor.is_none());
+        assert_eq!(refused.error_message, "it is pinned; unpin it");
+        assert_eq!(refused.id, Some(ids::payload_id_to_pb(id)));
+    }
+}

@@ -1,0 +1,46 @@
+//! From the domain's replies to response messages.
+//!
+//! Called by `front`. The core knows replicas by id and generation; the contract shows names and paths, which the
+//! drivers choose. [`Locate`] brings the two together without `wire` importing `drivers`.
+//!
+//! One file for each noun: descriptor, listing, stats.
+
+mod descriptor;
+mod listing;
+mod stats;
+
+pub use descriptor::{allocated, committed, descriptor, leased, promoted, resolved, spill_result};
+pub use listing::page;
+pub use stats::stats;
+
+use payload_types::{Generation, PayloadId, WallMs};
+
+/// Names of replicas, as clients open them. Pure: asks nobody.
+pub trait Locate {
+    /// The shared-memory object of a payload's segment, with its leading slash.
+    fn shm_name(&self, id: PayloadId) -> String;
+    /// The absolute path of the file that holds this replica.
+    fn disk_path(&self, id: PayloadId, generation: Generation) -> String;
+}
+
+/// A moment as `google.protobuf.Timestamp`.
+pub fn timestamp(wall: WallMs) -> prost_types::Timestamp {
+    let millis = wall.as_millis().min(WallMs::MAX.as_millis());
+    // At most 253_402_300_799 seconds and 999_000_000 nanoseconds.
+    prost_types::Timestamp { seconds: (millis / 1000) as i64, nanos: (millis % 1000) as i32 * 1_000_000 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn given_moments_when_written_then_seconds_and_nanoseconds_add_up() {
+        for (millis, seconds, nanos) in
+            [(0, 0, 0), (1_999, 1, 999_000_000), (u64::MAX, 253_402_300_799, 999_000_000)]
+        {
+            let written = timestamp(WallMs::from_millis(millis));
+            assert_eq!((written.seconds, written.nanos), (seconds, nanos));
+        }
+    }
+}
