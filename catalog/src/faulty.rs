@@ -1,0 +1,109 @@
+//! A decorator that makes a store fail by a plan given as values: the same plan gives the same failures. For tests
+//! and the simulator.
+
+use std::collections::VecDeque;
+
+use payload_types::effect::CatalogChange;
+use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow};
+
+use crate::error::StoreError;
+use crate::store::Store;
+
+/// What becomes of one call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// Nothing: the call goes through.
+    None,
+    /// Not done, and known not to be done.
+    Refused,
+    /// Not done, and the caller is left in doubt. A read, which changes nothing, is just refused.
+    LostBefore,
+    /// Done, and the caller is left in doubt.
+    LostAfter,
+}
+
+/// A store whose `apply` and `get` fail as planned, one entry a call; past the end of a plan, calls go through.
+#[derive(Clone, Debug)]
+pub struct Faulty<S> {
+    inner: S,
+    applies: VecDeque<Fault>,
+    reads: VecDeque<Fault>,
+}
+
+impl<S: Store> Faulty<S> {
+    /// Wraps `inner`, with empty plans.
+    pub fn new(inner: S) -> Self {
+        Self { inner, applies: VecDeque::new(), reads: VecDeque::new() }
+    }
+
+    /// Adds to what becomes of the coming `apply` calls.
+    pub fn plan_applies(&mut self, faults: impl IntoIterator<Item = Fault>) {
+        self.applies.extend(faults);
+    }
+
+    /// Adds to what becomes of the coming `get` calls.
+    pub fn plan_reads(&mut self, faults: impl IntoIterator<Item = Fault>) {
+        self.reads.extend(faults);
+    }
+
+    /// The store inside: what is durable.
+    pub fn inner(&self) -> &S {
+        &self.inner
+    }
+
+    /// Takes the store out.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+impl<S: Store> Store for Faulty<S> {
+    fn begin_epoch(&mut self, node: &str) -> Result<Epoch, StoreError> {
+        self.inner.begin_epoch(node)
+    }
+
+    fn apply(&mut self, batch: &[CatalogChange]) -> Result<(), StoreError> {
+        let doubt = || StoreError::Unknown("the outcome of the transaction was lost, as planned".to_owned());
+        match self.applies.pop_front().unwrap_or(Fault::None) {
+            Fault::None => self.inner.apply(batch),
+            Fault::Refused => Err(refused()),
+            Fault::LostBefore => Err(doubt()),
+            Fault::LostAfter => self.inner.apply(batch).and_then(|()| Err(doubt())),
+        }
+    }
+
+    fn load(&mut self, each: &mut dyn FnMut(PayloadRow)) -> Result<(), StoreError> {
+        self.inner.load(each)
+    }
+
+    fn get(&mut self, key: PayloadKey) -> Result<Option<PayloadRow>, StoreError> {
+        match self.reads.pop_front().unwrap_or(Fault::None) {
+            Fault::None => self.inner.get(key),
+            Fault::Refused | Fault::LostBefore | Fault::LostAfter => Err(refused()),
+        }
+    }
+
+    fn count(&mut self) -> Result<u64, StoreError> {
+        self.inner.count()
+    }
+
+    fn namespace(&mut self, name: &str) -> Result<Option<NamespaceId>, StoreError> {
+        self.inner.namespace(name)
+    }
+
+    fn log_bytes(&self) -> u64 {
+        self.inner.log_bytes()
+    }
+
+    fn checkpoint(&mut self) -> Result<(), StoreError> {
+        self.inner.checkpoint()
+    }
+
+    fn close(self: Box<Self>) -> Result<(), StoreError> {
+        Box::new(self.inner).close()
+    }
+}
+
+fn refused() -> StoreError {
+    StoreError::Unavailable("the store refused the call, as planned".to_owned())
+}

@@ -1,0 +1,192 @@
+//! The catalog in one SQLite file: WAL mode, `synchronous=FULL`, one connection that reads, writes and checkpoints.
+//!
+//! Invariants: SQLite >= 3.51.3 (older ones can lose data when a checkpoint races a write); one server a file, held
+//! by a lock on `<file>.lock`; automatic checkpoints are off, the writer's thread asks for them (`log_bytes`).
+//! A `COMMIT` that fails with an I/O error leaves frames in the log that a crash could still bring back. Such a store
+//! is *in doubt* until an `apply` succeeds (it overwrites those frames) or the log was emptied, which `get` does
+//! before it answers.
+
+mod errors;
+mod migrate;
+mod open;
+mod row;
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use payload_types::effect::CatalogChange;
+use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+
+use crate::error::StoreError;
+use crate::store::{EPOCH_MAX, Store, epochs_exhausted, storable};
+use errors::{committing, rolled_back};
+
+/// When a transaction counts as durable (`PRAGMA synchronous`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum Synchronous {
+    /// When the log was synced to stable storage: at every transaction.
+    #[default]
+    Full,
+}
+
+/// See the module. The fields drop in this order: the lock outlives the connection.
+pub struct SqliteStore {
+    connection: Connection,
+    /// Pages in the log that are not known to be in the file; set by SQLite's hook at each commit.
+    log_pages: Arc<AtomicU64>,
+    page_bytes: u64,
+    in_doubt: bool,
+    _lock: File,
+}
+
+impl SqliteStore {
+    /// Opens the database at `path`, or makes it, its directory included, and brings its schema up to date.
+    ///
+    /// # Errors
+    /// Every kind but [`StoreError::Unknown`], naming the file and what to do. A file of another program or of a
+    /// newer schema is left as it was.
+    ///
+    /// # Panics
+    /// When the program was built with an SQLite that can lose data.
+    pub fn open(path: &Path, synchronous: Synchronous) -> Result<Self, StoreError> {
+        open::open(path, synchronous)
+    }
+
+    fn write(&mut self, batch: &[CatalogChange]) -> Result<(), StoreError> {
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(|error| rolled_back(&error))?;
+        // Dropping an unfinished transaction rolls it back.
+        write_all(&transaction, batch).map_err(|error| rolled_back(&error))?;
+        transaction.commit().map_err(|error| committing(&error))
+    }
+
+    /// Makes sure that no transaction of which `COMMIT` failed can come back after a crash: empties the log.
+    fn settle(&mut self) -> Result<(), StoreError> {
+        if self.in_doubt {
+            let (busy, ..) = self.run_checkpoint("PRAGMA wal_checkpoint(TRUNCATE)")?;
+            if busy {
+                return Err(StoreError::Unavailable(
+                    "the catalog's log cannot be emptied while another program reads the database; end that program".to_owned(),
+                ));
+            }
+            self.in_doubt = false;
+        }
+        Ok(())
+    }
+
+    /// Runs a checkpoint: whether somebody was in its way, the pages in the log, those of them moved.
+    fn run_checkpoint(&mut self, pragma: &str) -> Result<(bool, i64, i64), StoreError> {
+        let (busy, log, moved): (bool, i64, i64) = self
+            .connection
+            .query_row(pragma, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .map_err(|error| rolled_back(&error))?;
+        self.log_pages.store((log - moved).max(0) as u64, Ordering::Relaxed);
+        Ok((busy, log, moved))
+    }
+}
+
+fn write_all(transaction: &Transaction<'_>, batch: &[CatalogChange]) -> rusqlite::Result<()> {
+    let mut put = transaction.prepare_cached(row::PUT)?;
+    let mut remove = transaction.prepare_cached(row::REMOVE)?;
+    for change in batch {
+        match change {
+            CatalogChange::Put(row) => row::put(&mut put, row)?,
+            CatalogChange::Remove { key, epoch } => {
+                remove.execute(params![key.namespace.0, &key.id.as_bytes()[..], epoch.0])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Store for SqliteStore {
+    fn begin_epoch(&mut self, node: &str) -> Result<Epoch, StoreError> {
+        let transaction = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(|error| rolled_back(&error))?;
+        let epoch: u32 = transaction
+            .query_row(
+                "INSERT INTO node (name, epoch) SELECT ?1, 1 + coalesce(max(epoch), 0) FROM node WHERE true
+                 ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch RETURNING epoch",
+                [node],
+                |row| row.get(0),
+            )
+            .map_err(|error| rolled_back(&error))?;
+        if epoch > EPOCH_MAX {
+            return Err(epochs_exhausted(node));
+        }
+        transaction.commit().map_err(|error| committing(&error))?;
+        Ok(Epoch(epoch))
+    }
+
+    fn apply(&mut self, batch: &[CatalogChange]) -> Result<(), StoreError> {
+        batch.iter().try_for_each(storable)?;
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let result = self.write(batch);
+        match &result {
+            Ok(()) => self.in_doubt = false,
+            Err(StoreError::Unknown(_)) => self.in_doubt = true,
+            Err(_) => {}
+        }
+        result
+    }
+
+    fn load(&mut self, each: &mut dyn FnMut(PayloadRow)) -> Result<(), StoreError> {
+        let mut statement = self.connection.prepare_cached(row::ALL).map_err(|error| rolled_back(&error))?;
+        let mut rows = statement.query([]).map_err(|error| rolled_back(&error))?;
+        while let Some(found) = rows.next().map_err(|error| rolled_back(&error))? {
+            each(row::read(found)?);
+        }
+        Ok(())
+    }
+
+    fn get(&mut self, key: PayloadKey) -> Result<Option<PayloadRow>, StoreError> {
+        self.settle()?;
+        let mut statement = self.connection.prepare_cached(row::ONE).map_err(|error| rolled_back(&error))?;
+        let mut rows = statement
+            .query(params![key.namespace.0, &key.id.as_bytes()[..]])
+            .map_err(|error| rolled_back(&error))?;
+        rows.next().map_err(|error| rolled_back(&error))?.map(row::read).transpose()
+    }
+
+    fn count(&mut self) -> Result<u64, StoreError> {
+        self.connection
+            .query_row("SELECT count(*) FROM payload", [], |row| row.get::<_, i64>(0).map(i64::cast_unsigned))
+            .map_err(|error| rolled_back(&error))
+    }
+
+    fn namespace(&mut self, name: &str) -> Result<Option<NamespaceId>, StoreError> {
+        self.connection
+            .query_row("SELECT id FROM namespace WHERE name = ?1", [name], |row| row.get(0))
+            .optional()
+            .map(|found| found.map(NamespaceId))
+            .map_err(|error| rolled_back(&error))
+    }
+
+    fn log_bytes(&self) -> u64 {
+        self.log_pages.load(Ordering::Relaxed) * self.page_bytes
+    }
+
+    fn checkpoint(&mut self) -> Result<(), StoreError> {
+        self.run_checkpoint("PRAGMA wal_checkpoint(PASSIVE)").map(|_| ())
+    }
+
+    fn close(self: Box<Self>) -> Result<(), StoreError> {
+        let Self { connection, _lock: lock, .. } = *self;
+        let closed = connection.close().map_err(|(_, error)| rolled_back(&error));
+        drop(lock);
+        closed
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+//! What only the inside of the store can arrange: a full database, a `COMMIT` in doubt, a checkpoint's effect.
+
+use super::*;
+use payload_types::{
+    ByteCount, EvictionPolicy, Generation, Health, PayloadId, PayloadState, Pin, ReplicaRow, Tier, Version,
+    WallMs,
+};
+
+fn row(number: u64) -> PayloadRow {
+    PayloadRow {
+        key: PayloadKey {
+            namespace: NamespaceId::DEFAULT,
+            id: PayloadId::mint((1_763_000_000_000 << 12) + number, number),
+        },
+        size: ByteCount(4096),
+        state: PayloadState::Active,
+        version: Version(2),
+        epoch: Epoch(1),
+        created_at: WallMs::from_millis(1_763_000_000_000),
+        expires_at: None,
+        no_evict: false,
+        policy: EvictionPolicy::default(),
+        checksum: None,
+        pin: Pin::None,
+        health: Health::Good,
+        replicas: vec![ReplicaRow { tier: Tier::Ram, generation: Generation(number), synced: false }],
+    }
+}
+
+fn batch(numbers: std::ops::Range<u64>) -> Vec<CatalogChange> {
+    numbers.map(|number| CatalogChange::Put(Box::new(row(number)))).collect()
+}
+
+fn store() -> (tempfile::TempDir, SqliteStore) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store =
+        SqliteStore::open(&directory.path().join("catalog.db"), Synchronous::Full).expect("a new database");
+    (directory, store)
+}
+
+#[test]
+fn given_a_full_database_when_written_then_unavailable_nothing_is_lost_and_it_goes_on_once_there_is_room() {
+    let (directory, mut store) = store();
+    store.apply(&batch(0..100)).expect("room for 100 rows");
+    let pages: i64 =
+        store.connection.pragma_query_value(None, "page_count", |row| row.get(0)).expect("pages");
+    let limit = |store: &SqliteStore, pages: i64| {
+        store.connection.pragma_update(None, "max_page_count", pages).expect("a limit");
+    };
+    limit(&store, pages);
+    let error = store.apply(&batch(100..2000)).expect_err("no room for 1,900 more");
+    assert!(matches!(&error, StoreError::Unavailable(text) if text.contains("free space")), "{error}");
+    assert_eq!(store.count(), Ok(100));
+    limit(&store, 1 << 20);
+    store.apply(&batch(100..2000)).expect("room again");
+    drop(store);
+    let mut store =
+        SqliteStore::open(&directory.path().join("catalog.db"), Synchronous::Full).expect("reopens");
+    assert_eq!(store.count(), Ok(2000));
+}
+
+#[test]
+fn given_rows_in_the_log_when_checkpointed_then_nothing_is_left_to_do_and_the_file_has_them() {
+    let (directory, mut store) = store();
+    store.apply(&batch(0..1000)).expect("1,000 rows");
+    assert!(store.log_bytes() >= 1000 * 64, "{} bytes", store.log_bytes());
+    store.checkpoint().expect("nobody is in the way");
+    assert_eq!(store.log_bytes(), 0);
+    std::fs::remove_file(directory.path().join("catalog.db-wal")).expect("there is a log");
+    std::mem::forget(store);
+    let copy = directory.path().join("copy.db");
+    std::fs::copy(directory.path().join("catalog.db"), &copy).expect("a copy");
+    let mut store = SqliteStore::open(&copy, Synchronous::Full).expect("the copy opens");
+    assert_eq!(store.count(), Ok(1000));
+}
+
+#[test]
+fn given_a_commit_in_doubt_when_read_then_the_log_is_emptied_first() {
+    let (directory, mut store) = store();
+    store.apply(&batch(0..10)).expect("10 rows");
+    store.in_doubt = true;
+    assert_eq!(store.get(row(3).key), Ok(Some(row(3))));
+    assert!(!store.in_doubt);
+    assert_eq!(std::fs::metadata(directory.path().join("catalog.db-wal")).expect("a log").len(), 0);
+}
+
+#[test]
+fn given_a_reader_in_the_way_when_in_doubt_then_the_answer_waits_for_it() {
+    let (directory, mut store) = store();
+    store.apply(&batch(0..10)).expect("10 rows");
+    store.connection.busy_timeout(std::time::Duration::ZERO).expect("a setting");
+    let reader = Connection::open(directory.path().join("catalog.db")).expect("a second connection");
+    reader.execute_batch("BEGIN; SELECT count(*) FROM payload;").expect("a read transaction");
+    store.apply(&batch(10..20)).expect("readers do not block the writer");
+    store.in_doubt = true;
+    assert!(matches!(store.get(row(3).key), Err(StoreError::Unavailable(_))));
+    reader.execute_batch("COMMIT").expect("the reader ends");
+    assert_eq!(store.get(row(13).key), Ok(Some(row(13))));
+}
+
+#[test]
+fn given_another_program_that_holds_the_write_lock_when_written_then_unavailable_until_it_lets_go() {
+    let (directory, mut store) = store();
+    store.connection.busy_timeout(std::time::Duration::ZERO).expect("a setting");
+    let other = Connection::open(directory.path().join("catalog.db")).expect("a second connection");
+    other.execute_batch("BEGIN IMMEDIATE").expect("the write lock");
+    let error = store.apply(&batch(0..1)).expect_err("somebody else writes");
+    assert!(matches!(&error, StoreError::Unavailable(text) if text.contains("end that program")), "{error}");
+    other.execute_batch("ROLLBACK").expect("it lets go");
+    store.apply(&batch(0..1)).expect("free again");
+}
+
+#[test]
+fn given_the_settings_when_asked_then_every_transaction_is_synced_to_a_log() {
+    let (_directory, store) = store();
+    let text = |pragma: &str| -> String {
+        store.connection.pragma_query_value(None, pragma, |row| row.get(0)).expect("a setting")
+    };
+    let number = |pragma: &str| -> i64 {
+        store.connection.pragma_query_value(None, pragma, |row| row.get(0)).expect("a setting")
+    };
+    assert_eq!(text("journal_mode"), "wal");
+    assert_eq!(number("synchronous"), 2, "FULL");
+    assert_eq!(number("wal_autocheckpoint"), 0, "checkpoints are the writer's");
+}
