@@ -1,1 +1,40 @@
-//! placeholder while the workspace is laid out
+//! The Rust client of Payload Manager.
+//!
+//! The control goes over gRPC, the bytes never do: they are written and read where they lie, in shared memory or a
+//! file of the server's machine.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), payload_client::ClientError> {
+//! use payload_client::{AcquireOptions, AllocateOptions, Client};
+//! use payload_types::ByteCount;
+//!
+//! let client = Client::connect("127.0.0.1:50051").await?;
+//! let mut payload = client.allocate(ByteCount(5), &AllocateOptions::default()).await?;
+//! payload.copy_from_slice(b"hello");
+//! let descriptor = payload.commit(None).await?;
+//!
+//! let lease = client.acquire(descriptor.id, &AcquireOptions::default()).await?;
+//! assert_eq!(&*lease, b"hello");
+//! lease.release().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Client`] has a method for each RPC (`client`) and the ones that move bytes (`payload`, `transfer`); what the server
+//! answers is decoded and checked by `descriptor`. Only [`mapping`] holds unsafe code.
+#![deny(unsafe_code)]
+
+pub mod client;
+pub mod descriptor;
+pub mod error;
+#[allow(unsafe_code)]
+pub mod mapping;
+pub mod payload;
+pub mod transfer;
+
+pub use client::{
+    ADDRESS_DEFAULT, AcquireOptions, AllocateOptions, Allocation, Client, SpillOptions, Spilled,
+};
+pub use descriptor::{Descriptor, Lease, Location, Page};
+pub use error::ClientError;
+pub use payload::{ReadLease, WritablePayload};

@@ -1,0 +1,459 @@
+//! [`Client`]: one connection to a server, one method for each RPC.
+//!
+//! Cheap to clone; clones share the HTTP/2 connection, which carries any number of calls at a time. What moves bytes
+//! (`allocate`, `acquire`, `put_bytes`, `read_leased`) is in `payload` and `transfer`, on top of these.
+//!
+//!     method -> request (deadline, if one was set) -> tonic -> answer, decoded and checked by `descriptor`
+//!
+//! Limits: an answer has at most `limits::MESSAGE_BYTES_MAX` bytes; a connection is given up after
+//! [`CONNECT_TIMEOUT`], and one whose server fell silent after [`KEEPALIVE_INTERVAL`] + [`KEEPALIVE_TIMEOUT`].
+
+use std::time::Duration;
+
+use payload_types::reply::TierStats;
+use payload_types::tier::SpillTarget;
+use payload_types::{
+    ByteCount, Checksum, EvictionPolicy, LeaseId, PayloadId, PerTier, PromotionPolicy, SpillPolicy, Tier,
+    Version, limits,
+};
+use payload_wire::pb::admin::v1 as admin;
+use payload_wire::pb::core::v1 as core;
+use payload_wire::pb::runtime::v1 as runtime;
+use payload_wire::pb::services::v1::payload_admin_service_client::PayloadAdminServiceClient;
+use payload_wire::pb::services::v1::payload_catalog_service_client::PayloadCatalogServiceClient;
+use payload_wire::pb::services::v1::payload_data_service_client::PayloadDataServiceClient;
+use payload_wire::{enums, ids};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Response, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::descriptor::{Descriptor, Lease, Page, decode_id, encode_policy, encode_tier};
+use crate::error::ClientError;
+
+/// Where a server listens when nothing else is configured.
+pub const ADDRESS_DEFAULT: &str = "127.0.0.1:50051";
+
+/// How long one attempt to connect may take.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// While calls are open, a silent server is asked whether it lives.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How long it may take to answer that.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// HTTP/2 window of one call: a whole message, so that none waits for a window update.
+const STREAM_WINDOW_BYTES: u32 = limits::MESSAGE_BYTES_MAX as u32;
+
+/// HTTP/2 window of the connection: four of the largest messages at once.
+const CONNECTION_WINDOW_BYTES: u32 = 4 * STREAM_WINDOW_BYTES;
+
+/// A connection to a server.
+#[derive(Clone, Debug)]
+pub struct Client {
+    channel: Channel,
+    address: String,
+    deadline: Option<Duration>,
+}
+
+/// What an allocation asks for beside its size.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AllocateOptions {
+    /// Where; RAM by default.
+    pub tier: Tier,
+    /// Life after creation, in milliseconds; `None`: no expiry.
+    pub ttl_ms: Option<u64>,
+    /// Never evicted automatically.
+    pub no_evict: bool,
+    /// Who is evicted first, and where to.
+    pub policy: EvictionPolicy,
+}
+
+impl Default for AllocateOptions {
+    fn default() -> Self {
+        Self { tier: Tier::Ram, ttl_ms: None, no_evict: false, policy: EvictionPolicy::default() }
+    }
+}
+
+/// A reserved payload.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Allocation {
+    /// ALLOCATED, version 1, with its location (none on OBJECT).
+    pub descriptor: Descriptor,
+    /// Where to upload the bytes: tier OBJECT only.
+    pub object_upload_path: Option<String>,
+}
+
+/// How a payload is leased.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct AcquireOptions {
+    /// The slowest acceptable tier; `None`: any, the fastest first.
+    pub min_tier: Option<Tier>,
+    /// What to do when no replica is that fast; `None`: promote first.
+    pub promotion_policy: Option<PromotionPolicy>,
+    /// Asked-for duration; 0: the server's default. The server clamps it.
+    pub lease_ms_min: u64,
+    /// Version fencing.
+    pub expected_version: Option<Version>,
+}
+
+/// How payloads are moved down.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SpillOptions {
+    /// Where to; `None`: each payload's spill_target, else DISK.
+    pub target: Option<SpillTarget>,
+    /// Whether to answer before it is done; `None`: when it is done.
+    pub policy: Option<SpillPolicy>,
+    /// Wait for the leases that exist now, instead of refusing.
+    pub wait_for_leases: bool,
+    /// Data and catalog on stable storage before the answer.
+    pub fsync: bool,
+    /// Version fencing, for each id.
+    pub expected_version: Option<Version>,
+}
+
+/// What became of one payload of a Spill.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Spilled {
+    /// Which.
+    pub id: PayloadId,
+    /// The descriptor as it is now (`None`: discarded), or why it stays where it is.
+    pub result: Result<Option<Descriptor>, String>,
+}
+
+impl Client {
+    /// Connects to `address`, `host:port`; `http://host:port` is understood too.
+    ///
+    /// # Errors
+    /// [`ClientError::Connect`] when no server answers there, [`ClientError::Input`] when it is no address.
+    pub async fn connect(address: &str) -> Result<Self, ClientError> {
+        let address = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
+        let wrong = || {
+            ClientError::Input(format!(
+                "`{address}` is not an address; write host:port, like {ADDRESS_DEFAULT}"
+            ))
+        };
+        let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+        if port.and_then(|port| port.parse::<u16>().ok()).is_none() || address.contains(['/', '@', '?', '#'])
+        {
+            return Err(wrong());
+        }
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| wrong())?;
+        let channel = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .connect()
+            .await
+            .map_err(|error| ClientError::from_connect(&error, address))?;
+        Ok(Self { channel, address: address.to_owned(), deadline: None })
+    }
+
+    /// A client on the same connection whose calls end after `deadline`; without one they wait as long as
+    /// behaviour.md says.
+    pub fn with_deadline(&self, deadline: Duration) -> Self {
+        Self { deadline: Some(deadline), ..self.clone() }
+    }
+
+    /// `host:port`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The connection, for generated clients.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// Reserves space: the RPC alone. `allocate` maps it, too.
+    ///
+    /// # Errors
+    /// As behaviour.md says of AllocatePayload.
+    pub async fn allocate_payload(
+        &self,
+        size: ByteCount,
+        options: &AllocateOptions,
+    ) -> Result<Allocation, ClientError> {
+        let request = runtime::AllocatePayloadRequest {
+            size_bytes: size.0,
+            preferred_tier: encode_tier(Some(options.tier)),
+            ttl_ms: options.ttl_ms.unwrap_or_default(),
+            no_evict: options.no_evict,
+            eviction_policy: encode_policy(&options.policy),
+        };
+        let answer = self.answer(self.catalog().allocate_payload(self.request(request)).await)?;
+        Ok(Allocation {
+            descriptor: Descriptor::decode(answer.payload_descriptor)?,
+            object_upload_path: Some(answer.object_upload_path).filter(|path| !path.is_empty()),
+        })
+    }
+
+    /// Makes the bytes immutable, and durable as their tier says. `checksum` is the XXH3-64 of the bytes, if known.
+    ///
+    /// # Errors
+    /// As behaviour.md says of CommitPayload.
+    pub async fn commit_payload(
+        &self,
+        id: PayloadId,
+        checksum: Option<Checksum>,
+    ) -> Result<Descriptor, ClientError> {
+        let request = runtime::CommitPayloadRequest {
+            id: encode_id(id),
+            checksum_xxh3_64: checksum.map(|checksum| checksum.0),
+        };
+        let answer = self.answer(self.catalog().commit_payload(self.request(request)).await)?;
+        Descriptor::decode(answer.payload_descriptor)
+    }
+
+    /// Removes a payload; with `force` also a leased one.
+    ///
+    /// # Errors
+    /// As behaviour.md says of Delete.
+    pub async fn delete(
+        &self,
+        id: PayloadId,
+        force: bool,
+        expected_version: Option<Version>,
+    ) -> Result<(), ClientError> {
+        let request = runtime::DeleteRequest {
+            id: encode_id(id),
+            force,
+            expected_version: expected_version.map(|version| version.0),
+        };
+        self.answer(self.catalog().delete(self.request(request)).await)
+    }
+
+    /// One page of the payloads, newest first. `page_token` is the last page's `next_page_token`; `page_size` 0 is
+    /// the server's default.
+    ///
+    /// # Errors
+    /// As behaviour.md says of ListPayloads.
+    pub async fn list(
+        &self,
+        tier: Option<Tier>,
+        page_size: u16,
+        page_token: Option<String>,
+    ) -> Result<Page, ClientError> {
+        let request = runtime::ListPayloadsRequest {
+            tier_filter: encode_tier(tier),
+            page_size: page_size.into(),
+            page_token: page_token.unwrap_or_default(),
+        };
+        Page::decode(self.answer(self.catalog().list_payloads(self.request(request)).await)?)
+    }
+
+    /// Describes a payload as it is now. Nothing keeps it so: lease it to read it.
+    ///
+    /// # Errors
+    /// As behaviour.md says of ResolveSnapshot.
+    pub async fn resolve(&self, id: PayloadId) -> Result<Descriptor, ClientError> {
+        let request = runtime::ResolveSnapshotRequest { id: encode_id(id) };
+        let answer = self.answer(self.data().resolve_snapshot(self.request(request)).await)?;
+        Descriptor::decode(answer.payload_descriptor)
+    }
+
+    /// Leases a replica for reading: the RPC alone. `acquire` maps it, too.
+    ///
+    /// # Errors
+    /// As behaviour.md says of AcquireReadLease.
+    pub async fn acquire_read_lease(
+        &self,
+        id: PayloadId,
+        options: &AcquireOptions,
+    ) -> Result<Lease, ClientError> {
+        let request = runtime::AcquireReadLeaseRequest {
+            id: encode_id(id),
+            min_tier: encode_tier(options.min_tier),
+            promotion_policy: encode_promotion(options.promotion_policy),
+            min_lease_duration_ms: options.lease_ms_min,
+            mode: runtime::LeaseMode::Read.into(),
+            expected_version: options.expected_version.map(|version| version.0),
+        };
+        Lease::decode(self.answer(self.data().acquire_read_lease(self.request(request)).await)?)
+    }
+
+    /// Ends a lease; one that ended already is fine.
+    ///
+    /// # Errors
+    /// As behaviour.md says of ReleaseLease.
+    pub async fn release_lease(&self, lease: LeaseId) -> Result<(), ClientError> {
+        let request = runtime::ReleaseLeaseRequest { lease_id: Some(ids::lease_id_to_pb(lease)) };
+        self.answer(self.data().release_lease(self.request(request)).await)
+    }
+
+    /// Adds a replica on a faster tier, and answers when it is there.
+    ///
+    /// # Errors
+    /// As behaviour.md says of Promote.
+    pub async fn promote(
+        &self,
+        id: PayloadId,
+        target: Tier,
+        policy: Option<PromotionPolicy>,
+        expected_version: Option<Version>,
+    ) -> Result<Descriptor, ClientError> {
+        let request = runtime::PromoteRequest {
+            id: encode_id(id),
+            target_tier: encode_tier(Some(target)),
+            policy: encode_promotion(policy),
+            expected_version: expected_version.map(|version| version.0),
+        };
+        let answer = self.answer(self.catalog().promote(self.request(request)).await)?;
+        Descriptor::decode(answer.payload_descriptor)
+    }
+
+    /// Moves payloads to a slower tier: at most `limits::SPILL_IDS_MAX` a call. One result for each id, in order.
+    ///
+    /// # Errors
+    /// As behaviour.md says of Spill; [`ClientError::Contract`] when the results do not match the ids.
+    pub async fn spill(
+        &self,
+        ids: &[PayloadId],
+        options: &SpillOptions,
+    ) -> Result<Vec<Spilled>, ClientError> {
+        let request = runtime::SpillRequest {
+            ids: ids.iter().map(|id| ids::payload_id_to_pb(*id)).collect(),
+            policy: match options.policy {
+                None => core::SpillPolicy::Unspecified,
+                Some(SpillPolicy::BestEffort) => core::SpillPolicy::BestEffort,
+                Some(SpillPolicy::Blocking) => core::SpillPolicy::Blocking,
+            }
+            .into(),
+            wait_for_leases: options.wait_for_leases,
+            fsync: options.fsync,
+            target_tier: enums::spill_target_to_pb(options.target).into(),
+            expected_version: options.expected_version.map(|version| version.0),
+        };
+        let answer = self.answer(self.catalog().spill(self.request(request)).await)?;
+        let spilled: Vec<Spilled> =
+            answer.results.into_iter().map(decode_spilled).collect::<Result<_, _>>()?;
+        if !spilled.iter().map(|spilled| &spilled.id).eq(ids) {
+            return Err(ClientError::Contract(
+                "Spill's results are not one for each id, in order".to_owned(),
+            ));
+        }
+        Ok(spilled)
+    }
+
+    /// Promotes in the background; answered at once.
+    ///
+    /// # Errors
+    /// As behaviour.md says of Prefetch.
+    pub async fn prefetch(&self, id: PayloadId, target: Tier) -> Result<(), ClientError> {
+        let request = runtime::PrefetchRequest { id: encode_id(id), target_tier: encode_tier(Some(target)) };
+        self.answer(self.catalog().prefetch(self.request(request)).await)
+    }
+
+    /// Keeps a payload where it is, for so many milliseconds; `None`: until `unpin`.
+    ///
+    /// # Errors
+    /// As behaviour.md says of Pin.
+    pub async fn pin(&self, id: PayloadId, duration_ms: Option<u64>) -> Result<(), ClientError> {
+        let request = runtime::PinRequest { id: encode_id(id), duration_ms: duration_ms.unwrap_or_default() };
+        self.answer(self.catalog().pin(self.request(request)).await)
+    }
+
+    /// Ends a pin; a payload that is not pinned is fine.
+    ///
+    /// # Errors
+    /// As behaviour.md says of Unpin.
+    pub async fn unpin(&self, id: PayloadId) -> Result<(), ClientError> {
+        let request = runtime::UnpinRequest { id: encode_id(id) };
+        self.answer(self.catalog().unpin(self.request(request)).await)
+    }
+
+    /// What the server holds: payloads by their descriptor's tier, logical bytes of the replicas on each tier.
+    ///
+    /// # Errors
+    /// As behaviour.md says of Stats.
+    pub async fn stats(&self) -> Result<PerTier<TierStats>, ClientError> {
+        let mut admin = PayloadAdminServiceClient::new(self.channel());
+        let answer = self.answer(admin.stats(self.request(admin::StatsRequest {})).await)?;
+        let mut tiers = PerTier::default();
+        tiers[Tier::Gpu] = TierStats { payloads: answer.payloads_gpu, bytes: answer.bytes_gpu };
+        tiers[Tier::Ram] = TierStats { payloads: answer.payloads_ram, bytes: answer.bytes_ram };
+        tiers[Tier::Disk] = TierStats { payloads: answer.payloads_disk, bytes: answer.bytes_disk };
+        tiers[Tier::Object] = TierStats { payloads: answer.payloads_object, bytes: answer.bytes_object };
+        Ok(tiers)
+    }
+
+    /// True when the server's health service says that it serves.
+    ///
+    /// # Errors
+    /// When there is no answer, or no health service.
+    pub async fn is_serving(&self) -> Result<bool, ClientError> {
+        let request = self.request(HealthCheckRequest { service: String::new() });
+        let answer = self.answer(HealthClient::new(self.channel()).check(request).await)?;
+        Ok(answer.status == i32::from(ServingStatus::Serving))
+    }
+
+    fn catalog(&self) -> PayloadCatalogServiceClient<Channel> {
+        PayloadCatalogServiceClient::new(self.channel())
+    }
+
+    fn data(&self) -> PayloadDataServiceClient<Channel> {
+        PayloadDataServiceClient::new(self.channel())
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(deadline) = self.deadline {
+            request.set_timeout(deadline);
+        }
+        request
+    }
+
+    fn answer<T>(&self, result: Result<Response<T>, Status>) -> Result<T, ClientError> {
+        result.map(Response::into_inner).map_err(|status| ClientError::from_status(&status, &self.address))
+    }
+}
+
+fn encode_id(id: PayloadId) -> Option<core::PayloadId> {
+    Some(ids::payload_id_to_pb(id))
+}
+
+fn encode_promotion(policy: Option<PromotionPolicy>) -> i32 {
+    match policy {
+        None => core::PromotionPolicy::Unspecified,
+        Some(PromotionPolicy::BestEffort) => core::PromotionPolicy::BestEffort,
+        Some(PromotionPolicy::Blocking) => core::PromotionPolicy::Blocking,
+    }
+    .into()
+}
+
+fn decode_spilled(message: runtime::spill_response::Result) -> Result<Spilled, ClientError> {
+    let result = match message.payload_descriptor {
+        _ if !message.ok => Err(message.error_message),
+        None => Ok(None),
+        descriptor => Ok(Some(Descriptor::decode(descriptor)?)),
+    };
+    Ok(Spilled { id: decode_id(message.id.as_ref())?, result })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn given_what_is_no_address_when_connected_then_refused_before_any_attempt() {
+        for address in
+            ["", "localhost", ":50051", "localhost:port", "localhost:70000", "https://a:1", "a:1/b:2"]
+        {
+            let error = Client::connect(address).await.expect_err(address);
+            assert!(matches!(error, ClientError::Input(_)), "{address}: {error:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn given_nobody_listens_when_connected_then_the_error_says_where_and_what_to_do() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+        let address = free.expect("a free port").to_string();
+        let text = Client::connect(&format!("http://{address}/")).await.expect_err("closed").to_string();
+        assert!(text.contains(&address) && text.contains("refused") && text.contains("start one"), "{text}");
+    }
+}
