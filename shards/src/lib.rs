@@ -1,1 +1,40 @@
-//! placeholder while the workspace is laid out
+//! The state machine of the product: payloads, replicas, leases, lifecycle, moves, expiry and pins of one shard,
+//! and the arbiter of the node's budgets.
+//!
+//! A shard is driven by `step(now, event, outbox)`. It is synchronous, owns everything it knows through `&mut self`,
+//! and does no I/O: what it wants done it writes into the [`Outbox`], and what became of it comes back as an event.
+//! The reactor and the simulator are two drivers of this same code.
+//!
+//! ```text
+//!   Event::Request ----> step ----> Effect::Reply                          (exactly one for each request)
+//!   Event::Completion -> step ----> Effect::{Storage, Transfer, Catalog, Budget}  (exactly one completion for each)
+//!   Event::Timer ------> step        next_timer() says when the next one is wanted
+//! ```
+//!
+//! Who is responsible for what:
+//! - [`payload`]: one payload's record; [`table`]: all of them, their order and their counts; [`index`]: id -> record
+//! - [`lease`]: leases and their order; [`limbo`]: replicas that were dropped and whose space is not free yet
+//! - [`op`]: work that drivers or the catalog do for a payload; [`parked`]: requests that wait for such work
+//! - `flow`: what each request does, a file each
+//! - [`arbiter`]: the node's capacity, shared among shards
+#![forbid(unsafe_code)]
+
+pub mod arbiter;
+pub mod config;
+mod flow;
+pub mod index;
+pub mod lease;
+pub mod limbo;
+pub mod op;
+pub mod outbox;
+pub mod parked;
+pub mod payload;
+pub mod shard;
+pub mod table;
+mod usage;
+
+pub use arbiter::Arbiter;
+pub use config::ShardConfig;
+pub use flow::adopt::Adopted;
+pub use outbox::Outbox;
+pub use shard::Shard;

@@ -108,6 +108,8 @@ pub enum DriverErrorKind {
     Truncated,
     /// Its bytes do not have the expected checksum.
     Corrupt,
+    /// fdatasync or fsync failed: what the file holds is unknown, and asking again would prove nothing.
+    SyncFailed,
     /// Anything else: EIO, EROFS, EMFILE ...
     Io,
 }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod account;
+pub mod list;
 pub mod slots;
 pub mod wheel;
 

@@ -6,8 +6,8 @@
 const CHUNK_LEN: u32 = 1024;
 const NONE: u32 = u32::MAX;
 
-/// Names one entry.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+/// Names one entry. The default one names none: generations in use start at 1.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct SlotKey {
     /// The slot.
     pub index: u32,

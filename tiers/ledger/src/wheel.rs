@@ -15,8 +15,8 @@ const NONE: u32 = u32::MAX;
 const TICK_NS: u64 = 1_000_000;
 const REACH_TICKS: u64 = 1 << (SLOT_BITS * LEVELS as u32);
 
-/// Names an armed timer; stale after it was handed out or disarmed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// Names an armed timer; stale after it was handed out or disarmed. The default one was never armed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct TimerId(SlotKey);
 
 #[derive(Debug)]

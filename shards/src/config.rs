@@ -1,0 +1,31 @@
+//! What a shard is told once, before its first step.
+
+use payload_types::{ByteCount, Epoch, PerTier, ShardIndex, Tier};
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// Which shard this is.
+    pub shard: ShardIndex,
+    /// How many there are.
+    pub shard_count: u16,
+    /// The number of this start.
+    pub epoch: Epoch,
+    /// The node's capacity by tier; `None`: the tier is not configured on this node.
+    pub capacity: PerTier<Option<ByteCount>>,
+    /// `leases.default_lease`.
+    pub lease_ms_default: u64,
+    /// `leases.max_lease`.
+    pub lease_ms_max: u64,
+    /// `leases.allocation_timeout`.
+    pub allocation_timeout_ms: u64,
+    /// `storage.disk.fsync`.
+    pub disk_fsync: bool,
+}
+
+impl ShardConfig {
+    /// True when the tier is configured.
+    pub fn has(&self, tier: Tier) -> bool {
+        self.capacity[tier].is_some()
+    }
+}

@@ -1,0 +1,73 @@
+//! Boot: a shard takes over the rows of its payloads before its first step.
+
+use payload_types::{Health, Now, PayloadRow, PayloadState, PerTier, Tier};
+
+use crate::limbo::Users;
+use crate::payload::{Payload, Replica};
+use crate::shard::Shard;
+
+/// What became of a row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Adopted {
+    /// At least one replica is there.
+    Live,
+    /// None is: it answers NOT_FOUND with the reason LOST until it is deleted or its ttl passes.
+    Lost,
+    /// Its ttl passed while nobody served it: it is removed soon.
+    Expired,
+}
+
+impl Shard {
+    /// Takes a row over. `present` tells which of the row's replicas the drivers found, at full size.
+    ///
+    /// # Panics
+    /// When the row was adopted before, or there are more rows than a shard may hold.
+    pub fn adopt(&mut self, now: Now, row: PayloadRow, present: PerTier<bool>) -> Adopted {
+        let mut replicas = PerTier::default();
+        for replica in row.replicas.iter().filter(|replica| present[replica.tier]) {
+            replicas[replica.tier] = Some(Replica {
+                generation: replica.generation,
+                users: Users::default(),
+                synced: replica.synced,
+                sync_failed: false,
+            });
+            self.accounts[replica.tier].adopt(row.size.in_pages());
+        }
+        let found = Tier::ALL.into_iter().any(|tier| replicas[tier].is_some());
+        let mut payload = Payload {
+            key: row.key,
+            size: row.size,
+            state: PayloadState::Active,
+            health: if found { row.health } else { Health::Lost },
+            version: row.version.at_boot(row.epoch, self.config.epoch),
+            created_at: row.created_at,
+            expires_at: row.expires_at,
+            no_evict: row.no_evict,
+            policy: row.policy,
+            checksum: row.checksum,
+            pin: row.pin,
+            pin_stored_by: None,
+            stored: true,
+            creating: false,
+            replicas,
+            limbo_segment: None,
+            op: None,
+            leases: None,
+            lease_count: 0,
+            parked: None,
+            retries: None,
+            timer: None,
+            pin_timer: None,
+        };
+        payload.state = payload.settled_state();
+        let expired = payload.is_expired_at(now.wall);
+        let slot = self.table.insert(payload).expect("rows of one shard fit its table");
+        self.arm_payload_timer(now, slot);
+        self.arm_pin_timer(now, slot);
+        match (expired, found) {
+            (true, _) => Adopted::Expired,
+            (false, true) => Adopted::Live,
+            (false, false) => Adopted::Lost,
+        }
+    }
+}

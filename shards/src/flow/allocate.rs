@@ -1,0 +1,163 @@
+//! AllocatePayload: charge, make the space, answer with its location.
+//!
+//! Nobody can know the id before the answer, so the payload is hidden until its space is there.
+
+use payload_types::effect::{Effect, ReplicaRef, ReplyTo, StorageAction, StorageOp};
+use payload_types::event::{DriverError, DriverErrorKind};
+use payload_types::reply::Reply;
+use payload_types::request::Allocate;
+use payload_types::{
+    ByteCount, ErrorKind, Health, Monotonic, Now, OpId, PayloadError, PayloadState, PerTier, Pin, Tier,
+    Version,
+};
+
+use crate::limbo::{Kept, Users};
+use crate::op::{Class, Kind, Op, op_id, slot_key};
+use crate::parked::Caller;
+use crate::payload::{Payload, Replica};
+use crate::shard::{Answer, Shard, Step, Timer};
+
+impl Shard {
+    pub(crate) fn allocate(&mut self, step: &mut Step<'_>, caller: Caller, request: Allocate) -> Answer {
+        let reply_to = caller.reply_to.expect("only clients allocate");
+        match self.start_allocation(step, reply_to, caller.deadline, &request) {
+            Ok(()) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    fn start_allocation(
+        &mut self,
+        step: &mut Step<'_>,
+        reply_to: ReplyTo,
+        deadline: Option<Monotonic>,
+        request: &Allocate,
+    ) -> Result<(), PayloadError> {
+        self.check_capacity(request.tier, request.size)?;
+        self.check_slot(Class::Request)?;
+        if self.table.is_full() {
+            return Err(PayloadError::exhausted(
+                "this shard holds as many payloads as it may; delete some, or run more shards",
+            ));
+        }
+        let created_at = request.key.id.created_at();
+        let expires_at = match request.ttl_ms {
+            None => None,
+            Some(ttl) => Some(created_at.checked_plus(ttl).ok_or_else(|| {
+                PayloadError::invalid(format!(
+                    "ttl_ms is {ttl}, which ends after the year 9999; use a shorter ttl, or 0 for none"
+                ))
+            })?),
+        };
+        let payload = Payload {
+            key: request.key,
+            size: request.size,
+            state: PayloadState::Allocated,
+            health: Health::Good,
+            version: Version::FIRST,
+            created_at,
+            expires_at,
+            no_evict: request.no_evict,
+            policy: request.policy,
+            checksum: None,
+            pin: Pin::None,
+            pin_stored_by: None,
+            stored: false,
+            creating: true,
+            replicas: PerTier::default(),
+            limbo_segment: None,
+            op: None,
+            leases: None,
+            lease_count: 0,
+            parked: None,
+            retries: None,
+            timer: None,
+            pin_timer: None,
+        };
+        let slot = self.table.insert(payload).expect("checked above");
+        let generation = self.mint_generation();
+        let replica = ReplicaRef { tier: request.tier, id: request.key.id, generation, size: request.size };
+        let kind = Kind::Allocate { reply_to, deadline, replica };
+        let op = self.ops.start(Op { payload: slot, class: Class::Request, kind });
+        self.table.links(slot).op = Some(op);
+        if self.charge_or_ask(step.out, op_id(op), replica.tier, replica.size.in_pages()) {
+            self.create(step, op_id(op), replica);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn create(&mut self, step: &mut Step<'_>, op: OpId, replica: ReplicaRef) {
+        let shard = self.config.shard;
+        step.out.push(Effect::Storage(StorageOp { shard, op, replica, action: StorageAction::Create }));
+    }
+
+    pub(crate) fn allocate_created(
+        &mut self,
+        step: &mut Step<'_>,
+        op: OpId,
+        result: Result<(), DriverError>,
+    ) {
+        let Some(Op { payload: slot, kind: Kind::Allocate { reply_to, deadline, replica }, .. }) =
+            self.ops.get(slot_key(op))
+        else {
+            return;
+        };
+        let (slot, reply_to, deadline, replica) = (*slot, *reply_to, *deadline, *replica);
+        if let Err(error) = result {
+            self.release_charge(step.out, replica.tier, replica.size.in_pages());
+            self.allocation_failed(step, op, creation_error(replica.tier, replica.size, &error));
+            return;
+        }
+        if deadline.is_some_and(|deadline| deadline < step.now.monotonic) {
+            self.limbo.insert(replica, None, Users::default(), Kept { synced: false, sound: false });
+            let late =
+                "the space was ready only after the call's deadline, and was taken back; allow more time";
+            self.allocation_failed(step, op, PayloadError::new(ErrorKind::DeadlineExceeded, late));
+            return;
+        }
+        self.table.update(slot, |payload| {
+            payload.creating = false;
+            payload.replicas[replica.tier] = Some(Replica::new(replica.generation, false));
+        });
+        self.arm_payload_timer(step.now, slot);
+        self.end_op(slot_key(op), None);
+        step.out.reply(reply_to, Ok(Reply::Allocated(self.table.at(slot).describe(true))));
+    }
+
+    /// Forgets the payload and tells its caller why.
+    pub(crate) fn allocation_failed(&mut self, step: &mut Step<'_>, op: OpId, error: PayloadError) {
+        let ended = self.ops.end(slot_key(op));
+        self.table.remove(ended.payload);
+        if let Kind::Allocate { reply_to, .. } = ended.kind {
+            step.out.reply(reply_to, Err(error));
+        }
+    }
+
+    /// Arms the timer for the payload's expiry or the end of its allocation, whichever comes first.
+    pub(crate) fn arm_payload_timer(&mut self, now: Now, slot: payload_ledger::SlotKey) {
+        let payload = self.table.links(slot);
+        let allocation_end = (payload.state == PayloadState::Allocated)
+            .then(|| payload.created_at.checked_plus(self.config.allocation_timeout_ms))
+            .flatten();
+        let due = [payload.expires_at, allocation_end].into_iter().flatten().min();
+        if let Some(timer) = payload.timer.take() {
+            self.wheel.disarm(timer);
+        }
+        if let Some(due) = due {
+            self.table.links(slot).timer = self.wheel.arm(now.monotonic_at(due), Timer::Payload(slot));
+        }
+    }
+}
+
+/// How a client is told that its space could not be made.
+fn creation_error(tier: Tier, size: ByteCount, error: &DriverError) -> PayloadError {
+    let kind = match error.kind {
+        DriverErrorKind::Full => ErrorKind::ResourceExhausted,
+        DriverErrorKind::Missing
+        | DriverErrorKind::Truncated
+        | DriverErrorKind::Corrupt
+        | DriverErrorKind::SyncFailed
+        | DriverErrorKind::Io => ErrorKind::Unavailable,
+    };
+    PayloadError::new(kind, format!("{size} on {tier} could not be made: {}", error.message))
+}

@@ -1,0 +1,60 @@
+//! What became of the rows that operations stored.
+
+use payload_ledger::SlotKey;
+use payload_types::OpId;
+use payload_types::reply::Reply;
+
+use crate::flow::commit::unavailable;
+use crate::op::{Kind, Removal, slot_key};
+use crate::shard::{Shard, Step};
+
+impl Shard {
+    /// The writer's acknowledgement for `op`.
+    pub(crate) fn catalog_ack(&mut self, step: &mut Step<'_>, op: OpId, result: Result<(), String>) {
+        let Some(waiting) = self.ops.get(slot_key(op)) else { return };
+        match &waiting.kind {
+            Kind::Commit { .. } => self.commit_stored(step, op, result),
+            Kind::Copy(_) => self.copy_stored(step, op, result),
+            Kind::Remove { .. } => self.remove_stored(step, slot_key(op), result),
+            Kind::Pin { .. } => self.pin_stored(step, slot_key(op), result),
+            Kind::Mark { failure } => {
+                // Stored or not: the mark holds in memory, and damage is found again after a restart.
+                let failure = failure.clone();
+                self.end_op(slot_key(op), Some(&failure));
+            }
+            Kind::Allocate { .. } | Kind::Sync { .. } => {}
+        }
+    }
+
+    fn remove_stored(&mut self, step: &mut Step<'_>, op: SlotKey, result: Result<(), String>) {
+        let waiting = self.ops.get(op).expect("the caller found it");
+        let slot = waiting.payload;
+        let Kind::Remove { caller, prior } = &waiting.kind else { return };
+        let (caller, prior) = (*caller, *prior);
+        match result {
+            Ok(()) => {
+                self.ops.end(op);
+                self.finalize_removal(slot);
+                if let Some((reply_to, removal)) = caller {
+                    let reply = match removal {
+                        Removal::Delete => Reply::Deleted,
+                        Removal::Void => Reply::Spilled(None),
+                    };
+                    step.out.reply(reply_to, Ok(reply));
+                }
+            }
+            Err(reason) => {
+                let error = unavailable(self.table.at(slot).key, "deleted", &reason);
+                self.table.update(slot, |payload| {
+                    payload.set_state(prior);
+                    payload.version = payload.version.next();
+                });
+                self.end_op(op, None);
+                self.look_again(step.now, slot, super::remove::CATALOG_RETRY_MS);
+                if let Some((reply_to, _)) = caller {
+                    step.out.reply(reply_to, Err(error));
+                }
+            }
+        }
+    }
+}

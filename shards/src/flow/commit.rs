@@ -1,0 +1,163 @@
+//! CommitPayload: the driver seals the bytes, the catalog stores the row, then it is acknowledged (DESIGN §7).
+
+use payload_types::effect::{CatalogChange, CatalogOp, Effect, StorageAction, StorageOp};
+use payload_types::event::{DriverError, DriverErrorKind};
+use payload_types::reply::Reply;
+use payload_types::request::Request;
+use payload_types::{Checksum, ErrorKind, Health, OpId, PayloadError, PayloadKey, PayloadState, Tier};
+
+use crate::op::{self, Class, Kind, Op, op_id, slot_key};
+use crate::parked::Caller;
+use crate::shard::{Answer, Shard, Step};
+
+impl Shard {
+    pub(crate) fn commit(
+        &mut self,
+        step: &mut Step<'_>,
+        caller: Caller,
+        key: PayloadKey,
+        checksum: Option<Checksum>,
+    ) -> Answer {
+        let slot = match self.find(step.now, key) {
+            Ok(slot) => slot,
+            Err(error) => return Some(Err(error)),
+        };
+        let payload = self.table.at(slot);
+        match payload.state {
+            PayloadState::Allocated => {}
+            PayloadState::Committing => {
+                let joined = payload.op;
+                return self.park(slot, joined, caller, Request::Commit { key, checksum });
+            }
+            _ if caller.joined => return Some(Ok(Reply::Committed(payload.describe(true)))),
+            state => {
+                return Some(Err(PayloadError::precondition(format!(
+                    "payload {} is {state}: it was committed before, and is committed once",
+                    key.id
+                ))));
+            }
+        }
+        if payload.health == Health::Damaged {
+            return Some(Err(data_loss(
+                key,
+                "writing its file to stable storage failed; allocate and write it anew",
+            )));
+        }
+        if let Err(error) = self.check_slot(Class::Request) {
+            return Some(Err(error));
+        }
+        let tier = payload.tier();
+        let replica = payload.replica_ref(tier).expect("an allocated payload has its replica");
+        let reply_to = caller.reply_to.expect("only clients commit");
+        let kind = Kind::Commit { reply_to, checksum, step: op::Step::Driver };
+        let op = self.ops.start(Op { payload: slot, class: Class::Request, kind });
+        let payload = self.table.links(slot);
+        payload.op = Some(op);
+        payload.set_state(PayloadState::Committing);
+        let action = StorageAction::Seal { sync: self.syncs(tier) };
+        step.out.push(Effect::Storage(StorageOp {
+            shard: self.config.shard,
+            op: op_id(op),
+            replica,
+            action,
+        }));
+        None
+    }
+
+    /// True when what is written to `tier` is brought to stable storage unasked.
+    pub(crate) fn syncs(&self, tier: Tier) -> bool {
+        tier == Tier::Disk && self.config.disk_fsync
+    }
+
+    pub(crate) fn commit_sealed(&mut self, step: &mut Step<'_>, id: OpId, result: Result<(), DriverError>) {
+        let Some(Op { payload, kind: Kind::Commit { checksum, step: at, .. }, .. }) =
+            self.ops.get_mut(slot_key(id))
+        else {
+            return;
+        };
+        let (slot, checksum) = (*payload, *checksum);
+        if let Err(error) = result {
+            let key = self.table.at(slot).key;
+            let refusal = seal_error(key, &error);
+            if refusal.kind == ErrorKind::DataLoss {
+                self.table.links(slot).health = Health::Damaged;
+            }
+            self.commit_failed(step, id, refusal);
+            return;
+        }
+        *at = op::Step::Catalog;
+        let tier = self.table.at(slot).tier();
+        let synced = self.syncs(tier);
+        let epoch = self.config.epoch;
+        let payload = self.table.links(slot);
+        payload.checksum = checksum;
+        payload.replicas[tier].as_mut().expect("the sealed replica").synced = synced;
+        let row = payload.row(epoch, payload.settled_state(), payload.version.next(), payload.replica_rows());
+        self.store(step, id, CatalogChange::Put(Box::new(row)));
+    }
+
+    /// Hands a change to the catalog writer on behalf of `op`.
+    pub(crate) fn store(&mut self, step: &mut Step<'_>, op: OpId, change: CatalogChange) {
+        step.out.push(Effect::Catalog(CatalogOp { shard: self.config.shard, op, change }));
+    }
+
+    pub(crate) fn commit_stored(&mut self, step: &mut Step<'_>, id: OpId, result: Result<(), String>) {
+        let Some(Op { payload, kind: Kind::Commit { reply_to, .. }, .. }) = self.ops.get(slot_key(id)) else {
+            return;
+        };
+        let (slot, reply_to) = (*payload, *reply_to);
+        if let Err(reason) = result {
+            self.table.links(slot).checksum = None;
+            self.commit_failed(step, id, unavailable(self.table.at(slot).key, "committed", &reason));
+            return;
+        }
+        self.table.update(slot, |payload| {
+            payload.set_state(payload.settled_state());
+            payload.version = payload.version.next();
+            payload.stored = true;
+        });
+        self.arm_payload_timer(step.now, slot);
+        self.end_op(slot_key(id), None);
+        step.out.reply(reply_to, Ok(Reply::Committed(self.table.at(slot).describe(true))));
+    }
+
+    fn commit_failed(&mut self, step: &mut Step<'_>, id: OpId, error: PayloadError) {
+        let Some(Op { payload, kind: Kind::Commit { reply_to, .. }, .. }) = self.ops.get(slot_key(id)) else {
+            return;
+        };
+        let (slot, reply_to) = (*payload, *reply_to);
+        self.table.links(slot).set_state(PayloadState::Allocated);
+        self.arm_payload_timer(step.now, slot);
+        self.end_op(slot_key(id), Some(&error));
+        step.out.reply(reply_to, Err(error));
+    }
+}
+
+/// DATA_LOSS about a payload.
+pub(crate) fn data_loss(key: PayloadKey, what: &str) -> PayloadError {
+    PayloadError::new(ErrorKind::DataLoss, format!("payload {}: {what}", key.id))
+}
+
+/// UNAVAILABLE because of the catalog.
+pub(crate) fn unavailable(key: PayloadKey, asked: &str, reason: &str) -> PayloadError {
+    let message = format!(
+        "payload {} could not be {asked}: the catalog did not store it ({reason}); try again",
+        key.id
+    );
+    PayloadError::new(ErrorKind::Unavailable, message)
+}
+
+fn seal_error(key: PayloadKey, error: &DriverError) -> PayloadError {
+    let (kind, advice) = match error.kind {
+        DriverErrorKind::Missing | DriverErrorKind::Truncated => {
+            (ErrorKind::FailedPrecondition, "it is still ALLOCATED; write it at full size and commit again")
+        }
+        DriverErrorKind::SyncFailed | DriverErrorKind::Corrupt => {
+            (ErrorKind::DataLoss, "allocate and write it anew")
+        }
+        DriverErrorKind::Full | DriverErrorKind::Io => {
+            (ErrorKind::Unavailable, "it is still ALLOCATED; try again")
+        }
+    };
+    PayloadError::new(kind, format!("payload {} could not be committed: {}; {advice}", key.id, error.message))
+}

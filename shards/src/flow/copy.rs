@@ -1,0 +1,376 @@
+//! Copies between tiers: the one engine behind promote, spill, prefetch and leases that insist on a tier.
+//!
+//! ```text
+//!   budget --> driver copies and hashes --> row stored (durable target) --> new state published, old replicas retired
+//! ```
+//! A failed copy leaves everything as it was. Leases are granted on the source all the while.
+
+use payload_ledger::SlotKey;
+use payload_types::effect::{CatalogChange, Effect, ReplicaRef, TransferOp};
+use payload_types::event::{DriverError, DriverErrorKind, TransferError};
+use payload_types::{Checksum, ErrorKind, Health, OpId, PayloadError, PayloadState, ReplicaRow, Tier};
+
+use crate::flow::commit::{data_loss, unavailable};
+use crate::limbo::{Kept, Users};
+use crate::op::{self, Class, Copy, Kind, Op, op_id, slot_key};
+use crate::parked::Caller;
+use crate::payload::Replica;
+use crate::shard::{Shard, Step};
+
+/// What a wish for another placement met.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Progress {
+    /// It is so now.
+    There,
+    /// Something is under way; with a slot, exactly what was wished for.
+    Waits(Option<SlotKey>),
+}
+
+impl Shard {
+    /// Sees to it that a replica on the faster tier `to` exists.
+    pub(crate) fn move_up(
+        &mut self,
+        step: &mut Step<'_>,
+        slot: SlotKey,
+        to: Tier,
+        caller: &Caller,
+    ) -> Result<Progress, PayloadError> {
+        let payload = self.table.at(slot);
+        if payload.replicas[to].is_some() {
+            return Ok(Progress::There);
+        }
+        if let Some(op) = payload.op {
+            return Ok(Progress::Waits(self.joins(op, to)));
+        }
+        if to == Tier::Ram
+            && let Some(segment) = payload.limbo_segment
+        {
+            // A segment's name follows from the id alone: the old one comes back, or its name has to go first.
+            return Ok(if self.revive_segment(slot, segment) {
+                Progress::There
+            } else {
+                Progress::Waits(None)
+            });
+        }
+        let sync = self.syncs(to);
+        self.start_copy(step, slot, to, sync, caller).map(|op| Progress::Waits(Some(op)))
+    }
+
+    /// The operation, if it is a copy to `to`.
+    pub(crate) fn joins(&self, op: SlotKey, to: Tier) -> Option<SlotKey> {
+        match &self.ops.get(op)?.kind {
+            Kind::Copy(copy) if copy.to.tier == to => Some(op),
+            _ => None,
+        }
+    }
+
+    fn revive_segment(&mut self, slot: SlotKey, segment: SlotKey) -> bool {
+        let Some(entry) = self.limbo.revive(segment) else { return false };
+        self.table.update(slot, |payload| {
+            payload.limbo_segment = None;
+            let users = Users { leases: entry.leases, copies: entry.copies };
+            let replica = Replica::new(entry.replica.generation, entry.synced);
+            payload.replicas[Tier::Ram] = Some(Replica { users, ..replica });
+            payload.version = payload.version.next();
+        });
+        true
+    }
+
+    /// Starts a copy of the fastest replica.
+    pub(crate) fn start_copy(
+        &mut self,
+        step: &mut Step<'_>,
+        slot: SlotKey,
+        to: Tier,
+        sync: bool,
+        caller: &Caller,
+    ) -> Result<SlotKey, PayloadError> {
+        let class = if caller.reply_to.is_some() { Class::Request } else { Class::Upkeep };
+        let payload = self.table.at(slot);
+        assert!(payload.op.is_none(), "one operation a payload");
+        self.check_capacity(to, payload.size)?;
+        self.check_slot(class)?;
+        let from = payload.replica_ref(payload.tier()).expect("the fastest replica");
+        let to = ReplicaRef { tier: to, id: from.id, generation: self.mint_generation(), size: from.size };
+        let copy = Copy { from, to, sync, step: op::Step::Budget, orphaned: false };
+        let op = self.ops.start(Op { payload: slot, class, kind: Kind::Copy(copy) });
+        self.table.update(slot, |payload| {
+            payload.op = Some(op);
+            payload.replicas[from.tier].as_mut().expect("the fastest replica").users.copies += 1;
+            if copy.is_spill() && payload.state == PayloadState::Active {
+                payload.set_state(PayloadState::Spilling);
+                payload.version = payload.version.next();
+            }
+        });
+        if self.charge_or_ask(step.out, op_id(op), to.tier, to.size.in_pages()) {
+            self.transfer(step, op);
+        }
+        Ok(op)
+    }
+
+    /// Hands a copy, whose destination is charged, to the disk store.
+    fn transfer(&mut self, step: &mut Step<'_>, op: SlotKey) {
+        let Some(Op { payload, kind: Kind::Copy(copy), .. }) = self.ops.get_mut(op) else { return };
+        copy.step = op::Step::Driver;
+        let expected = self.table.at(*payload).checksum;
+        let Copy { from, to, sync, .. } = *copy;
+        step.out.push(Effect::Transfer(TransferOp {
+            shard: self.config.shard,
+            op: op_id(op),
+            from,
+            to,
+            expected,
+            sync,
+        }));
+    }
+
+    /// The arbiter granted what `op` asked for; it is in the account.
+    pub(crate) fn budget_granted(&mut self, step: &mut Step<'_>, op: OpId) {
+        let Some(Op { kind, .. }) = self.ops.get(slot_key(op)) else { return };
+        match kind {
+            Kind::Allocate { replica, .. } => {
+                let replica = *replica;
+                if self.charge_or_ask(step.out, op, replica.tier, replica.size.in_pages()) {
+                    self.create(step, op, replica);
+                }
+            }
+            Kind::Copy(copy) if copy.orphaned => self.end_orphan(*copy, slot_key(op)),
+            Kind::Copy(copy) => {
+                let to = copy.to;
+                if self.charge_or_ask(step.out, op, to.tier, to.size.in_pages()) {
+                    self.transfer(step, slot_key(op));
+                }
+            }
+            Kind::Commit { .. }
+            | Kind::Sync { .. }
+            | Kind::Mark { .. }
+            | Kind::Remove { .. }
+            | Kind::Pin { .. } => {}
+        }
+    }
+
+    pub(crate) fn budget_denied(
+        &mut self,
+        step: &mut Step<'_>,
+        op: OpId,
+        tier: Tier,
+        free: payload_types::ByteCount,
+        others: payload_types::effect::TierUsage,
+    ) {
+        let Some(Op { kind, .. }) = self.ops.get(slot_key(op)) else { return };
+        match kind {
+            Kind::Allocate { replica, .. } => {
+                let error = self.tier_full(tier, replica.size, free, others);
+                self.allocation_failed(step, op, error);
+            }
+            Kind::Copy(copy) if copy.orphaned => self.end_orphan(*copy, slot_key(op)),
+            Kind::Copy(copy) => {
+                let (copy, error) = (*copy, self.tier_full(tier, copy.to.size, free, others));
+                self.release_source(copy, slot_key(op));
+                self.copy_failed(slot_key(op), &error);
+            }
+            Kind::Commit { .. }
+            | Kind::Sync { .. }
+            | Kind::Mark { .. }
+            | Kind::Remove { .. }
+            | Kind::Pin { .. } => {}
+        }
+    }
+
+    fn end_orphan(&mut self, copy: Copy, op: SlotKey) {
+        self.release_source(copy, op);
+        self.end_op(op, None);
+    }
+
+    /// The source is not read any more.
+    fn release_source(&mut self, copy: Copy, op: SlotKey) {
+        let slot = self.ops.get(op).expect("the copy has not ended").payload;
+        if self.table.get(slot).is_some()
+            && let Some(replica) = self.table.links(slot).replicas[copy.from.tier].as_mut()
+            && replica.generation == copy.from.generation
+        {
+            replica.users.copies -= 1;
+            return;
+        }
+        let entry = self.limbo.find(copy.from.generation).expect("a copied replica is current or in limbo");
+        self.limbo.copy_ended(entry);
+    }
+
+    pub(crate) fn copy_done(
+        &mut self,
+        step: &mut Step<'_>,
+        id: OpId,
+        result: Result<Checksum, TransferError>,
+    ) {
+        let op = slot_key(id);
+        let Some(Op { payload, kind: Kind::Copy(copy), .. }) = self.ops.get(op) else { return };
+        let (slot, copy) = (*payload, *copy);
+        self.release_source(copy, op);
+        if result.is_err() {
+            self.release_charge(step.out, copy.to.tier, copy.to.size.in_pages());
+        }
+        if copy.orphaned {
+            if result.is_ok() {
+                self.limbo.insert(copy.to, None, Users::default(), Kept { synced: copy.sync, sound: false });
+            }
+            self.end_op(op, None);
+            return;
+        }
+        match result {
+            Ok(checksum) => self.copy_arrived(step, op, copy, checksum),
+            Err(TransferError::Destination(error)) => {
+                let refusal = destination_error(copy.to.tier, &error);
+                self.copy_failed(op, &refusal);
+            }
+            Err(TransferError::Source(error)) => self.source_damaged(step, op, slot, copy, &error),
+        }
+    }
+
+    fn copy_arrived(&mut self, step: &mut Step<'_>, op: SlotKey, copy: Copy, checksum: Checksum) {
+        let slot = self.ops.get(op).expect("the copy has not ended").payload;
+        let epoch = self.config.epoch;
+        let payload = self.table.links(slot);
+        let learned = payload.checksum.is_none();
+        payload.checksum = Some(checksum);
+        let row = if copy.to.tier.is_durable() {
+            let mut replicas: Vec<ReplicaRow> =
+                payload.replica_rows().into_iter().filter(|row| row.tier.is_durable()).collect();
+            replicas.push(ReplicaRow {
+                tier: copy.to.tier,
+                generation: copy.to.generation,
+                synced: copy.sync,
+            });
+            replicas.sort_by_key(|row| row.tier);
+            payload.row(epoch, PayloadState::Durable, payload.version.next(), replicas)
+        } else if learned {
+            payload.row(epoch, payload.settled_state(), payload.version, payload.replica_rows())
+        } else {
+            self.publish_copy(op, copy);
+            return;
+        };
+        if let Some(Op { kind: Kind::Copy(copy), .. }) = self.ops.get_mut(op) {
+            copy.step = op::Step::Catalog;
+        }
+        self.store(step, op_id(op), CatalogChange::Put(Box::new(row)));
+    }
+
+    pub(crate) fn copy_stored(&mut self, _step: &mut Step<'_>, id: OpId, result: Result<(), String>) {
+        let op = slot_key(id);
+        let Some(Op { payload, kind: Kind::Copy(copy), .. }) = self.ops.get(op) else { return };
+        let (slot, copy) = (*payload, *copy);
+        match result {
+            // A volatile replica needs no row; only the checksum that was learned on the way was not stored.
+            Err(reason) if copy.to.tier.is_durable() => {
+                self.limbo.insert(copy.to, None, Users::default(), Kept { synced: copy.sync, sound: false });
+                let key = self.table.at(slot).key;
+                self.copy_failed(op, &unavailable(key, "moved", &reason));
+            }
+            Ok(()) | Err(_) => self.publish_copy(op, copy),
+        }
+    }
+
+    /// Shows the new replica; a spill retires the faster ones.
+    fn publish_copy(&mut self, op: SlotKey, copy: Copy) {
+        let slot = self.ops.get(op).expect("the copy has not ended").payload;
+        self.table.update(slot, |payload| {
+            payload.replicas[copy.to.tier] = Some(Replica::new(copy.to.generation, copy.sync));
+            if copy.to.tier.is_durable() {
+                payload.set_state(PayloadState::Durable);
+            }
+            payload.version = payload.version.next();
+        });
+        if copy.is_spill() {
+            self.retire_faster(slot, copy.to.tier);
+        }
+        self.end_op(op, None);
+    }
+
+    /// Drops every replica faster than `tier`; the bytes stay until nobody uses them.
+    pub(crate) fn retire_faster(&mut self, slot: SlotKey, tier: Tier) {
+        for faster in Tier::ALL.into_iter().filter(|other| other.is_faster_than(tier)) {
+            self.retire(slot, faster, true);
+        }
+    }
+
+    fn retire(&mut self, slot: SlotKey, tier: Tier, sound: bool) {
+        let Some(reference) = self.table.at(slot).replica_ref(tier) else { return };
+        let replica =
+            self.table.update(slot, |payload| payload.replicas[tier].take()).expect("it has a reference");
+        let entry =
+            self.limbo.insert(reference, Some(slot), replica.users, Kept { synced: replica.synced, sound });
+        if tier == Tier::Ram {
+            self.table.links(slot).limbo_segment = Some(entry);
+        }
+    }
+
+    /// The driver took a segment's name away: who waited for the name goes on.
+    pub(crate) fn limbo_segment_gone(&mut self, slot: SlotKey) {
+        if self.table.get(slot).is_some() {
+            self.table.links(slot).limbo_segment = None;
+            self.wake(slot);
+        }
+    }
+
+    /// Leaves everything as it was before the copy, and tells who joined it why.
+    fn copy_failed(&mut self, op: SlotKey, error: &PayloadError) {
+        let slot = self.ops.get(op).expect("the copy has not ended").payload;
+        if self.table.at(slot).state == PayloadState::Spilling {
+            self.table.update(slot, |payload| {
+                payload.set_state(payload.settled_state());
+                payload.version = payload.version.next();
+            });
+        }
+        self.end_op(op, Some(error));
+    }
+
+    /// The bytes that a copy read are missing or altered. With another replica the requests try that; without one the
+    /// payload is marked, and never served again.
+    fn source_damaged(
+        &mut self,
+        step: &mut Step<'_>,
+        op: SlotKey,
+        slot: SlotKey,
+        copy: Copy,
+        error: &DriverError,
+    ) {
+        let others = self.table.at(slot).slowest().is_some_and(|slowest| slowest != copy.from.tier);
+        if others {
+            self.retire(slot, copy.from.tier, false);
+            self.table.links(slot).version = self.table.at(slot).version.next();
+            self.end_op(op, None);
+            return;
+        }
+        let key = self.table.at(slot).key;
+        let failure = data_loss(
+            key,
+            &format!("its bytes on {} are not what was committed: {}", copy.from.tier, error.message),
+        );
+        let epoch = self.config.epoch;
+        let row = self.table.update(slot, |payload| {
+            payload.health = Health::Damaged;
+            payload.set_state(payload.settled_state());
+            payload.version = payload.version.next();
+            payload.row(epoch, payload.state, payload.version, payload.replica_rows())
+        });
+        if let Some(op) = self.ops.get_mut(op) {
+            debug_assert!(!copy.orphaned);
+            op.kind = Kind::Mark { failure };
+        }
+        self.store(step, op_id(op), CatalogChange::Put(Box::new(row)));
+    }
+}
+
+fn destination_error(tier: Tier, error: &DriverError) -> PayloadError {
+    let kind = match error.kind {
+        DriverErrorKind::Full => ErrorKind::ResourceExhausted,
+        DriverErrorKind::Missing
+        | DriverErrorKind::Truncated
+        | DriverErrorKind::Corrupt
+        | DriverErrorKind::SyncFailed
+        | DriverErrorKind::Io => ErrorKind::Unavailable,
+    };
+    PayloadError::new(
+        kind,
+        format!("the copy to {tier} failed: {}; the payload is where it was", error.message),
+    )
+}

@@ -1,0 +1,186 @@
+//! AcquireReadLease, ReleaseLease, ResolveSnapshot, and the end of leases.
+//!
+//! A lease pins one replica. It is granted on what is there now, whatever else is being done to the payload; only a
+//! caller that insists on a faster tier waits.
+
+use payload_ledger::SlotKey;
+use payload_types::reply::{LeaseGrant, Reply};
+use payload_types::request::{Acquire, Request};
+use payload_types::{
+    Health, LeaseId, LeaseNonce, PayloadError, PayloadKey, PayloadState, PromotionPolicy, limits,
+};
+
+use crate::flow::commit::data_loss;
+use crate::flow::copy::Progress;
+use crate::lease::LeaseTarget;
+use crate::parked::Caller;
+use crate::shard::{Answer, Shard, Step, Timer};
+
+impl Shard {
+    pub(crate) fn resolve(&mut self, step: &mut Step<'_>, key: PayloadKey) -> Answer {
+        Some(self.find(step.now, key).map(|slot| {
+            let payload = self.table.at(slot);
+            Reply::Resolved(payload.describe(payload.state.is_committed()))
+        }))
+    }
+
+    pub(crate) fn acquire(&mut self, step: &mut Step<'_>, caller: Caller, request: Acquire) -> Answer {
+        match self.try_acquire(step, &caller, &request) {
+            Ok(Progress::There) => Some(self.grant(step, &request)),
+            Ok(Progress::Waits(joined)) => {
+                let slot = self.table.find(request.key).expect("just found");
+                let request = Request::Acquire(Acquire { expected_version: None, ..request });
+                self.park(slot, joined, caller, request)
+            }
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// Finds out whether a lease can be granted now, and promotes if that is what the caller insists on.
+    fn try_acquire(
+        &mut self,
+        step: &mut Step<'_>,
+        caller: &Caller,
+        request: &Acquire,
+    ) -> Result<Progress, PayloadError> {
+        let slot = self.find_readable(step, request.key)?;
+        self.check_version(slot, request.expected_version)?;
+        if self.leases.is_full() {
+            return Err(PayloadError::exhausted(format!(
+                "{} leases are held on this shard already; release some, or try again later",
+                limits::LEASES_PER_SHARD_MAX
+            )));
+        }
+        let Some(wanted) = request.min_tier else { return Ok(Progress::There) };
+        let present = self.table.at(slot).tier();
+        if present <= wanted {
+            return Ok(Progress::There);
+        }
+        self.check_capacity(wanted, self.table.at(slot).size)?;
+        match request.policy {
+            PromotionPolicy::Blocking => self.move_up(step, slot, wanted, caller),
+            PromotionPolicy::BestEffort => {
+                let promote = Request::Promote {
+                    key: request.key,
+                    target: wanted,
+                    policy: PromotionPolicy::Blocking,
+                    expected_version: None,
+                };
+                self.in_background(step, promote, None);
+                Ok(Progress::There)
+            }
+        }
+    }
+
+    /// The payload with this key, if it is committed and its bytes are good.
+    pub(crate) fn find_readable(
+        &mut self,
+        step: &Step<'_>,
+        key: PayloadKey,
+    ) -> Result<SlotKey, PayloadError> {
+        let slot = self.find(step.now, key)?;
+        let payload = self.table.at(slot);
+        if !payload.state.is_committed() {
+            return Err(PayloadError::precondition(format!(
+                "payload {} is ALLOCATED; commit it first",
+                key.id
+            )));
+        }
+        if payload.health == Health::Damaged {
+            return Err(data_loss(
+                key,
+                "its bytes were found missing or altered, and no other replica is left; make it anew",
+            ));
+        }
+        Ok(slot)
+    }
+
+    /// Grants a lease on the fastest replica.
+    fn grant(&mut self, step: &mut Step<'_>, request: &Acquire) -> payload_types::reply::ReplyResult {
+        let slot = self.table.find(request.key).expect("just found");
+        let asked = if request.duration_ms == 0 { self.config.lease_ms_default } else { request.duration_ms };
+        let duration = asked.min(self.config.lease_ms_max);
+        let lease = self.lease_fastest(step, slot, request.nonce, duration);
+        let expires_at = step.now.wall.checked_plus(duration).unwrap_or(payload_types::WallMs::MAX);
+        Ok(Reply::Leased(LeaseGrant { lease, descriptor: self.table.at(slot).describe(true), expires_at }))
+    }
+
+    fn lease_fastest(
+        &mut self,
+        step: &Step<'_>,
+        slot: SlotKey,
+        nonce: LeaseNonce,
+        duration_ms: u64,
+    ) -> LeaseId {
+        if self.table.at(slot).lease_count == 0 {
+            self.table.update(slot, |payload| payload.lease_count = 1);
+        } else {
+            self.table.links(slot).lease_count += 1;
+        }
+        let payload = self.table.links(slot);
+        let tier = payload.tier();
+        let replica = payload.replicas[tier].as_mut().expect("the fastest replica");
+        replica.users.leases += 1;
+        let target = LeaseTarget { payload: slot, tier, generation: replica.generation };
+        let due = step.now.monotonic.plus_millis(duration_ms);
+        let wheel = &mut self.wheel;
+        let arm = |lease| wheel.arm(due, Timer::Lease(lease)).expect("the wheel has room for every lease");
+        self.leases.grant(self.config.shard, &mut payload.leases, target, nonce, arm)
+    }
+
+    pub(crate) fn release(&mut self, step: &mut Step<'_>, id: LeaseId) -> Answer {
+        if id.shard() == self.config.shard
+            && let Some(lease) = self.leases.find(id)
+        {
+            self.end_lease(step, lease);
+        }
+        Some(Ok(Reply::Released))
+    }
+
+    pub(crate) fn lease_due(&mut self, step: &mut Step<'_>, lease: SlotKey) {
+        if self.leases.get(lease).is_some() {
+            self.end_lease(step, lease);
+        }
+    }
+
+    fn end_lease(&mut self, step: &mut Step<'_>, key: SlotKey) {
+        let slot = self.leases.get(key).expect("the caller found it").payload;
+        let alive = self.table.get(slot).is_some();
+        let mut ends = self.table.get(slot).and_then(|payload| payload.leases);
+        let was_oldest = ends.is_some_and(|(first, _)| first == key);
+        let lease = self.leases.end(&mut ends, key);
+        self.wheel.disarm(lease.timer);
+        if !alive {
+            // Deleted by force: the lease was invalid, and what it pinned is proven free by its driver.
+            return;
+        }
+        let payload = self.table.links(slot);
+        payload.leases = ends;
+        match payload.replicas[lease.tier].as_mut() {
+            Some(replica) if replica.generation == lease.generation => replica.users.leases -= 1,
+            _ => {
+                let entry =
+                    self.limbo.find(lease.generation).expect("a leased replica is current or in limbo");
+                self.limbo.lease_ended(entry);
+            }
+        }
+        if payload.lease_count == 1 {
+            self.table.update(slot, |payload| payload.lease_count = 0);
+        } else {
+            payload.lease_count -= 1;
+        }
+        let payload = self.table.at(slot);
+        if payload.state == PayloadState::Expired && payload.lease_count == 0 {
+            self.remove_expired(step, slot);
+        } else if was_oldest && payload.parked.is_some() {
+            self.wake(slot);
+        }
+    }
+
+    /// True when a lease is held that a spill with this fence has to wait for; every lease when it has none.
+    pub(crate) fn is_leased(&self, slot: SlotKey, fence: Option<u64>) -> bool {
+        let Some((oldest, _)) = self.table.at(slot).leases else { return false };
+        let oldest = self.leases.get(oldest).expect("linked leases exist").sequence;
+        fence.is_none_or(|fence| oldest <= fence)
+    }
+}

@@ -1,0 +1,14 @@
+//! What each request does, and what becomes of the work it starts. All of it are methods of [`crate::Shard`].
+
+pub mod adopt;
+mod allocate;
+mod catalog;
+mod commit;
+mod copy;
+mod lease;
+mod pin;
+pub mod promote;
+mod remove;
+mod retry;
+mod spill;
+mod sync;

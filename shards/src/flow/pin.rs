@@ -1,0 +1,136 @@
+//! Pin and Unpin: stored with the payload, so that a pin survives a restart.
+
+use payload_ledger::SlotKey;
+use payload_types::effect::CatalogChange;
+use payload_types::reply::Reply;
+use payload_types::request::Request;
+use payload_types::{Now, PayloadError, PayloadKey, Pin};
+
+use crate::flow::commit::unavailable;
+use crate::op::{self, Class, Kind, Op, op_id};
+use crate::parked::Caller;
+use crate::shard::{Answer, Shard, Step, Timer};
+
+impl Shard {
+    /// Pin for `Some(duration)`, where `Some(None)` is until Unpin; Unpin for `None`.
+    pub(crate) fn pin(
+        &mut self,
+        step: &mut Step<'_>,
+        caller: Caller,
+        key: PayloadKey,
+        duration_ms: Option<Option<u64>>,
+    ) -> Answer {
+        let slot = match self.find(step.now, key) {
+            Ok(slot) => slot,
+            Err(error) => return Some(Err(error)),
+        };
+        let unpin = duration_ms.is_none();
+        let done = Some(Ok(if unpin { Reply::Unpinned } else { Reply::Pinned }));
+        let prior = self.table.at(slot).pin;
+        let wanted = Self::wanted_pin(step.now, duration_ms);
+        let new = if unpin { wanted } else { wanted.max(prior) };
+        if new == prior && self.table.at(slot).pin_stored_by.is_none() {
+            return done;
+        }
+        if !self.table.at(slot).stored && !self.is_storing(slot) {
+            self.set_pin(step.now, slot, new);
+            return done;
+        }
+        if self.is_storing(slot) || self.table.at(slot).pin_stored_by.is_some() {
+            let request = match duration_ms {
+                Some(duration_ms) => Request::Pin { key, duration_ms },
+                None => Request::Unpin { key },
+            };
+            return self.park(slot, None, caller, request);
+        }
+        if let Err(error) = self.check_slot(Class::Request) {
+            return Some(Err(error));
+        }
+        let reply_to = caller.reply_to.expect("only clients pin");
+        let op = self.ops.start(Op {
+            payload: slot,
+            class: Class::Request,
+            kind: Kind::Pin { reply_to, prior, unpin },
+        });
+        self.set_pin(step.now, slot, new);
+        let epoch = self.config.epoch;
+        let payload = self.table.links(slot);
+        payload.pin_stored_by = Some(op);
+        let row = payload.row(epoch, payload.settled_state(), payload.version, payload.replica_rows());
+        self.store(step, op_id(op), CatalogChange::Put(Box::new(row)));
+        None
+    }
+
+    /// What Pin asks for; an end past the year 9999 is no end.
+    fn wanted_pin(now: Now, duration_ms: Option<Option<u64>>) -> Pin {
+        match duration_ms {
+            None => Pin::None,
+            Some(None) => Pin::Forever,
+            Some(Some(duration)) => now.wall.checked_plus(duration).map_or(Pin::Forever, Pin::Until),
+        }
+    }
+
+    /// True while an exclusive operation's row is on its way to the catalog.
+    fn is_storing(&self, slot: SlotKey) -> bool {
+        let Some(op) = self.table.at(slot).op.and_then(|op| self.ops.get(op)) else { return false };
+        match &op.kind {
+            // A commit writes the pin with its row; until then the row it would be in does not exist.
+            Kind::Commit { .. } | Kind::Remove { .. } | Kind::Mark { .. } => true,
+            Kind::Copy(copy) => copy.step == op::Step::Catalog,
+            Kind::Allocate { .. } | Kind::Sync { .. } | Kind::Pin { .. } => false,
+        }
+    }
+
+    fn set_pin(&mut self, now: Now, slot: SlotKey, pin: Pin) {
+        self.table.update(slot, |payload| payload.pin = pin);
+        self.arm_pin_timer(now, slot);
+    }
+
+    /// Arms the timer for the end of the payload's pin.
+    pub(crate) fn arm_pin_timer(&mut self, now: Now, slot: SlotKey) {
+        let payload = self.table.links(slot);
+        let end = match payload.pin {
+            Pin::Until(end) => Some(end),
+            Pin::None | Pin::Forever => None,
+        };
+        if let Some(timer) = payload.pin_timer.take() {
+            self.wheel.disarm(timer);
+        }
+        if let Some(end) = end {
+            self.table.links(slot).pin_timer = self.wheel.arm(now.monotonic_at(end), Timer::Pin(slot));
+        }
+    }
+
+    pub(crate) fn pin_due(&mut self, step: &mut Step<'_>, slot: SlotKey) {
+        let Some(payload) = self.table.get(slot) else { return };
+        let over = !payload.pin.holds_at(step.now.wall);
+        self.table.links(slot).pin_timer = None;
+        if over {
+            // The row keeps the old end, which is past: nothing to store.
+            self.set_pin(step.now, slot, Pin::None);
+        } else {
+            self.arm_pin_timer(step.now, slot);
+        }
+    }
+
+    pub(crate) fn pin_stored(&mut self, step: &mut Step<'_>, op: SlotKey, result: Result<(), String>) {
+        let ended = self.ops.get(op).expect("the caller found it");
+        let slot = ended.payload;
+        let Kind::Pin { reply_to, prior, unpin } = ended.kind else { return };
+        let alive = self.table.get(slot).is_some();
+        if alive {
+            self.table.links(slot).pin_stored_by = None;
+        }
+        let answer = match result {
+            Ok(()) if unpin => Ok(Reply::Unpinned),
+            Ok(()) => Ok(Reply::Pinned),
+            Err(reason) if alive => {
+                self.set_pin(step.now, slot, prior);
+                Err(unavailable(self.table.at(slot).key, if unpin { "unpinned" } else { "pinned" }, &reason))
+            }
+            Err(reason) => Err(PayloadError::new(payload_types::ErrorKind::Unavailable, reason)),
+        };
+        self.end_op(op, None);
+        step.out.reply(reply_to, answer);
+    }
+}

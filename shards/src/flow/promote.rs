@@ -1,0 +1,89 @@
+//! Promote and Prefetch.
+
+use payload_types::reply::Reply;
+use payload_types::request::{Request, Spill};
+use payload_types::tier::SpillTarget;
+use payload_types::{PayloadError, PayloadKey, PromotionPolicy, SpillPolicy, Tier, Version};
+
+use crate::flow::copy::Progress;
+use crate::parked::Caller;
+use crate::shard::{Answer, Shard, Step};
+use crate::usage::unconfigured;
+
+/// The parts of `Request::Promote`.
+#[derive(Clone, Copy, Debug)]
+pub struct Promote {
+    /// Whose.
+    pub key: PayloadKey,
+    /// Where to.
+    pub target: Tier,
+    /// What a deadline means.
+    pub policy: PromotionPolicy,
+    /// Version fencing.
+    pub expected_version: Option<Version>,
+}
+
+impl Promote {
+    fn again(self) -> Request {
+        let Self { key, target, policy, .. } = self;
+        Request::Promote { key, target, policy, expected_version: None }
+    }
+}
+
+impl Shard {
+    pub(crate) fn promote(&mut self, step: &mut Step<'_>, caller: Caller, request: Promote) -> Answer {
+        match self.try_promote(step, &caller, request) {
+            Ok(Progress::There) => {
+                let slot = self.table.find(request.key).expect("just found");
+                Some(Ok(Reply::Promoted(self.table.at(slot).describe(true))))
+            }
+            Ok(Progress::Waits(joined)) => {
+                let slot = self.table.find(request.key).expect("just found");
+                self.park(slot, joined, caller, request.again())
+            }
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    fn try_promote(
+        &mut self,
+        step: &mut Step<'_>,
+        caller: &Caller,
+        request: Promote,
+    ) -> Result<Progress, PayloadError> {
+        let slot = self.find_readable(step, request.key)?;
+        self.check_version(slot, request.expected_version)?;
+        if !self.config.has(request.target) {
+            return Err(unconfigured(request.target));
+        }
+        let present = self.table.at(slot).tier();
+        if request.target.is_faster_than(present) {
+            return self.move_up(step, slot, request.target, caller);
+        }
+        // A slower target is a blocking spill to it (behaviour.md, Promote).
+        let spill = Spill {
+            key: request.key,
+            target: Some(SpillTarget::Tier(request.target)),
+            policy: SpillPolicy::Blocking,
+            wait_for_leases: false,
+            fsync: false,
+            expected_version: None,
+        };
+        self.move_down(step, slot, request.target, caller, &spill)
+    }
+
+    pub(crate) fn prefetch(&mut self, step: &mut Step<'_>, key: PayloadKey, target: Tier) -> Answer {
+        let slot = match self.find_readable(step, key) {
+            Ok(slot) => slot,
+            Err(error) => return Some(Err(error)),
+        };
+        if let Err(error) = self.check_capacity(target, self.table.at(slot).size) {
+            return Some(Err(error));
+        }
+        if target.is_faster_than(self.table.at(slot).tier()) {
+            let policy = PromotionPolicy::Blocking;
+            self.in_background(step, Request::Promote { key, target, policy, expected_version: None }, None);
+        }
+        Some(Ok(Reply::Prefetching))
+    }
+}

@@ -1,0 +1,214 @@
+//! Delete, expiry, reclaim of what was never committed, and the discarding half of Spill to VOID.
+//!
+//! ```text
+//!   row removed (durable) -> replicas to limbo -> dropped when no copy needs them -> freed when nobody has them open
+//! ```
+
+use payload_ledger::SlotKey;
+use payload_types::effect::{CatalogChange, ReplyTo};
+use payload_types::request::Request;
+use payload_types::{ErrorKind, Health, Now, PayloadError, PayloadKey, PayloadState, Tier, Version};
+
+use crate::limbo::{Kept, Users};
+use crate::op::{self, Class, Kind, Op, Removal, op_id};
+use crate::parked::Caller;
+use crate::shard::{Answer, Shard, Step, Timer};
+
+/// How soon a removal that met an operation in its last step looks again: a few catalog transactions.
+const BUSY_RETRY_MS: u64 = 5;
+/// How soon a removal that the catalog refused, or that found no slot, is tried again.
+pub(crate) const CATALOG_RETRY_MS: u64 = 1000;
+
+impl Shard {
+    pub(crate) fn delete(
+        &mut self,
+        step: &mut Step<'_>,
+        caller: Caller,
+        key: PayloadKey,
+        force: bool,
+        expected_version: Option<Version>,
+    ) -> Answer {
+        let slot = match self.find_even_lost(step.now, key) {
+            Ok(slot) => slot,
+            Err(error) => return Some(Err(error)),
+        };
+        if let Err(error) = self.check_version(slot, expected_version) {
+            return Some(Err(error));
+        }
+        let payload = self.table.at(slot);
+        if payload.lease_count > 0 && !force {
+            return Some(Err(PayloadError::new(
+                ErrorKind::LeaseConflict,
+                format!(
+                    "payload {} cannot be deleted: {} leases are held; release them, or delete with force",
+                    key.id, payload.lease_count
+                ),
+            )));
+        }
+        if !self.may_remove(slot) {
+            return self.park(slot, None, caller, Request::Delete { key, force, expected_version: None });
+        }
+        let reply_to = caller.reply_to.expect("only clients delete");
+        self.remove_for(step, slot, (reply_to, Removal::Delete))
+    }
+
+    /// As `find`, but a LOST payload is found too: deleting its id is how its row goes away.
+    fn find_even_lost(&self, now: Now, key: PayloadKey) -> Result<SlotKey, PayloadError> {
+        let lost = self.table.find(key).filter(|slot| {
+            let payload = self.table.at(*slot);
+            payload.health == Health::Lost && payload.state == payload.settled_state()
+        });
+        lost.map_or_else(|| self.find(now, key), Ok)
+    }
+
+    /// Removes a payload for a client, and answers it now or when the catalog has.
+    pub(crate) fn remove_for(
+        &mut self,
+        step: &mut Step<'_>,
+        slot: SlotKey,
+        caller: (ReplyTo, Removal),
+    ) -> Answer {
+        let stored = self.table.at(slot).stored;
+        match self.start_removal(step, slot, Some(caller)) {
+            Err(error) => Some(Err(error)),
+            Ok(()) if stored => None,
+            Ok(()) => Some(Ok(payload_types::reply::Reply::Deleted)),
+        }
+    }
+
+    /// True when nothing stands in the way of a removal that would not be over in a moment anyway.
+    pub(crate) fn may_remove(&self, slot: SlotKey) -> bool {
+        let Some(op) = self.table.at(slot).op.and_then(|op| self.ops.get(op)) else { return true };
+        match &op.kind {
+            Kind::Copy(copy) => matches!(copy.step, op::Step::Budget | op::Step::Driver),
+            Kind::Allocate { .. }
+            | Kind::Commit { .. }
+            | Kind::Sync { .. }
+            | Kind::Mark { .. }
+            | Kind::Remove { .. }
+            | Kind::Pin { .. } => false,
+        }
+    }
+
+    /// Begins to remove a payload: at once when it has no row, else when the catalog has removed that.
+    pub(crate) fn start_removal(
+        &mut self,
+        step: &mut Step<'_>,
+        slot: SlotKey,
+        caller: Option<(ReplyTo, Removal)>,
+    ) -> Result<(), PayloadError> {
+        if !self.table.at(slot).stored {
+            self.orphan_copy(slot);
+            self.finalize_removal(slot);
+            return Ok(());
+        }
+        let class = if caller.is_some() { Class::Request } else { Class::Upkeep };
+        self.check_slot(class)?;
+        self.orphan_copy(slot);
+        let payload = self.table.at(slot);
+        let prior = if payload.state == PayloadState::Expired {
+            PayloadState::Expired
+        } else {
+            payload.settled_state()
+        };
+        let change = CatalogChange::Remove { key: payload.key, epoch: self.config.epoch };
+        let op = self.ops.start(Op { payload: slot, class, kind: Kind::Remove { caller, prior } });
+        self.table.update(slot, |payload| {
+            payload.op = Some(op);
+            payload.set_state(PayloadState::Deleting);
+            payload.version = payload.version.next();
+        });
+        self.store(step, op_id(op), change);
+        Ok(())
+    }
+
+    /// Lets a copy go on without its payload: what it makes is dropped when it is done.
+    fn orphan_copy(&mut self, slot: SlotKey) {
+        let Some(op) = self.table.links(slot).op else { return };
+        if let Some(Op { kind: Kind::Copy(copy), .. }) = self.ops.get_mut(op) {
+            copy.orphaned = true;
+            self.table.links(slot).op = None;
+        }
+    }
+
+    /// Takes a payload out whose row is gone, or never was.
+    pub(crate) fn finalize_removal(&mut self, slot: SlotKey) {
+        let mut payload = self.table.remove(slot);
+        payload.set_state(PayloadState::Deleted);
+        for timer in [payload.timer, payload.pin_timer].into_iter().flatten() {
+            self.wheel.disarm(timer);
+        }
+        for tier in Tier::ALL {
+            if let (Some(replica), Some(reference)) = (payload.replicas[tier], payload.replica_ref(tier)) {
+                // Leases that are still there were made invalid by force; only copies hold the replica back.
+                let users = Users { leases: 0, copies: replica.users.copies };
+                self.limbo.insert(reference, None, users, Kept { synced: replica.synced, sound: false });
+            }
+        }
+        if let Some(segment) = payload.limbo_segment {
+            self.limbo.forget_payload(segment);
+        }
+        self.parked.wake(&mut payload.parked, None);
+        self.parked.wake(&mut payload.retries, None);
+    }
+
+    /// The payload's timer fired: its ttl passed, or nobody committed it in time.
+    pub(crate) fn payload_due(&mut self, step: &mut Step<'_>, slot: SlotKey) {
+        let Some(payload) = self.table.get(slot) else { return };
+        let state = payload.state;
+        let abandoned = state == PayloadState::Allocated
+            && payload
+                .created_at
+                .checked_plus(self.config.allocation_timeout_ms)
+                .is_some_and(|end| end <= step.now.wall);
+        let expired = payload.is_expired_at(step.now.wall);
+        self.table.links(slot).timer = None;
+        if !abandoned && !expired {
+            self.arm_payload_timer(step.now, slot);
+        } else if !self.may_remove(slot) {
+            self.look_again(step.now, slot, BUSY_RETRY_MS);
+        } else if state == PayloadState::Allocated {
+            self.start_removal(step, slot, None).expect("a payload without a row needs no slot");
+        } else {
+            self.expire(step, slot);
+        }
+    }
+
+    /// Ends a committed payload's life: no new leases from here on, removed when the last one ends.
+    fn expire(&mut self, step: &mut Step<'_>, slot: SlotKey) {
+        if self.table.at(slot).state != PayloadState::Expired {
+            self.orphan_copy(slot);
+            self.table.update(slot, |payload| {
+                payload.set_state(PayloadState::Expired);
+                payload.version = payload.version.next();
+            });
+            self.wake(slot);
+        }
+        if self.table.at(slot).lease_count == 0 {
+            self.remove_expired(step, slot);
+        }
+    }
+
+    /// Removes a payload that has expired and is leased no more.
+    pub(crate) fn remove_expired(&mut self, step: &mut Step<'_>, slot: SlotKey) {
+        if !self.may_remove(slot) {
+            self.look_again(step.now, slot, BUSY_RETRY_MS);
+        } else if self.start_removal(step, slot, None).is_err() {
+            self.look_again(step.now, slot, CATALOG_RETRY_MS);
+        }
+    }
+
+    /// Makes the payload's timer fire in a while, whatever it was set to.
+    pub(crate) fn look_again(&mut self, now: Now, slot: SlotKey, milliseconds: u64) {
+        let payload = self.table.links(slot);
+        let (expires, old) =
+            (payload.expires_at.is_some() || payload.state == PayloadState::Allocated, payload.timer.take());
+        if let Some(timer) = old {
+            self.wheel.disarm(timer);
+        }
+        if expires {
+            let due = now.monotonic.plus_millis(milliseconds);
+            self.table.links(slot).timer = self.wheel.arm(due, Timer::Payload(slot));
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Work in the background, deadlines of parked requests, and second attempts.
+
+use payload_ledger::SlotKey;
+use payload_types::reply::Reply;
+use payload_types::request::Request;
+use payload_types::{ErrorKind, PayloadError, PromotionPolicy};
+
+use crate::parked::{Caller, Why};
+use crate::shard::{Answer, Shard, Step, Timer};
+
+/// A move in the background is given up after this many failures: 100 ms doubling each time makes 51 s in all.
+const ATTEMPTS_MAX: u32 = 9;
+const BACKOFF_MS: u64 = 100;
+
+impl Shard {
+    /// Does `request` without a caller, and again while it fails for want of room. When too many such are waiting it
+    /// is left out: nobody was promised more.
+    pub(crate) fn in_background(&mut self, step: &mut Step<'_>, request: Request, lease_fence: Option<u64>) {
+        let caller = Caller { lease_fence, ..Caller::default() };
+        self.attempt(step, caller, request);
+    }
+
+    /// Handles work in the background, and sees to its next attempt when it fails.
+    pub(crate) fn attempt(&mut self, step: &mut Step<'_>, caller: Caller, request: Request) {
+        let again = request.clone();
+        let before = caller.clone();
+        let answer = match request {
+            Request::Promote { key, target, policy, expected_version } => self.promote(
+                step,
+                caller,
+                crate::flow::promote::Promote { key, target, policy, expected_version },
+            ),
+            Request::Spill(spill) => self.spill(step, caller, spill),
+            other => unreachable!("only moves run in the background, not {other:?}"),
+        };
+        if let Some(Err(error)) = answer {
+            self.later(step, before, again, &error);
+        }
+    }
+
+    /// Tries a move in the background again in a while, if that can help.
+    fn later(&mut self, step: &mut Step<'_>, mut caller: Caller, request: Request, error: &PayloadError) {
+        let may_pass = matches!(error.kind, ErrorKind::ResourceExhausted | ErrorKind::Unavailable);
+        let key = match &request {
+            Request::Promote { key, .. } => *key,
+            Request::Spill(spill) => spill.key,
+            _ => return,
+        };
+        let Some(slot) = self.table.find(key).filter(|_| may_pass && caller.attempts < ATTEMPTS_MAX) else {
+            return;
+        };
+        let wait = BACKOFF_MS << caller.attempts;
+        caller.attempts += 1;
+        caller.joined = false;
+        if !self.parked.has_room(true) {
+            return;
+        }
+        let ends = &mut self.table.links(slot).retries;
+        let parked = self.parked.add(ends, slot, Why::Retries, caller, request);
+        let timer = self.wheel.arm(step.now.monotonic.plus_millis(wait), Timer::Parked(parked));
+        self.parked.get_mut(parked).expect("just added").timer = timer;
+    }
+
+    /// What a request that joined failed work is told.
+    pub(crate) fn joined_work_failed(
+        &mut self,
+        step: &mut Step<'_>,
+        caller: Caller,
+        request: Request,
+        failure: PayloadError,
+    ) {
+        match caller.reply_to {
+            Some(to) => step.out.reply(to, Err(failure)),
+            None => self.later(step, caller, request, &failure),
+        }
+    }
+
+    /// A parked request's time has come: its deadline, or its next attempt.
+    pub(crate) fn parked_due(&mut self, step: &mut Step<'_>, key: SlotKey) {
+        let Some(parked) = self.parked.get(key) else { return };
+        let slot = parked.payload;
+        let retry = parked.retry;
+        let mut ends = match self.table.get(slot) {
+            Some(payload) if retry => payload.retries,
+            Some(payload) => payload.parked,
+            None => None,
+        };
+        let parked = self.parked.remove(&mut ends, key);
+        if self.table.get(slot).is_some() {
+            let payload = self.table.links(slot);
+            if retry {
+                payload.retries = ends;
+            } else {
+                payload.parked = ends;
+            }
+        }
+        match parked.caller.reply_to {
+            None => self.attempt(step, parked.caller, parked.request),
+            Some(to) => {
+                let answer = self.too_late(&parked.request, slot);
+                step.out.reply(to, answer);
+            }
+        }
+    }
+
+    /// The answer at a deadline: a promotion that was best effort goes on and is answered with the present tier.
+    fn too_late(&self, request: &Request, slot: SlotKey) -> payload_types::reply::ReplyResult {
+        if let Request::Promote { policy: PromotionPolicy::BestEffort, .. } = request
+            && let Some(payload) = self.table.get(slot).filter(|payload| payload.state.is_readable())
+        {
+            return Ok(Reply::Promoted(payload.describe(true)));
+        }
+        let what = match request {
+            Request::Acquire(_) => "the lease was not granted",
+            Request::Promote { .. } => "the promotion was not over",
+            Request::Spill(_) => "the spill was not over",
+            Request::Commit { .. } => "the commit was not stored",
+            Request::Delete { .. } => "the payload was still busy and not deleted",
+            _ => "the request was not done",
+        };
+        Err(PayloadError::new(
+            ErrorKind::DeadlineExceeded,
+            format!(
+                "{what} when the call's deadline passed; what was begun goes on, so ask again or allow more time"
+            ),
+        ))
+    }
+
+    /// Discards a payload at its own spill's wish, with nobody waiting.
+    pub(crate) fn discard_unasked(&mut self, step: &mut Step<'_>, slot: SlotKey) -> Answer {
+        match self.start_removal(step, slot, None) {
+            Ok(()) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Spill with `fsync` of a replica that was written without: it is brought to stable storage where it lies.
+
+use payload_ledger::SlotKey;
+use payload_types::effect::{Effect, StorageAction, StorageOp};
+use payload_types::event::DriverError;
+use payload_types::{OpId, PayloadError, Tier};
+
+use crate::flow::commit::data_loss;
+use crate::flow::copy::Progress;
+use crate::op::{Class, Kind, Op, op_id, slot_key};
+use crate::parked::Caller;
+use crate::shard::{Shard, Step};
+
+impl Shard {
+    pub(crate) fn start_sync(
+        &mut self,
+        step: &mut Step<'_>,
+        slot: SlotKey,
+        tier: Tier,
+        caller: &Caller,
+    ) -> Result<Progress, PayloadError> {
+        let payload = self.table.at(slot);
+        if payload.replicas[tier].is_some_and(|replica| replica.sync_failed) {
+            return Err(data_loss(
+                payload.key,
+                "bringing its file to stable storage failed before, and is not tried again on the same file; make the payload anew",
+            ));
+        }
+        let class = if caller.reply_to.is_some() { Class::Request } else { Class::Upkeep };
+        self.check_slot(class)?;
+        let replica = self.table.at(slot).replica_ref(tier).expect("the caller saw the replica");
+        let op = self.ops.start(Op { payload: slot, class, kind: Kind::Sync { replica } });
+        self.table.links(slot).op = Some(op);
+        let shard = self.config.shard;
+        step.out.push(Effect::Storage(StorageOp {
+            shard,
+            op: op_id(op),
+            replica,
+            action: StorageAction::Sync,
+        }));
+        Ok(Progress::Waits(Some(op)))
+    }
+
+    pub(crate) fn sync_done(&mut self, _step: &mut Step<'_>, id: OpId, result: Result<(), DriverError>) {
+        let Some(Op { payload, kind: Kind::Sync { replica }, .. }) = self.ops.get(slot_key(id)) else {
+            return;
+        };
+        let (slot, tier) = (*payload, replica.tier);
+        let synced = result.is_ok();
+        let current =
+            self.table.links(slot).replicas[tier].as_mut().expect("a replica stays while it is synced");
+        (current.synced, current.sync_failed) = (synced, !synced);
+        let failure = result.err().map(|error| {
+            data_loss(
+                self.table.at(slot).key,
+                &format!("bringing its file to stable storage failed: {}", error.message),
+            )
+        });
+        self.end_op(slot_key(id), failure.as_ref());
+    }
+}

@@ -1,0 +1,115 @@
+//! Leases: who may read which replica until when. Each stands in its payload's list, oldest first.
+
+use payload_ledger::list::{Ends, Linked, Links};
+use payload_ledger::{SlotKey, Slots, TimerId, list};
+use payload_types::{Generation, LeaseId, LeaseNonce, ShardIndex, Tier, limits};
+
+/// One lease.
+#[derive(Debug)]
+pub struct Lease {
+    /// Its payload; stale once that was deleted by force.
+    pub payload: SlotKey,
+    /// The replica's tier.
+    pub tier: Tier,
+    /// The replica.
+    pub generation: Generation,
+    /// Ends it.
+    pub timer: TimerId,
+    /// Grows with every lease of the shard: older leases have smaller ones.
+    pub sequence: u64,
+    nonce: LeaseNonce,
+    links: Links,
+}
+
+impl Linked for Lease {
+    fn links(&mut self) -> &mut Links {
+        &mut self.links
+    }
+}
+
+/// All leases of a shard.
+#[derive(Debug)]
+pub struct Leases {
+    slots: Slots<Lease>,
+    sequence: u64,
+}
+
+impl Default for Leases {
+    fn default() -> Self {
+        Self { slots: Slots::new(limits::LEASES_PER_SHARD_MAX), sequence: 0 }
+    }
+}
+
+/// What a lease is about; see [`Lease`].
+#[derive(Clone, Copy, Debug)]
+pub struct LeaseTarget {
+    /// The payload.
+    pub payload: SlotKey,
+    /// The replica's tier.
+    pub tier: Tier,
+    /// The replica.
+    pub generation: Generation,
+}
+
+impl Leases {
+    /// True when no lease can be added.
+    pub fn is_full(&self) -> bool {
+        self.slots.is_full()
+    }
+
+    /// The sequence number of the newest lease so far.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Adds a lease at the end of its payload's list; `arm` is given its slot and arms its timer.
+    ///
+    /// # Panics
+    /// When the table is full, or the wheel, which is larger.
+    pub fn grant(
+        &mut self,
+        shard: ShardIndex,
+        ends: &mut Ends,
+        target: LeaseTarget,
+        nonce: LeaseNonce,
+        arm: impl FnOnce(SlotKey) -> TimerId,
+    ) -> LeaseId {
+        self.sequence += 1;
+        let LeaseTarget { payload, tier, generation } = target;
+        let placeholder = TimerId::default();
+        let lease = Lease {
+            payload,
+            tier,
+            generation,
+            timer: placeholder,
+            sequence: self.sequence,
+            nonce,
+            links: Links::default(),
+        };
+        let key = self.slots.insert(lease).expect("the caller checked is_full");
+        self.slots.get_mut(key).expect("just inserted").timer = arm(key);
+        list::push_back(&mut self.slots, ends, key);
+        LeaseId::new(shard, key.index, nonce)
+    }
+
+    /// The lease with this id, if it is still held.
+    pub fn find(&self, id: LeaseId) -> Option<SlotKey> {
+        let key = self.slots.key_at(id.slot())?;
+        (self.slots.get(key)?.nonce == id.nonce()).then_some(key)
+    }
+
+    /// The lease in a slot.
+    pub fn get(&self, key: SlotKey) -> Option<&Lease> {
+        self.slots.get(key)
+    }
+
+    /// Takes a lease out of the table and of its payload's list. `ends` is that list, or an empty one when the
+    /// payload is gone.
+    ///
+    /// # Panics
+    /// When `key` is stale.
+    pub fn end(&mut self, ends: &mut Ends, key: SlotKey) -> Lease {
+        list::unlink(&mut self.slots, ends, key);
+        self.slots.remove(key).expect("the caller holds a live key")
+    }
+}

@@ -1,0 +1,236 @@
+//! Replicas that were dropped and whose space is not free yet (DESIGN §4, "retire, never wait").
+//!
+//! ```text
+//!   held (leases or copies need it) -> queued -> dropping (driver told) -> detached (name gone) -> freed (charge ends)
+//!          ^------- revived, while no driver was told
+//! ```
+
+use payload_ledger::list::{Ends, Linked, Links};
+use payload_ledger::{SlotKey, Slots, list};
+use payload_types::effect::ReplicaRef;
+use payload_types::{Generation, PerTier, limits};
+
+use crate::index::Index;
+
+/// How far a drop has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// Leases or copies still need it.
+    Held,
+    /// Nobody needs it; the driver is told when it has room.
+    Queued,
+    /// The driver is taking its name away.
+    Dropping,
+    /// Its name is gone; somebody may still have it mapped.
+    Detached,
+}
+
+/// One dropped replica.
+#[derive(Debug)]
+pub struct Entry {
+    /// What drivers call it.
+    pub replica: ReplicaRef,
+    /// Its payload, while that exists.
+    pub payload: Option<SlotKey>,
+    /// Leases that need it.
+    pub leases: u32,
+    /// Copies that read it.
+    pub copies: u32,
+    /// On stable storage.
+    pub synced: bool,
+    /// False when its bytes were found damaged: it never comes back.
+    pub sound: bool,
+    /// How far the drop has come.
+    pub phase: Phase,
+    links: Links,
+}
+
+impl Linked for Entry {
+    fn links(&mut self) -> &mut Links {
+        &mut self.links
+    }
+}
+
+/// All dropped replicas of a shard.
+#[derive(Debug)]
+pub struct Limbo {
+    entries: Slots<Entry>,
+    by_generation: Index,
+    queue: Ends,
+    dropping: usize,
+    /// Charged bytes by tier.
+    bytes: PerTier<u64>,
+}
+
+fn hash(generation: Generation) -> u64 {
+    generation.0.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29).wrapping_mul(0xBF58_476D_1CE4_E5B9)
+}
+
+/// The most entries: each payload may have one replica a tier in limbo, and copies of deleted payloads theirs.
+const ENTRIES_MAX: u32 = 2 * limits::PAYLOADS_PER_SHARD_MAX;
+
+impl Default for Limbo {
+    fn default() -> Self {
+        Self {
+            entries: Slots::new(ENTRIES_MAX),
+            by_generation: Index::new(),
+            queue: None,
+            dropping: 0,
+            bytes: PerTier::default(),
+        }
+    }
+}
+
+impl Limbo {
+    /// Charged bytes of a tier's entries.
+    pub fn bytes(&self, tier: payload_types::Tier) -> u64 {
+        self.bytes[tier]
+    }
+
+    /// Takes a dropped replica in.
+    pub fn insert(
+        &mut self,
+        replica: ReplicaRef,
+        payload: Option<SlotKey>,
+        users: Users,
+        kept: Kept,
+    ) -> SlotKey {
+        let Users { leases, copies } = users;
+        let entry = Entry {
+            replica,
+            payload,
+            leases,
+            copies,
+            synced: kept.synced,
+            sound: kept.sound,
+            phase: Phase::Held,
+            links: Links::default(),
+        };
+        let key = self.entries.insert(entry).expect("limbo has room for a replica of every payload");
+        self.by_generation.insert(hash(replica.generation), key.index);
+        self.bytes[replica.tier] += replica.size.in_pages().0;
+        self.queue_if_unused(key);
+        key
+    }
+
+    fn queue_if_unused(&mut self, key: SlotKey) {
+        let entry = self.entries.get_mut(key).expect("the caller holds a live key");
+        if entry.leases == 0 && entry.copies == 0 && entry.phase == Phase::Held {
+            entry.phase = Phase::Queued;
+            list::push_back(&mut self.entries, &mut self.queue, key);
+        }
+    }
+
+    /// The entry of a generation.
+    pub fn find(&self, generation: Generation) -> Option<SlotKey> {
+        let is_it = |slot: u32| {
+            let entry = self.entries.key_at(slot).and_then(|key| self.entries.get(key));
+            entry.is_some_and(|entry| entry.replica.generation == generation)
+        };
+        self.entries.key_at(self.by_generation.find(hash(generation), is_it)?)
+    }
+
+    /// The entry.
+    pub fn get(&self, key: SlotKey) -> Option<&Entry> {
+        self.entries.get(key)
+    }
+
+    /// A lease on it ended. Leases that a forced delete made invalid are not counted here any more.
+    pub fn lease_ended(&mut self, key: SlotKey) {
+        if let Some(entry) = self.entries.get_mut(key)
+            && entry.leases > 0
+        {
+            entry.leases -= 1;
+            self.queue_if_unused(key);
+        }
+    }
+
+    /// A copy that read it ended.
+    pub fn copy_ended(&mut self, key: SlotKey) {
+        let entry = self.entries.get_mut(key).expect("a copied replica stays until the copy ends");
+        entry.copies -= 1;
+        self.queue_if_unused(key);
+    }
+
+    /// The next replica a driver may be told to drop.
+    pub fn next_drop(&mut self) -> Option<ReplicaRef> {
+        if self.dropping == limits::DROPS_IN_FLIGHT_MAX {
+            return None;
+        }
+        let (first, _) = self.queue?;
+        list::unlink(&mut self.entries, &mut self.queue, first);
+        self.dropping += 1;
+        let entry = self.entries.get_mut(first).expect("queued entries exist");
+        entry.phase = Phase::Dropping;
+        Some(entry.replica)
+    }
+
+    /// True when `next_drop` would give one.
+    pub fn has_drop(&self) -> bool {
+        self.queue.is_some() && self.dropping < limits::DROPS_IN_FLIGHT_MAX
+    }
+
+    /// The driver took the name away. Gives the payload that may have waited for it.
+    pub fn detached(&mut self, generation: Generation) -> Option<SlotKey> {
+        let key = self.find(generation)?;
+        let entry = self.entries.get_mut(key).expect("just found");
+        assert_eq!(entry.phase, Phase::Dropping, "only a replica that a driver was told to drop is detached");
+        entry.phase = Phase::Detached;
+        self.dropping -= 1;
+        entry.payload
+    }
+
+    /// Nobody has it open or mapped: its charge ends.
+    pub fn freed(&mut self, generation: Generation) -> Option<Entry> {
+        let key = self.find(generation)?;
+        let phase = self.entries.get(key).expect("just found").phase;
+        assert_eq!(phase, Phase::Detached, "a replica is detached before it is free");
+        Some(self.take(key))
+    }
+
+    /// Takes a sound entry back that no driver was told about; `None` when it is too late.
+    pub fn revive(&mut self, key: SlotKey) -> Option<Entry> {
+        let entry = self.entries.get(key).filter(|entry| entry.sound)?;
+        match entry.phase {
+            Phase::Held => {}
+            Phase::Queued => list::unlink(&mut self.entries, &mut self.queue, key),
+            Phase::Dropping | Phase::Detached => return None,
+        }
+        Some(self.take(key))
+    }
+
+    fn take(&mut self, key: SlotKey) -> Entry {
+        let entry = self.entries.remove(key).expect("the caller holds a live key");
+        assert!(
+            self.by_generation.remove(hash(entry.replica.generation), key.index),
+            "every entry is indexed"
+        );
+        self.bytes[entry.replica.tier] -= entry.replica.size.in_pages().0;
+        entry
+    }
+
+    /// The payload is gone; its entries go on without it.
+    pub fn forget_payload(&mut self, key: SlotKey) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.payload = None;
+        }
+    }
+}
+
+/// What is remembered of a replica in case it comes back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Kept {
+    /// On stable storage.
+    pub synced: bool,
+    /// Not found damaged.
+    pub sound: bool,
+}
+
+/// Who needs a replica.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Users {
+    /// Leases.
+    pub leases: u32,
+    /// Copies that read it.
+    pub copies: u32,
+}

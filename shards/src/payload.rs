@@ -1,0 +1,215 @@
+//! One payload: what it is, where its replicas lie, who leases it, what is being done to it.
+//!
+//! Invariants: at most one current replica a tier; every lease refers to a current replica or to one in limbo; at
+//! most one operation at a time works on the payload ([`crate::op`]).
+
+use payload_ledger::list::Ends;
+use payload_ledger::{SlotKey, TimerId};
+use payload_types::effect::ReplicaRef;
+use payload_types::reply::Summary;
+use payload_types::{
+    ByteCount, Checksum, Descriptor, Epoch, EvictionPolicy, Generation, Health, Location, PayloadKey,
+    PayloadRow, PayloadState, PerTier, Pin, ReplicaRow, Tier, Version, WallMs,
+};
+
+use crate::limbo::Users;
+
+/// A current replica.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Replica {
+    /// Which one.
+    pub generation: Generation,
+    /// Who needs it.
+    pub users: Users,
+    /// On stable storage.
+    pub synced: bool,
+    /// True when bringing it to stable storage failed: the kernel may have dropped the dirty pages, so asking again
+    /// would prove nothing.
+    pub sync_failed: bool,
+}
+
+impl Replica {
+    /// A new replica that nobody uses.
+    pub fn new(generation: Generation, synced: bool) -> Self {
+        Self { generation, users: Users::default(), synced, sync_failed: false }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Payload {
+    /// Identity.
+    pub key: PayloadKey,
+    /// Exactly what was asked for.
+    pub size: ByteCount,
+    /// Lifecycle state.
+    pub state: PayloadState,
+    /// Whether the bytes can still be had.
+    pub health: Health,
+    /// Grows with every change of tier, location or state.
+    pub version: Version,
+    /// Creation time.
+    pub created_at: WallMs,
+    /// Expiry.
+    pub expires_at: Option<WallMs>,
+    /// Never evicted automatically.
+    pub no_evict: bool,
+    /// As given.
+    pub policy: EvictionPolicy,
+    /// Known from the first copy on, or from Commit.
+    pub checksum: Option<Checksum>,
+    /// The pin.
+    pub pin: Pin,
+    /// True while a Put that only changes the pin is on its way to the catalog.
+    pub pin_stored_by: Option<SlotKey>,
+    /// True once a row stands in the catalog.
+    pub stored: bool,
+    /// True until Allocate was answered: nobody can know the id.
+    pub creating: bool,
+    /// Current replicas.
+    pub replicas: PerTier<Option<Replica>>,
+    /// The segment of this payload that is in limbo and still has its name.
+    pub limbo_segment: Option<SlotKey>,
+    /// What is being done to it.
+    pub op: Option<SlotKey>,
+    /// Its leases, oldest first.
+    pub leases: Ends,
+    /// Leases held.
+    pub lease_count: u32,
+    /// Requests that wait for it.
+    pub parked: Ends,
+    /// Failed moves in the background that wait for their next attempt.
+    pub retries: Ends,
+    /// Fires at its expiry, or when its allocation times out.
+    pub timer: Option<TimerId>,
+    /// Fires when its pin ends.
+    pub pin_timer: Option<TimerId>,
+}
+
+impl Payload {
+    /// The tier its descriptor shows: the fastest replica's.
+    ///
+    /// # Panics
+    /// When it has no replica: such a payload is shown to nobody.
+    pub fn tier(&self) -> Tier {
+        self.fastest().expect("a payload that is shown has a replica")
+    }
+
+    /// The tier of its fastest replica.
+    pub fn fastest(&self) -> Option<Tier> {
+        Tier::ALL.into_iter().find(|tier| self.replicas[*tier].is_some())
+    }
+
+    /// The slowest tier that has a replica.
+    pub fn slowest(&self) -> Option<Tier> {
+        Tier::ALL.into_iter().rev().find(|tier| self.replicas[*tier].is_some())
+    }
+
+    /// True when a disk or object replica exists.
+    pub fn is_durable(&self) -> bool {
+        Tier::ALL.into_iter().any(|tier| tier.is_durable() && self.replicas[tier].is_some())
+    }
+
+    /// The state its replicas give it when nothing is being done to it.
+    pub fn settled_state(&self) -> PayloadState {
+        if self.is_durable() { PayloadState::Durable } else { PayloadState::Active }
+    }
+
+    /// How drivers are told about its replica on `tier`.
+    pub fn replica_ref(&self, tier: Tier) -> Option<ReplicaRef> {
+        let replica = self.replicas[tier]?;
+        Some(ReplicaRef { tier, id: self.key.id, generation: replica.generation, size: self.size })
+    }
+
+    /// True when the ttl has passed at `wall`.
+    pub fn is_expired_at(&self, wall: WallMs) -> bool {
+        self.expires_at.is_some_and(|end| end <= wall)
+    }
+
+    /// Moves to `next`.
+    ///
+    /// # Panics
+    /// When the transition table does not allow it.
+    pub fn set_state(&mut self, next: PayloadState) {
+        if self.state != next {
+            assert!(self.state.may_become(next), "{} may not become {next}", self.state);
+            self.state = next;
+        }
+    }
+
+    /// The state as clients see it: COMMITTING is internal.
+    pub fn shown_state(&self) -> PayloadState {
+        if self.state == PayloadState::Committing { PayloadState::Allocated } else { self.state }
+    }
+
+    /// What a client is told; `with_location` is false where the bytes must not be read.
+    pub fn describe(&self, with_location: bool) -> Descriptor {
+        let tier = self.tier();
+        let replica = self.replicas[tier].expect("the shown tier has a replica");
+        let location = match tier {
+            Tier::Disk => Location::File(replica.generation),
+            Tier::Gpu | Tier::Ram | Tier::Object => Location::Segment,
+        };
+        Descriptor {
+            id: self.key.id,
+            tier,
+            state: self.shown_state(),
+            location: with_location.then_some(location),
+            size: self.size,
+            version: self.version,
+            created_at: self.created_at,
+            expires_at: self.expires_at,
+            policy: self.policy,
+            checksum: self.checksum,
+        }
+    }
+
+    /// One row of a listing.
+    pub fn summary(&self) -> Summary {
+        Summary {
+            id: self.key.id,
+            tier: self.tier(),
+            state: self.shown_state(),
+            size: self.size,
+            created_at: self.created_at,
+            expires_at: self.expires_at,
+            leases: self.lease_count,
+        }
+    }
+
+    /// The row to store for it as it is, but with `state`, `version` and `replicas` as they will be.
+    pub fn row(
+        &self,
+        epoch: Epoch,
+        state: PayloadState,
+        version: Version,
+        replicas: Vec<ReplicaRow>,
+    ) -> PayloadRow {
+        PayloadRow {
+            key: self.key,
+            size: self.size,
+            state,
+            version,
+            epoch,
+            created_at: self.created_at,
+            expires_at: self.expires_at,
+            no_evict: self.no_evict,
+            policy: self.policy,
+            checksum: self.checksum,
+            pin: self.pin,
+            health: self.health,
+            replicas,
+        }
+    }
+
+    /// The replicas its row vouches for: the durable ones, or the volatile ones while no durable one exists.
+    pub fn replica_rows(&self) -> Vec<ReplicaRow> {
+        let durable = self.is_durable();
+        let vouched = |tier: &Tier| tier.is_durable() || !durable;
+        let row = |tier: Tier| {
+            let replica = self.replicas[tier]?;
+            Some(ReplicaRow { tier, generation: replica.generation, synced: replica.synced })
+        };
+        Tier::ALL.into_iter().filter(vouched).filter_map(row).collect()
+    }
+}

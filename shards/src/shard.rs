@@ -1,0 +1,310 @@
+//! One shard: what it owns and how an event finds its way.
+
+use payload_ledger::{Account, SlotKey, Wheel};
+use payload_types::effect::{Effect, StorageAction, StorageOp};
+use payload_types::event::{BudgetReply, Completion, Event, StorageDone};
+use payload_types::request::Request;
+use payload_types::{
+    ByteCount, ErrorKind, Generation, Monotonic, Now, OpId, PayloadError, PayloadKey, PayloadState, PerTier,
+    Tier, Version, limits,
+};
+
+use crate::config::ShardConfig;
+use crate::lease::Leases;
+use crate::limbo::Limbo;
+use crate::op::{Class, Ops};
+use crate::outbox::Outbox;
+use crate::parked::{Caller, ParkedRequests, Why};
+use crate::table::Table;
+
+/// What a timer is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Timer {
+    /// A payload's ttl or its allocation timeout.
+    Payload(SlotKey),
+    /// The end of a pin.
+    Pin(SlotKey),
+    /// The end of a lease.
+    Lease(SlotKey),
+    /// The deadline of a parked request, or the next attempt of a move in the background.
+    Parked(SlotKey),
+}
+
+/// What a step is told and where it writes.
+pub(crate) struct Step<'a> {
+    pub now: Now,
+    pub out: &'a mut Outbox,
+}
+
+/// `None`: somebody else will answer.
+pub(crate) type Answer = Option<payload_types::reply::ReplyResult>;
+
+/// See the crate.
+#[derive(Debug)]
+pub struct Shard {
+    pub(crate) config: ShardConfig,
+    pub(crate) table: Table,
+    pub(crate) leases: Leases,
+    pub(crate) ops: Ops,
+    pub(crate) parked: ParkedRequests,
+    pub(crate) limbo: Limbo,
+    pub(crate) wheel: Wheel<Timer>,
+    pub(crate) accounts: PerTier<Account>,
+    generations: u64,
+}
+
+/// Every payload may have two timers, every lease and every parked request one.
+const TIMERS_MAX: u32 = 2 * limits::PAYLOADS_PER_SHARD_MAX
+    + limits::LEASES_PER_SHARD_MAX
+    + (limits::REQUESTS_PER_SHARD_MAX + crate::parked::BACKGROUND_MAX) as u32;
+
+impl Shard {
+    /// An empty shard.
+    pub fn new(config: ShardConfig) -> Self {
+        assert!(config.shard.0 < config.shard_count, "a shard is one of those there are");
+        Self {
+            config,
+            table: Table::new(),
+            leases: Leases::default(),
+            ops: Ops::default(),
+            parked: ParkedRequests::default(),
+            limbo: Limbo::default(),
+            wheel: Wheel::new(TIMERS_MAX),
+            accounts: PerTier::default(),
+            generations: 0,
+        }
+    }
+
+    /// Handles one event. Bounded work; the outbox must have credit.
+    ///
+    /// # Panics
+    /// On a completion that nothing waits for in a way that shows a defect, and without credit.
+    pub fn step(&mut self, now: Now, event: Event, out: &mut Outbox) {
+        assert!(out.has_credit(), "a step runs only when the outbox has room for its worst case");
+        let mut step = Step { now, out };
+        let mut work_left = limits::ITEMS_PER_TURN_MAX;
+        match event {
+            Event::Request { reply_to, deadline, request } => {
+                let caller = Caller { reply_to: Some(reply_to), deadline, ..Caller::default() };
+                self.dispatch(&mut step, caller, request);
+            }
+            Event::Completion(completion) => self.completion(&mut step, completion),
+            Event::Timer => self.timers(&mut step, &mut work_left),
+        }
+        self.run_ready(&mut step, &mut work_left);
+        self.run_drops(&mut step, &mut work_left);
+    }
+
+    /// When the next `Event::Timer` is wanted: at a timer's moment, or at once while bounded work is left over.
+    pub fn next_timer(&self) -> Option<Monotonic> {
+        if self.parked.has_ready() || self.limbo.has_drop() {
+            return Some(Monotonic(0));
+        }
+        self.wheel.next_due()
+    }
+
+    /// What the accounts hold: after adopting rows the arbiter is told so.
+    pub fn budget_held(&self) -> PerTier<ByteCount> {
+        PerTier(Tier::ALL.map(|tier| self.accounts[tier].granted()))
+    }
+
+    /// True when nothing is under way: no operation, no parked request, no drop that a driver was not told about.
+    pub fn is_quiet(&self) -> bool {
+        self.ops.is_empty() && self.parked.is_empty() && !self.limbo.has_drop()
+    }
+
+    /// The next replica generation.
+    pub(crate) fn mint_generation(&mut self) -> Generation {
+        self.generations += 1;
+        Generation::new(self.config.epoch, self.generations)
+    }
+
+    /// Handles a request and answers it, unless something else will.
+    pub(crate) fn dispatch(&mut self, step: &mut Step<'_>, caller: Caller, request: Request) {
+        let reply_to = caller.reply_to;
+        let answer = match request {
+            Request::Allocate(request) => self.allocate(step, caller, request),
+            Request::Commit { key, checksum } => self.commit(step, caller, key, checksum),
+            Request::Delete { key, force, expected_version } => {
+                self.delete(step, caller, key, force, expected_version)
+            }
+            Request::Resolve { key } => self.resolve(step, key),
+            Request::Acquire(request) => self.acquire(step, caller, request),
+            Request::Release { lease } => self.release(step, lease),
+            Request::Promote { key, target, policy, expected_version } => self.promote(
+                step,
+                caller,
+                crate::flow::promote::Promote { key, target, policy, expected_version },
+            ),
+            Request::Spill(request) => self.spill(step, caller, request),
+            Request::Prefetch { key, target } => self.prefetch(step, key, target),
+            Request::Pin { key, duration_ms } => self.pin(step, caller, key, Some(duration_ms)),
+            Request::Unpin { key } => self.pin(step, caller, key, None),
+            Request::List(list) => Some(Ok(payload_types::reply::Reply::Page(self.table.page(&list)))),
+            Request::Stats => Some(Ok(payload_types::reply::Reply::Stats(self.table.stats()))),
+        };
+        if let (Some(result), Some(to)) = (answer, reply_to) {
+            step.out.reply(to, result);
+        }
+    }
+
+    fn completion(&mut self, step: &mut Step<'_>, completion: Completion) {
+        match completion {
+            Completion::Storage(StorageDone::Created { op, result }) => {
+                self.allocate_created(step, op, result)
+            }
+            Completion::Storage(StorageDone::Sealed { op, result }) => self.commit_sealed(step, op, result),
+            Completion::Storage(StorageDone::Synced { op, result }) => self.sync_done(step, op, result),
+            Completion::Storage(StorageDone::Detached { generation, .. }) => {
+                if let Some(payload) = self.limbo.detached(generation) {
+                    self.limbo_segment_gone(payload);
+                }
+            }
+            Completion::Storage(StorageDone::Freed { generation, .. }) => {
+                if let Some(entry) = self.limbo.freed(generation) {
+                    self.release_charge(step.out, entry.replica.tier, entry.replica.size.in_pages());
+                }
+            }
+            Completion::Transfer(done) => self.copy_done(step, done.op, done.result),
+            Completion::Catalog(ack) => self.catalog_ack(step, ack.op, ack.result),
+            Completion::Budget(BudgetReply::Granted { op, tier, bytes }) => {
+                self.accounts[tier].grant(bytes);
+                self.budget_granted(step, op);
+            }
+            Completion::Budget(BudgetReply::Denied { op, tier, free, usage }) => {
+                self.budget_denied(step, op, tier, free, usage);
+            }
+            Completion::Budget(BudgetReply::Recall { tier, recall }) => {
+                self.give_back(step.out, tier, ByteCount::ZERO, Some(recall));
+            }
+        }
+    }
+
+    fn timers(&mut self, step: &mut Step<'_>, work_left: &mut usize) {
+        while let Some(timer) = self.wheel.pop_due(step.now.monotonic, work_left) {
+            match timer {
+                Timer::Payload(payload) => self.payload_due(step, payload),
+                Timer::Pin(payload) => self.pin_due(step, payload),
+                Timer::Lease(lease) => self.lease_due(step, lease),
+                Timer::Parked(parked) => self.parked_due(step, parked),
+            }
+        }
+    }
+
+    /// Handles ready requests again, as far as this step's work reaches.
+    fn run_ready(&mut self, step: &mut Step<'_>, work_left: &mut usize) {
+        while *work_left > 0
+            && let Some(parked) = self.parked.pop_ready()
+        {
+            *work_left -= 1;
+            if let Some(timer) = parked.timer {
+                self.wheel.disarm(timer);
+            }
+            match parked.failure {
+                Some(failure) => self.joined_work_failed(step, parked.caller, parked.request, failure),
+                None if parked.caller.reply_to.is_none() => self.attempt(step, parked.caller, parked.request),
+                None => self.dispatch(step, parked.caller, parked.request),
+            }
+        }
+    }
+
+    fn run_drops(&mut self, step: &mut Step<'_>, work_left: &mut usize) {
+        while *work_left > 0
+            && let Some(replica) = self.limbo.next_drop()
+        {
+            *work_left -= 1;
+            let (shard, op) = (self.config.shard, OpId { index: u32::MAX, generation: 0 });
+            step.out.push(Effect::Storage(StorageOp { shard, op, replica, action: StorageAction::Drop }));
+        }
+    }
+
+    /// The payload with this key, if a client may know of it.
+    pub(crate) fn find(&self, now: Now, key: PayloadKey) -> Result<SlotKey, PayloadError> {
+        let unknown = |reason: &str| {
+            PayloadError::new(ErrorKind::NotFound, format!("payload {} is not known here: {reason}", key.id))
+        };
+        let Some(slot) = self.table.find(key).filter(|slot| !self.table.at(*slot).creating) else {
+            return Err(unknown("it was never allocated, or it was deleted or has expired"));
+        };
+        let payload = self.table.at(slot);
+        if payload.health == payload_types::Health::Lost {
+            return Err(unknown(
+                "LOST: its bytes were in memory and did not survive a restart; delete the id and make the payload anew",
+            ));
+        }
+        match payload.state {
+            PayloadState::Expired => Err(unknown("its ttl has passed")),
+            PayloadState::Deleting | PayloadState::Deleted => Err(unknown("it was deleted")),
+            _ if payload.is_expired_at(now.wall) => Err(unknown("its ttl has passed")),
+            _ => Ok(slot),
+        }
+    }
+
+    /// Version fencing.
+    pub(crate) fn check_version(&self, slot: SlotKey, expected: Option<Version>) -> Result<(), PayloadError> {
+        let payload = self.table.at(slot);
+        match expected {
+            Some(expected) if expected != payload.version => Err(PayloadError::precondition(format!(
+                "payload {} is at version {}, and version {} was expected; resolve it again and decide anew",
+                payload.key.id, payload.version.0, expected.0
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets a request wait for its payload: for the work `joined`, or for whatever happens next.
+    pub(crate) fn park(
+        &mut self,
+        slot: SlotKey,
+        joined: Option<SlotKey>,
+        caller: Caller,
+        request: Request,
+    ) -> Answer {
+        if !self.parked.has_room(caller.reply_to.is_none()) {
+            return Some(Err(PayloadError::exhausted(format!(
+                "{} requests wait for payloads of this shard already; try again later",
+                limits::REQUESTS_PER_SHARD_MAX
+            ))));
+        }
+        let deadline = caller.deadline;
+        let payload = self.table.links(slot);
+        let why = joined.map_or(Why::Queues, Why::Joins);
+        let key = self.parked.add(&mut payload.parked, slot, why, caller, request);
+        if let Some(deadline) = deadline {
+            let timer = self.wheel.arm(deadline, Timer::Parked(key));
+            self.parked.get_mut(key).expect("just added").timer = timer;
+        }
+        None
+    }
+
+    /// Ends the payload's exclusive operation and wakes who waits for the payload.
+    pub(crate) fn end_op(&mut self, op: SlotKey, failure: Option<&PayloadError>) {
+        let ended = self.ops.end(op);
+        if let Some(payload) = self.table.get(ended.payload) {
+            if payload.op == Some(op) {
+                self.table.links(ended.payload).op = None;
+            }
+            let payload = self.table.links(ended.payload);
+            self.parked.wake(&mut payload.parked, Some((op, failure)));
+        }
+    }
+
+    /// Wakes who waits for the payload, whatever for.
+    pub(crate) fn wake(&mut self, slot: SlotKey) {
+        if self.table.get(slot).is_some() {
+            let payload = self.table.links(slot);
+            self.parked.wake(&mut payload.parked, None);
+        }
+    }
+
+    /// Refuses a request for which no slot is left.
+    pub(crate) fn check_slot(&self, class: Class) -> Result<(), PayloadError> {
+        if self.ops.has_room(class) {
+            return Ok(());
+        }
+        Err(PayloadError::exhausted(format!(
+            "{} operations are under way on this shard already; try again later",
+            limits::OPS_FOR_REQUESTS
+        )))
+    }
+}

@@ -1,0 +1,229 @@
+//! All payloads of a shard, their order for listings, and their counts.
+//!
+//! Every change that could alter a count or an order goes through [`Table::update`], which takes the payload's share
+//! out of the books, applies the change and puts the new share in: the books equal the sum of the replicas because
+//! there is no other way to change either.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use payload_ledger::{SlotKey, Slots};
+use payload_types::reply::{ShardPage, ShardStats, TierStats};
+use payload_types::request::List;
+use payload_types::{NamespaceId, PayloadId, PayloadKey, PerTier, Pin, Tier, limits};
+
+use crate::index::Index;
+use crate::payload::Payload;
+
+/// Bytes of current replicas of one tier, in whole pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TierBooks {
+    /// Logical bytes.
+    pub logical: u64,
+    /// Whole pages.
+    pub charged: u64,
+    /// Of those: payloads with a lease.
+    pub leased: u64,
+    /// Of those: pinned payloads.
+    pub pinned: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Table {
+    payloads: Slots<Payload>,
+    by_key: Index,
+    ordered: PerTier<BTreeMap<PayloadKey, u32>>,
+    counts: BTreeMap<(NamespaceId, Tier), u64>,
+    books: PerTier<TierBooks>,
+}
+
+fn hash(key: PayloadKey) -> u64 {
+    // The upper bits of the id's hash choose the shard and are alike within one; the index wants others on top.
+    key.id.hash64().rotate_left(32) ^ u64::from(key.namespace.0).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
+
+fn shown_tier(payload: &Payload) -> Option<Tier> {
+    if payload.creating { None } else { payload.fastest() }
+}
+
+impl Table {
+    /// An empty table of at most `limits::PAYLOADS_PER_SHARD_MAX`.
+    pub fn new() -> Self {
+        Self {
+            payloads: Slots::new(limits::PAYLOADS_PER_SHARD_MAX),
+            by_key: Index::new(),
+            ordered: PerTier::default(),
+            counts: BTreeMap::new(),
+            books: PerTier::default(),
+        }
+    }
+
+    /// True when no payload can be added.
+    pub fn is_full(&self) -> bool {
+        self.payloads.is_full()
+    }
+
+    /// The payload with this key.
+    pub fn find(&self, key: PayloadKey) -> Option<SlotKey> {
+        let is_it = |slot: u32| {
+            self.payloads
+                .key_at(slot)
+                .and_then(|slot| self.payloads.get(slot))
+                .is_some_and(|payload| payload.key == key)
+        };
+        self.payloads.key_at(self.by_key.find(hash(key), is_it)?)
+    }
+
+    /// Adds a payload; `None` when the table is full.
+    ///
+    /// # Panics
+    /// When its key is taken: ids are minted once.
+    pub fn insert(&mut self, payload: Payload) -> Option<SlotKey> {
+        assert!(self.find(payload.key).is_none(), "payload {} exists already", payload.key.id);
+        let key = payload.key;
+        let slot = self.payloads.insert(payload).ok()?;
+        self.by_key.insert(hash(key), slot.index);
+        self.account(slot, true);
+        Some(slot)
+    }
+
+    /// Takes a payload out.
+    ///
+    /// # Panics
+    /// When `slot` is stale.
+    pub fn remove(&mut self, slot: SlotKey) -> Payload {
+        self.account(slot, false);
+        let payload = self.payloads.remove(slot).expect("the caller holds a live slot");
+        assert!(self.by_key.remove(hash(payload.key), slot.index), "every payload is indexed");
+        payload
+    }
+
+    /// The payload in `slot`, unless it is gone.
+    pub fn get(&self, slot: SlotKey) -> Option<&Payload> {
+        self.payloads.get(slot)
+    }
+
+    /// The payload in `slot`.
+    ///
+    /// # Panics
+    /// When it is gone.
+    pub fn at(&self, slot: SlotKey) -> &Payload {
+        self.payloads.get(slot).expect("the caller holds a live slot")
+    }
+
+    /// Changes what no count and no order depends on: links, timers, operations, versions.
+    ///
+    /// # Panics
+    /// When it is gone.
+    pub fn links(&mut self, slot: SlotKey) -> &mut Payload {
+        self.payloads.get_mut(slot).expect("the caller holds a live slot")
+    }
+
+    /// Changes anything, and keeps the books.
+    ///
+    /// # Panics
+    /// When it is gone.
+    pub fn update<R>(&mut self, slot: SlotKey, change: impl FnOnce(&mut Payload) -> R) -> R {
+        let before = shown_tier(self.at(slot));
+        self.account_bytes(slot, false);
+        let result = change(self.links(slot));
+        self.account_bytes(slot, true);
+        let after = shown_tier(self.at(slot));
+        if before != after {
+            self.account_order(slot, before, false);
+            self.account_order(slot, after, true);
+        }
+        result
+    }
+
+    fn account(&mut self, slot: SlotKey, add: bool) {
+        self.account_bytes(slot, add);
+        let tier = shown_tier(self.at(slot));
+        self.account_order(slot, tier, add);
+    }
+
+    fn account_bytes(&mut self, slot: SlotKey, add: bool) {
+        let payload = self.payloads.get(slot).expect("the caller holds a live slot");
+        let pages = payload.size.in_pages().0;
+        let leased = if payload.lease_count > 0 { pages } else { 0 };
+        let pinned = if payload.pin == Pin::None { 0 } else { pages };
+        for tier in Tier::ALL {
+            if payload.replicas[tier].is_none() {
+                continue;
+            }
+            let books = &mut self.books[tier];
+            let put = |sum: &mut u64, bytes: u64| if add { *sum += bytes } else { *sum -= bytes };
+            put(&mut books.logical, payload.size.0);
+            put(&mut books.charged, pages);
+            put(&mut books.leased, leased);
+            put(&mut books.pinned, pinned);
+        }
+    }
+
+    fn account_order(&mut self, slot: SlotKey, tier: Option<Tier>, add: bool) {
+        let Some(tier) = tier else { return };
+        let key = self.at(slot).key;
+        let count = self.counts.entry((key.namespace, tier)).or_default();
+        if add {
+            self.ordered[tier].insert(key, slot.index);
+            *count += 1;
+        } else {
+            self.ordered[tier].remove(&key);
+            *count -= 1;
+        }
+    }
+
+    /// Bytes of current replicas by tier.
+    pub fn books(&self, tier: Tier) -> TierBooks {
+        self.books[tier]
+    }
+
+    /// This shard's part of Stats.
+    pub fn stats(&self) -> ShardStats {
+        let mut stats = ShardStats::default();
+        for tier in Tier::ALL {
+            let payloads = self.ordered[tier].len() as u64;
+            stats.tiers[tier] = TierStats { payloads, bytes: self.books[tier].logical };
+        }
+        stats
+    }
+
+    /// This shard's part of a page: newest first, below the cursor.
+    pub fn page(&self, list: &List) -> ShardPage {
+        let tiers = Tier::ALL.into_iter().filter(|tier| list.tier.is_none_or(|only| only == *tier));
+        let first = PayloadKey { namespace: list.namespace, id: PayloadId::from_bytes([0; 16]) };
+        let end = match list.before {
+            Some(id) => Bound::Excluded(PayloadKey { namespace: list.namespace, id }),
+            None => Bound::Included(PayloadKey {
+                namespace: list.namespace,
+                id: PayloadId::from_bytes([0xFF; 16]),
+            }),
+        };
+        let mut page = ShardPage::default();
+        // One walk a tier, newest first; each head is the newest not yet taken of its tier.
+        let mut walks = Vec::with_capacity(Tier::ALL.len());
+        for tier in tiers {
+            page.total += self.counts.get(&(list.namespace, tier)).copied().unwrap_or(0);
+            if list.before != Some(first.id) {
+                let mut walk = self.ordered[tier].range((Bound::Included(first), end)).rev();
+                walks.push((walk.next(), walk));
+            }
+        }
+        while page.rows.len() < list.page_size {
+            let newest = walks.iter_mut().max_by_key(|(head, _)| head.map(|(key, _)| *key));
+            let Some((head, walk)) = newest else { break };
+            let Some((_, slot)) = *head else { break };
+            *head = walk.next();
+            let slot = self.payloads.key_at(*slot).expect("ordered payloads exist");
+            page.rows.push(self.at(slot).summary());
+        }
+        page
+    }
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self::new()
+    }
+}

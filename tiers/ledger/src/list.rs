@@ -1,0 +1,116 @@
+//! Doubly linked lists through the entries of a slot table: O(1) at both ends and in the middle, no memory of their own.
+
+use crate::slots::{SlotKey, Slots};
+
+/// An entry's neighbours.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Links {
+    previous: Option<SlotKey>,
+    next: Option<SlotKey>,
+}
+
+impl Links {
+    /// The entry behind this one.
+    pub fn next(&self) -> Option<SlotKey> {
+        self.next
+    }
+}
+
+/// First and last entry of a list; `None` when it is empty.
+pub type Ends = Option<(SlotKey, SlotKey)>;
+
+/// An entry that can stand in one list at a time.
+pub trait Linked {
+    /// Its links.
+    fn links(&mut self) -> &mut Links;
+}
+
+/// Adds an entry at the end.
+///
+/// # Panics
+/// When `key` is stale.
+pub fn push_back<T: Linked>(slots: &mut Slots<T>, ends: &mut Ends, key: SlotKey) {
+    let last = ends.map(|(_, last)| last);
+    *slots.get_mut(key).expect("the caller holds a live key").links() = Links { previous: last, next: None };
+    if let Some(before) = last.and_then(|last| slots.get_mut(last)) {
+        before.links().next = Some(key);
+    }
+    *ends = Some((ends.map_or(key, |(first, _)| first), key));
+}
+
+/// Takes an entry out of the list it stands in. `ends` is that list's; an entry whose list is gone gives an empty one.
+///
+/// # Panics
+/// When `key` is stale.
+pub fn unlink<T: Linked>(slots: &mut Slots<T>, ends: &mut Ends, key: SlotKey) {
+    let links = std::mem::take(slots.get_mut(key).expect("the caller holds a live key").links());
+    if let Some(before) = links.previous.and_then(|previous| slots.get_mut(previous)) {
+        before.links().next = links.next;
+    }
+    if let Some(after) = links.next.and_then(|next| slots.get_mut(next)) {
+        after.links().previous = links.previous;
+    }
+    if let Some((first, last)) = *ends {
+        let first = if first == key { links.next } else { Some(first) };
+        let last = if last == key { links.previous } else { Some(last) };
+        *ends = first.zip(last);
+    }
+}
+
+/// Moves all of `from` to the end of `to`.
+pub fn append<T: Linked>(slots: &mut Slots<T>, to: &mut Ends, from: &mut Ends) {
+    let Some((first, last)) = from.take() else { return };
+    match *to {
+        None => *to = Some((first, last)),
+        Some((head, tail)) => {
+            slots.get_mut(tail).expect("linked entries exist").links().next = Some(first);
+            slots.get_mut(first).expect("linked entries exist").links().previous = Some(tail);
+            *to = Some((head, last));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Entry(u32, Links);
+
+    impl Linked for Entry {
+        fn links(&mut self) -> &mut Links {
+            &mut self.1
+        }
+    }
+
+    fn contents(slots: &Slots<Entry>, ends: Ends) -> Vec<u32> {
+        let mut next = ends.map(|(first, _)| first);
+        let mut values = Vec::new();
+        while let Some(key) = next {
+            let entry = slots.get(key).expect("linked");
+            values.push(entry.0);
+            next = entry.1.next;
+        }
+        values
+    }
+
+    #[test]
+    fn given_a_list_when_entries_leave_anywhere_then_the_rest_keeps_its_order() {
+        let mut slots = Slots::new(10);
+        let (mut ends, mut other) = (None, None);
+        let keys: Vec<_> =
+            (0..5).map(|value| slots.insert(Entry(value, Links::default())).ok().expect("room")).collect();
+        keys.iter().for_each(|key| push_back(&mut slots, &mut ends, *key));
+        for (victim, rest) in [(2, vec![0, 1, 3, 4]), (0, vec![1, 3, 4]), (4, vec![1, 3])] {
+            unlink(&mut slots, &mut ends, keys[victim]);
+            assert_eq!(contents(&slots, ends), rest);
+        }
+        push_back(&mut slots, &mut other, keys[0]);
+        append(&mut slots, &mut other, &mut ends);
+        assert_eq!((contents(&slots, other), ends), (vec![0, 1, 3], None));
+        for key in [keys[0], keys[1], keys[3]] {
+            unlink(&mut slots, &mut other, key);
+        }
+        assert_eq!(other, None);
+    }
+}
