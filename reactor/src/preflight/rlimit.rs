@@ -22,46 +22,51 @@ const NOFILE_WANTED: u64 = 1024;
 const CAP_IPC_LOCK: u32 = 14;
 
 /// A limit after it was raised as far as allowed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Raised {
+    /// What was enforced before; 0 when it could not be read.
+    pub before: u64,
     /// What is enforced now; `u64::MAX` for no limit.
     pub soft: u64,
-    /// What was enforced before.
-    pub before: u64,
+    /// One sentence when that is less than the server wants: what it is short of, and what to do.
+    pub missing: Option<String>,
 }
 
 /// Raises the soft RLIMIT_MEMLOCK to the hard one, and the hard one too where it is too small to start an executor
-/// and this process may.
-///
-/// # Errors
-/// When the limit cannot be read; a limit that cannot be raised is reported as it is.
-pub fn raise_memlock() -> io::Result<Raised> {
-    raise(Resource::Memlock, MEMLOCK_BYTES_MIN)
+/// and this process may. Never fails: a limit that cannot be raised is reported as it is.
+pub fn raise_memlock(shard_count: u16) -> Raised {
+    raised(Resource::Memlock, || memlock(shard_count))
 }
 
-/// Raises the soft RLIMIT_NOFILE to the hard one.
-///
-/// # Errors
-/// When the limit cannot be read; a limit that cannot be raised is reported as it is.
-pub fn raise_nofile() -> io::Result<Raised> {
-    raise(Resource::Nofile, NOFILE_MIN)
+/// Raises the soft RLIMIT_NOFILE to the hard one. Never fails, as [`raise_memlock`].
+pub fn raise_nofile() -> Raised {
+    raised(Resource::Nofile, nofile)
 }
 
-fn raise(resource: Resource, minimum: u64) -> io::Result<Raised> {
-    let before = sys::limit(resource)?;
-    let wanted = Limit { soft: before.hard.max(minimum), hard: before.hard.max(minimum) };
-    // A hard limit below the minimum may be raised by privileged processes only; the others take what there is.
-    let raised = sys::set_limit(resource, wanted)
-        .or_else(|_| sys::set_limit(resource, Limit { soft: before.hard, hard: before.hard }));
-    let soft = if raised.is_ok() { sys::limit(resource)?.soft } else { before.soft };
-    Ok(Raised { soft, before: before.soft })
+fn raised(resource: Resource, raise_and_check: impl FnOnce() -> Check) -> Raised {
+    let soft = || sys::limit(resource).map_or(0, |limit| limit.soft);
+    let before = soft();
+    let check = raise_and_check();
+    let missing = check.fix.map(|fix| format!("{}; {fix}", check.detail));
+    Raised { before, soft: soft(), missing }
+}
+
+/// Raises the limit and returns what is enforced then.
+fn raise(resource: Resource, minimum: u64) -> io::Result<u64> {
+    let Limit { hard, .. } = sys::limit(resource)?;
+    let enough = hard.max(minimum);
+    // A hard limit below the minimum may be raised by privileged processes only; the others take what there is, and
+    // where even that is refused, what they had.
+    let _ = sys::set_limit(resource, Limit { soft: enough, hard: enough })
+        .or_else(|_| sys::set_limit(resource, Limit { soft: hard, hard }));
+    sys::limit(resource).map(|limit| limit.soft)
 }
 
 /// Enough memory may be locked for every shard's rings.
 pub(super) fn memlock(shard_count: u16) -> Check {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    match raise_memlock() {
-        Ok(limit) => memlock_of(limit.soft, shard_count, may_lock(&status)),
+    match raise(Resource::Memlock, MEMLOCK_BYTES_MIN) {
+        Ok(soft) => memlock_of(soft, shard_count, may_lock(&status)),
         Err(error) => Check::warning(
             "locked memory",
             format!("RLIMIT_MEMLOCK cannot be read: {error}"),
@@ -105,8 +110,8 @@ pub(super) fn memlock_of(soft: u64, shard_count: u16, may_lock: bool) -> Check {
 
 /// Enough descriptors may be open.
 pub(super) fn nofile() -> Check {
-    match raise_nofile() {
-        Ok(limit) => nofile_of(limit.soft),
+    match raise(Resource::Nofile, NOFILE_MIN) {
+        Ok(soft) => nofile_of(soft),
         Err(error) => Check::warning(
             "open files",
             format!("RLIMIT_NOFILE cannot be read: {error}"),

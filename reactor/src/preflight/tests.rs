@@ -130,10 +130,13 @@ fn given_memlock_limits_when_checked_then_small_is_a_warning_and_tiny_a_fault() 
 
 #[test]
 fn given_limits_of_this_process_when_raised_then_never_lower_than_before() {
-    let memlock = rlimit::raise_memlock().expect("readable");
-    let nofile = rlimit::raise_nofile().expect("readable");
+    let (memlock, nofile) = (rlimit::raise_memlock(1), rlimit::raise_nofile());
     assert!(memlock.soft >= memlock.before && nofile.soft >= nofile.before);
-    assert_eq!(rlimit::raise_nofile().expect("readable").before, nofile.soft, "raising is lasting");
+    assert_eq!(rlimit::raise_nofile().before, nofile.soft, "raising is lasting");
+    let hopeless = rlimit::raise_memlock(u16::MAX);
+    let unlimited = hopeless.soft >= (30 << 20) * u64::from(u16::MAX);
+    let privileged = rlimit::may_lock(&fs::read_to_string("/proc/self/status").expect("Linux"));
+    assert_eq!(hopeless.missing.is_none(), unlimited || privileged, "{hopeless:?}");
 }
 
 #[test]
