@@ -16,6 +16,8 @@ pub enum Fault {
     None,
     /// Not done, and known not to be done.
     Refused,
+    /// Not done, and repeating it will not help.
+    Broken,
     /// Not done, and the caller is left in doubt. A read, which changes nothing, is just refused.
     LostBefore,
     /// Done, and the caller is left in doubt.
@@ -67,6 +69,7 @@ impl<S: Store> Store for Faulty<S> {
         match self.applies.pop_front().unwrap_or(Fault::None) {
             Fault::None => self.inner.apply(batch),
             Fault::Refused => Err(refused()),
+            Fault::Broken => Err(broken()),
             Fault::LostBefore => Err(doubt()),
             Fault::LostAfter => self.inner.apply(batch).and_then(|()| Err(doubt())),
         }
@@ -79,6 +82,7 @@ impl<S: Store> Store for Faulty<S> {
     fn get(&mut self, key: PayloadKey) -> Result<Option<PayloadRow>, StoreError> {
         match self.reads.pop_front().unwrap_or(Fault::None) {
             Fault::None => self.inner.get(key),
+            Fault::Broken => Err(broken()),
             Fault::Refused | Fault::LostBefore | Fault::LostAfter => Err(refused()),
         }
     }
@@ -106,4 +110,8 @@ impl<S: Store> Store for Faulty<S> {
 
 fn refused() -> StoreError {
     StoreError::Unavailable("the store refused the call, as planned".to_owned())
+}
+
+fn broken() -> StoreError {
+    StoreError::Corrupt("the store is broken, as planned".to_owned())
 }

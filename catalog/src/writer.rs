@@ -107,6 +107,14 @@ impl Writer {
     /// # Panics
     /// When the system refuses a thread, as [`std::thread::spawn`] does.
     pub fn start(store: Box<dyn Store>, capacity: usize, sink: AckSink) -> Self {
+        Self::start_patient(store, capacity, sink, RETRY)
+    }
+
+    /// As [`Writer::start`], with another time to retry a group before its ops are refused.
+    ///
+    /// # Panics
+    /// As [`Writer::start`].
+    pub fn start_patient(store: Box<dyn Store>, capacity: usize, sink: AckSink, patience: Duration) -> Self {
         let (sender, receiver) = bounded(capacity);
         let counters = Arc::new(Counters::default());
         let worker = Worker {
@@ -116,6 +124,7 @@ impl Writer {
             counters: Arc::clone(&counters),
             changes: Vec::new(),
             tickets: Vec::new(),
+            patience,
             down: false,
             checkpoint_at: CHECKPOINT_BYTES,
         };
@@ -177,7 +186,9 @@ struct Worker {
     counters: Arc<Counters>,
     changes: Vec<CatalogChange>,
     tickets: Vec<Ticket>,
-    /// The last group was refused for a temporary reason.
+    /// How long a group is retried while the store is not down.
+    patience: Duration,
+    /// The last group was refused.
     down: bool,
     /// `log_bytes` at which the next checkpoint is due.
     checkpoint_at: u64,
@@ -263,7 +274,7 @@ impl Worker {
 
     /// Tries the group until its outcome is known: made, or refused with the reason. `None`: not known at shutdown.
     fn outcome(&mut self, started: Instant) -> Option<Result<(), String>> {
-        let patience = if self.down { Duration::ZERO } else { RETRY };
+        let patience = if self.down { Duration::ZERO } else { self.patience };
         let mut in_doubt = false;
         let mut backoff = BACKOFF_MIN;
         loop {

@@ -23,6 +23,7 @@ const SQLITE_VERSION_MIN: i32 = 3_051_003;
 /// The first bytes of every SQLite file, and where and how long its header is (sqlite.org/fileformat2.html).
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 const HEADER_BYTES: usize = 100;
+const PAGE_SIZE_AT: usize = 16;
 const APPLICATION_ID_AT: usize = 68;
 
 /// "Payl"; set by migration 0001.
@@ -66,15 +67,15 @@ fn real_path(path: &Path) -> Result<PathBuf, StoreError> {
 
 /// Refuses what is not ours. Changes nothing.
 fn inspect(path: &Path) -> Result<(), StoreError> {
-    match fs::metadata(path) {
+    let length = match fs::metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(refused("it cannot be looked at", &error)),
         Ok(found) if !found.is_file() => {
             return Err(StoreError::Foreign("it is no regular file; name a file".to_owned()));
         }
         Ok(found) if found.len() == 0 => return Ok(()),
-        Ok(_) => {}
-    }
+        Ok(found) => found.len(),
+    };
     let mut header = Vec::with_capacity(HEADER_BYTES);
     File::open(path)
         .and_then(|file| file.take(HEADER_BYTES as u64).read_to_end(&mut header))
@@ -84,28 +85,42 @@ fn inspect(path: &Path) -> Result<(), StoreError> {
             "it is not an SQLite database: another program's file, or its beginning was overwritten; name another file (`database.sqlite.path`), or if it was a catalog, {RESTORE}"
         )));
     }
-    let Some(id) = header.get(APPLICATION_ID_AT..APPLICATION_ID_AT + 4) else {
-        return Err(StoreError::Corrupt(format!("it ends after {} bytes; {RESTORE}", header.len())));
-    };
-    if id != APPLICATION_ID.to_be_bytes() {
+    if header.len() < HEADER_BYTES {
+        return Err(StoreError::Corrupt(format!("it ends after {length} bytes; {RESTORE}")));
+    }
+    if header[APPLICATION_ID_AT..APPLICATION_ID_AT + 4] != APPLICATION_ID.to_be_bytes() {
         return Err(StoreError::Foreign(
             "it is an SQLite database of another program, and was left as it is; name another file (`database.sqlite.path`)".to_owned(),
         ));
     }
+    // SQLite takes what a cut-off last page lacks for zeros. (A page size of 1 means 65,536.) While there is a log,
+    // the file may be in the middle of a checkpoint, which the log repeats.
+    let page_bytes = match u16::from_be_bytes([header[PAGE_SIZE_AT], header[PAGE_SIZE_AT + 1]]) {
+        1 => 65_536,
+        bytes => u64::from(bytes),
+    };
+    if page_bytes == 0 || (length % page_bytes != 0 && !suffixed(path, "-wal").exists()) {
+        return Err(StoreError::Corrupt(format!("it ends after {length} bytes, within a page; {RESTORE}")));
+    }
     Ok(())
+}
+
+/// The path of a file beside the database.
+fn suffixed(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    PathBuf::from(name)
 }
 
 /// Takes the lock that keeps a second server out, until the file is dropped. The lock file stays: removing it would
 /// let two servers lock two different files of that name.
 fn lock(path: &Path) -> Result<File, StoreError> {
-    let mut lock_path = OsString::from(path);
-    lock_path.push(".lock");
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
-        .open(&lock_path)
+        .open(suffixed(path, ".lock"))
         .map_err(|error| refused("its lock file cannot be opened beside it", &error))?;
     match file.try_lock() {
         Ok(()) => {}

@@ -1,0 +1,13 @@
+//! The catalog's tests from outside, in one binary: conformance of every backend, files that are not what they
+//! should be, the writer's promises, a process killed while it commits, and where DDL may stand.
+#![forbid(unsafe_code)]
+
+mod backends;
+mod child;
+mod conformance;
+mod ddl;
+mod files;
+mod kill;
+mod recovery;
+mod rows;
+mod writer;
