@@ -3,7 +3,9 @@
 //! Cheap to clone; clones share the HTTP/2 connection, which carries any number of calls at a time. What moves bytes
 //! (`allocate`, `acquire`, `put_bytes`, `read_leased`) is in `payload` and `transfer`, on top of these.
 //!
-//!     method -> request (deadline, if one was set) -> tonic -> answer, decoded and checked by `descriptor`
+//! ```text
+//! method -> request (deadline, if one was set) -> tonic -> answer, decoded and checked by `descriptor`
+//! ```
 //!
 //! Limits: an answer has at most `limits::MESSAGE_BYTES_MAX` bytes; a connection is given up after
 //! [`CONNECT_TIMEOUT`], and one whose server fell silent after [`KEEPALIVE_INTERVAL`] + [`KEEPALIVE_TIMEOUT`].

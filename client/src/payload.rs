@@ -1,8 +1,10 @@
 //! A payload's bytes in this process: [`WritablePayload`] from Allocate to Commit, [`ReadLease`] from Acquire to
 //! Release.
 //!
-//!     Client::allocate -> WritablePayload (&mut [u8]) -> commit  -> Descriptor
-//!     Client::acquire  -> ReadLease (&[u8])           -> release
+//! ```text
+//! Client::allocate -> WritablePayload (&mut [u8]) -> commit  -> Descriptor
+//! Client::acquire  -> ReadLease (&[u8])           -> release
+//! ```
 //!
 //! Both clean up when they are dropped half-way, in the background and as far as possible: an allocation that was
 //! not committed is deleted, a lease is released. Where that fails the server's own timeouts do it.

@@ -4,8 +4,10 @@
 //! that the connection is served meanwhile; they are hashed in the chunk in which they are moved, while it is in the
 //! core's cache.
 //!
-//!     reader --CHUNK_BYTES--> mapped payload --(same chunk)--> XXH3-64 --> Commit(checksum)
-//!     mapped lease --CHUNK_BYTES--> XXH3-64 --(same chunk)--> writer, then compared with the descriptor's checksum
+//! ```text
+//! reader --CHUNK_BYTES--> mapped payload --(same chunk)--> XXH3-64 --> Commit(checksum)
+//! mapped lease --CHUNK_BYTES--> XXH3-64 --(same chunk)--> writer, then compared with the descriptor's checksum
+//! ```
 
 use std::io::{self, ErrorKind, Read, Write};
 
