@@ -1,1 +1,84 @@
-fn main() {}
+//! The `payload-manager` binary: command line in, exit code out. Everything else is in the library.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use payload_front::cli::{Cli, Command};
+use payload_front::config::{Config, Loaded};
+use payload_front::serve::{self, FrontLimits};
+use payload_front::{bootstrap, demo, doctor, logging};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("payload-manager: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
+    if cli.check_config {
+        let loaded = load(cli)?;
+        loaded.config.check_supported()?;
+        warnings_print(&loaded);
+        print!("{}", loaded.to_yaml());
+        return Ok(ExitCode::SUCCESS);
+    }
+    match cli.command() {
+        Command::Serve => serve(cli),
+        Command::Demo { files } => demo::run(&files).map(|()| ExitCode::SUCCESS),
+        Command::DemoWorker { addr, .. } => demo::worker::run(&addr).map(|()| ExitCode::SUCCESS),
+        Command::Doctor { json } => Ok(doctor(cli, json)),
+    }
+}
+
+fn load(cli: &Cli) -> anyhow::Result<Loaded> {
+    let file = cli.config_file().map_err(anyhow::Error::msg)?;
+    // Names and values that are not text cannot be configuration.
+    let variables = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    Ok(Config::load(file, &cli.data_dir, variables)?)
+}
+
+fn warnings_print(loaded: &Loaded) {
+    for warning in &loaded.warnings {
+        eprintln!("payload-manager: warning: {warning}");
+    }
+}
+
+fn serve(cli: &Cli) -> anyhow::Result<ExitCode> {
+    let loaded = load(cli)?;
+    let config = &loaded.config;
+    logging::start(&config.logging).map_err(anyhow::Error::msg)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    config.check_supported()?;
+    let plan = bootstrap::plan(config)?;
+    let listener = bootstrap::address::bind(&config.server.bind_address)?;
+    bootstrap::preflight(config)?;
+    config.prepare()?;
+    let node = bootstrap::Node::start(config, &plan)?;
+    serve::run(listener, node, FrontLimits::of(config), plan.front_cores.as_deref())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn doctor(cli: &Cli, json: bool) -> ExitCode {
+    let checks = match load(cli) {
+        Ok(loaded) => {
+            warnings_print(&loaded);
+            doctor::checks(&loaded.config)
+        }
+        Err(error) => vec![doctor::configuration_fault(&format!("{error:#}"))],
+    };
+    if json {
+        print!("{}", doctor::to_json_lines(&checks));
+    } else {
+        print!("{}", doctor::to_table(&checks));
+    }
+    if doctor::has_fault(&checks) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}

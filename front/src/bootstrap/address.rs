@@ -1,0 +1,64 @@
+//! The listening address: bound before anything else, so that a second server ends here without a trace.
+//!
+//! Without SO_REUSEPORT: with it two servers could share a port and each would see half of the calls. (std sets
+//! SO_REUSEADDR, which on Linux only lets a restart reuse a port whose old connections linger.)
+
+use std::io;
+use std::net::TcpListener;
+
+use crate::config::BindAddress;
+
+/// Binds what the configuration names. Connections wait in the backlog until the server answers them. An address that
+/// other hosts can reach is warned about; `Config::check_supported` has refused it where TLS is required.
+///
+/// # Errors
+/// One sentence: the address is taken, not ours, or not to be looked up.
+pub fn bind(address: &BindAddress) -> anyhow::Result<TcpListener> {
+    if !address.is_loopback() {
+        tracing::warn!(
+            %address,
+            "NO TLS AND NO ACCESS CONTROL: whoever can reach this address can read, change and delete every payload; bind 127.0.0.1 unless the network is trusted"
+        );
+    }
+    let candidates = address.resolve().map_err(|error| {
+        anyhow::anyhow!("server.bind_address {address} cannot be looked up: {error}; write an IP address")
+    })?;
+    let mut refused = None;
+    for candidate in candidates {
+        match TcpListener::bind(candidate) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => refused = Some(error),
+        }
+    }
+    Err(match refused {
+        Some(error) if error.kind() == io::ErrorKind::AddrInUse => anyhow::anyhow!(
+            "the address {address} is taken by another process; stop that one, or set server.bind_address to a free port"
+        ),
+        Some(error) => anyhow::anyhow!("cannot listen on {address}: {error}; set server.bind_address"),
+        None => anyhow::anyhow!("server.bind_address {address} names no address; write an IP address"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(host: &str, port: u16) -> BindAddress {
+        BindAddress { host: host.to_owned(), port }
+    }
+
+    #[test]
+    fn given_a_taken_address_when_bound_then_a_sentence_names_it() {
+        let first = bind(&address("127.0.0.1", 0)).expect("a free port");
+        let port = first.local_addr().expect("bound").port();
+        let error = bind(&address("127.0.0.1", port)).expect_err("taken").to_string();
+        assert!(error.contains(&format!("127.0.0.1:{port} is taken")), "{error}");
+    }
+
+    #[test]
+    fn given_an_address_of_another_host_when_bound_then_a_sentence_names_the_key() {
+        // 192.0.2.0/24 is for documentation (RFC 5737): no host has it.
+        let error = bind(&address("192.0.2.1", 0)).expect_err("not ours").to_string();
+        assert!(error.contains("192.0.2.1:0") && error.contains("server.bind_address"), "{error}");
+    }
+}

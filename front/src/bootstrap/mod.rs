@@ -1,0 +1,220 @@
+//! Starting a node: everything between a configuration and a server that answers. And its end.
+//!
+//! ```text
+//! address bound -> preflight, limits raised -> disk root locked -> catalog opened and locked -> epoch begun
+//!   -> rows adopted by their shards -> what nobody vouched for reclaimed -> budgets preloaded
+//!   -> drivers, writer, shards started -> gRPC
+//! ```
+//!
+//! The order is what keeps a second server harmless: the address, the root's lock and the catalog's lock are taken
+//! first and change nothing that the first server uses; the epoch, the first lasting change, comes after all three.
+//! Every failure is one sentence that names what is taken or wrong and what to do.
+
+pub mod address;
+pub mod recovery;
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use payload_catalog::{MemoryStore, SqliteStore, Store, Synchronous, Writer};
+use payload_drivers::{Drivers, DriversConfig, Locator};
+use payload_reactor::preflight::{self, Status};
+use payload_reactor::topology::{self, Plan, Wanted};
+use payload_reactor::{Mailboxes, Reactor, ReactorConfig, ReactorHandle, SpinPolicy, clock};
+use payload_shards::{Arbiter, Shard, ShardConfig};
+use payload_types::event::Completion;
+use payload_types::{ByteCount, Epoch, PerTier, ShardIndex, Tier, limits};
+
+use crate::config::{Config, DatabaseConfig, Spin};
+use crate::ports::NodePorts;
+use crate::shutdown::Budget;
+
+/// A running node: shards, drivers and catalog writer, without gRPC.
+pub struct Node {
+    reactor: Reactor,
+    handle: ReactorHandle,
+    ports: Arc<NodePorts>,
+    locator: Locator,
+}
+
+impl Node {
+    /// Starts everything but gRPC. Recovers what an earlier start left.
+    ///
+    /// # Errors
+    /// One sentence: a root or catalog that another server holds, that is foreign or damaged, a limit of the system.
+    pub fn start(config: &Config, plan: &Plan) -> anyhow::Result<Self> {
+        let reactor = reactor_config(config, plan);
+        let mut drivers = Drivers::open(drivers_config(config))?;
+        let mut store = store_open(&config.database)?;
+        let epoch = store.begin_epoch(&config.node.name)?;
+
+        let capacity = capacity(config);
+        let mut shards = shards_new(config, epoch, capacity);
+        let found = recovery::rows_adopt(store.as_mut(), &drivers, &mut shards, clock::now())?;
+        let reclaimed = drivers.reclaim();
+        tracing::info!(
+            epoch = epoch.0,
+            live = found.live,
+            lost = found.lost,
+            expired = found.expired,
+            ?reclaimed,
+            "catalog recovered"
+        );
+
+        let arbiter = arbiter_preloaded(capacity, &shards);
+        let mailboxes = Mailboxes::new(config.shards.count);
+        let handle = mailboxes.handle();
+        let locator = drivers.locate();
+        let completions = handle.clone();
+        drivers.start(Arc::new(move |shard, completion| completions.complete(shard, completion)));
+        let acks = handle.clone();
+        let writer = Writer::start(
+            store,
+            limits::CATALOG_LANE_PER_SHARD * usize::from(config.shards.count),
+            Arc::new(move |shard, ack| acks.complete(shard, Completion::Catalog(ack))),
+        );
+        let ports = Arc::new(NodePorts::new(drivers, writer));
+        let reactor = Reactor::start(reactor, mailboxes, shards, arbiter, ports.clone())?;
+        Ok(Self { reactor, handle, ports, locator })
+    }
+
+    /// A way to the shards.
+    pub fn handle(&self) -> ReactorHandle {
+        self.handle.clone()
+    }
+
+    /// The names of this node's replicas.
+    pub fn locator(&self) -> Locator {
+        self.locator.clone()
+    }
+
+    /// Ends the node in order: shards answer what waits and let go, the writer flushes, the drivers drain.
+    /// Blocks; what is still acknowledged meanwhile is durable.
+    pub fn stop(self) {
+        let Self { reactor, ports, .. } = self;
+        reactor.shutdown();
+        match Arc::try_unwrap(ports) {
+            Ok(ports) => ports.shutdown(),
+            // A shard thread that did not end in time still holds them; leaving the process ends them all.
+            Err(_held) => {
+                tracing::warn!("a shard did not stop in time; drivers and catalog are left to the exit")
+            }
+        }
+    }
+}
+
+/// Looks whether this machine can run a node. Warnings are logged; what keeps it from serving is an error.
+///
+/// # Errors
+/// The first fault: what was found and what to change.
+pub fn preflight(config: &Config) -> anyhow::Result<()> {
+    let checks = preflight::run(&preflight::Input {
+        ram_capacity: config.storage.ram.capacity,
+        shm_prefix: config.storage.ram.shm_prefix.clone(),
+        disk_root: config.storage.disk.root_path.clone(),
+        disk_capacity: config.storage.disk.capacity,
+        shard_count: config.shards.count,
+        gpu_configured: !config.storage.gpu.is_empty(),
+    });
+    for check in checks {
+        let fix = check.fix.unwrap_or_default();
+        match check.status {
+            Status::Ok => tracing::debug!(check = check.name, "{}", check.detail),
+            Status::Warning => tracing::warn!(check = check.name, "{}; {fix}", check.detail),
+            Status::Fault => anyhow::bail!("{}: {}; {fix}", check.name, check.detail),
+        }
+    }
+    Ok(())
+}
+
+fn store_open(database: &DatabaseConfig) -> anyhow::Result<Box<dyn Store>> {
+    match database {
+        DatabaseConfig::Sqlite { path } => Ok(Box::new(SqliteStore::open(path, Synchronous::Full)?)),
+        DatabaseConfig::Memory => Ok(Box::new(MemoryStore::default())),
+        DatabaseConfig::Postgres { .. } => {
+            anyhow::bail!("database.postgres is not available in this version; use database.sqlite")
+        }
+    }
+}
+
+/// What each tier may use; `None` where this version has no tier.
+fn capacity(config: &Config) -> PerTier<Option<ByteCount>> {
+    let mut capacity = PerTier::default();
+    capacity[Tier::Ram] = Some(config.storage.ram.capacity);
+    capacity[Tier::Disk] = Some(config.storage.disk.capacity);
+    capacity
+}
+
+fn shards_new(config: &Config, epoch: Epoch, capacity: PerTier<Option<ByteCount>>) -> Vec<Shard> {
+    let shard = |index| {
+        Shard::new(ShardConfig {
+            shard: ShardIndex(index),
+            shard_count: config.shards.count,
+            epoch,
+            capacity,
+            lease_ms_default: config.leases.default_ms,
+            lease_ms_max: config.leases.max_ms,
+            allocation_timeout_ms: config.leases.allocation_timeout_ms,
+            disk_fsync: config.storage.disk.fsync,
+        })
+    };
+    (0..config.shards.count).map(shard).collect()
+}
+
+/// The arbiter, knowing what the adopted payloads already use.
+fn arbiter_preloaded(capacity: PerTier<Option<ByteCount>>, shards: &[Shard]) -> Arbiter {
+    let count = u16::try_from(shards.len()).expect("limits::SHARD_COUNT_MAX fits");
+    let mut arbiter = Arbiter::new(capacity, count);
+    for (index, shard) in (0..count).zip(shards) {
+        let held = shard.budget_held();
+        for tier in Tier::ALL {
+            if held[tier].0 > 0 {
+                arbiter.preload(ShardIndex(index), tier, held[tier]);
+            }
+        }
+    }
+    arbiter
+}
+
+fn drivers_config(config: &Config) -> DriversConfig {
+    DriversConfig {
+        shm_prefix: config.storage.ram.shm_prefix.clone(),
+        segment_mode: config.storage.ram.segment_mode,
+        disk_root: Some(config.storage.disk.root_path.clone()),
+        node: config.node.name.clone(),
+        worker_threads: config.spill_workers.threads,
+        transfer_threads: config.spill_workers.threads,
+        shard_count: config.shards.count,
+        ..DriversConfig::default()
+    }
+}
+
+fn reactor_config(config: &Config, plan: &Plan) -> ReactorConfig {
+    ReactorConfig {
+        cores: plan.shard_cores.clone(),
+        spin: match config.shards.spin {
+            Spin::Auto => SpinPolicy::Adaptive,
+            Spin::Off => SpinPolicy::Never,
+            Spin::On => SpinPolicy::Always,
+        },
+        drain_timeout: Budget::of(config.shutdown.drain_timeout_ms).shards,
+        ..ReactorConfig::default()
+    }
+}
+
+/// Which cores shards and front run on.
+///
+/// # Errors
+/// One sentence: a core that this process may not use, or as many cores as there are shards.
+pub fn plan(config: &Config) -> anyhow::Result<Plan> {
+    let machine = topology::Machine::detect().context("the cores this process may use cannot be read")?;
+    let count = usize::from(config.shards.count);
+    // More cores than shards may be named; the first ones are taken.
+    let shard_cores = config.shards.cores.as_ref().map(|cores| cores[..count.min(cores.len())].to_vec());
+    let wanted = Wanted {
+        shard_count: Some(config.shards.count),
+        shard_cores,
+        front_cores: config.front.cores.clone(),
+    };
+    Ok(machine.plan(&wanted)?)
+}

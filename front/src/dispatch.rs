@@ -1,0 +1,191 @@
+//! Sends each call to its service: by comparing the path's first part, and under the bound on requests in flight.
+//!
+//! ```text
+//! hyper --> tonic (grpc-timeout, error recovery) --> Dispatch --permit--> PayloadDataService ... (ours)
+//!                                                          '-----------> health, reflection
+//! ```
+//!
+//! tonic's own router is axum's: it boxes a future and walks a path tree for every call. A few comparisons are less,
+//! and this is the path whose cost is measured against a bare echo. Health and reflection take no permit: whoever
+//! asks whether a full server is alive must get an answer.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use payload_wire::pb::services::v1::payload_admin_service_server::PayloadAdminServiceServer;
+use payload_wire::pb::services::v1::payload_catalog_service_server::PayloadCatalogServiceServer;
+use payload_wire::pb::services::v1::payload_data_service_server::PayloadDataServiceServer;
+use payload_wire::pb::services::v1::payload_stream_service_server::PayloadStreamServiceServer;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::{BoxFuture, Service, http};
+use tonic::server::NamedService;
+
+use crate::admission::{Gate, Permit};
+use crate::services::{AdminService, CatalogService, DataService, StreamService};
+
+type Data = PayloadDataServiceServer<DataService>;
+type Catalog = PayloadCatalogServiceServer<CatalogService>;
+type Admin = PayloadAdminServiceServer<AdminService>;
+type Stream = PayloadStreamServiceServer<StreamService>;
+
+/// The services behind one address. Cheap to clone: tonic does so for every call.
+#[derive(Clone)]
+pub struct Dispatch {
+    services: Arc<Services>,
+}
+
+/// What [`Dispatch`] chooses from.
+pub struct Services {
+    /// Leases and snapshots: the busiest, so it is looked for first.
+    pub data: Data,
+    /// Lifecycle, placement, metadata, lineage.
+    pub catalog: Catalog,
+    /// Statistics.
+    pub admin: Admin,
+    /// Streams.
+    pub stream: Stream,
+    /// Health and reflection.
+    pub others: Vec<Other>,
+    /// The bound on requests in flight (`limits.requests_in_flight`).
+    pub gate: Gate,
+}
+
+/// A service that is not ours, under its name. Its type has no name that could be written here.
+pub struct Other {
+    name: &'static str,
+    call: Box<dyn Fn(http::Request<Body>) -> Running + Send + Sync>,
+}
+
+type Running = BoxFuture<http::Response<Body>, Infallible>;
+
+impl Other {
+    /// Wraps a generated server.
+    pub fn new<S>(server: S) -> Self
+    where
+        S: Service<
+                http::Request<Body>,
+                Response = http::Response<Body>,
+                Error = Infallible,
+                Future = Running,
+            > + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
+        Self { name: S::NAME, call: Box::new(move |request| server.clone().call(request)) }
+    }
+}
+
+impl Dispatch {
+    /// Dispatches to these services.
+    pub fn new(services: Services) -> Self {
+        Self { services: Arc::new(services) }
+    }
+}
+
+impl Service<http::Request<Body>> for Dispatch {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Answer {
+        let services = &self.services;
+        let path = request.uri().path();
+        let name = path.strip_prefix('/').and_then(|path| path.split_once('/')).map_or("", |(name, _)| name);
+        let target = Target::named(name);
+        if target == Target::Other {
+            let stage = match services.others.iter().find(|other| other.name == name) {
+                Some(other) => Stage::Running((other.call)(request)),
+                None => Stage::Refused(Status::unimplemented(format!(
+                    "`{path}` names no service of this server; ask its reflection service for those it has"
+                ))),
+            };
+            return Answer { stage, _permit: None };
+        }
+        let Some(permit) = services.gate.enter() else {
+            let status = Status::resource_exhausted(format!(
+                "the server has {} requests in flight, which is its limit (limits.requests_in_flight); try again in a moment",
+                services.gate.limit()
+            ));
+            return Answer { stage: Stage::Refused(status), _permit: None };
+        };
+        let running = match target {
+            Target::Data => services.data.clone().call(request),
+            Target::Catalog => services.catalog.clone().call(request),
+            Target::Admin => services.admin.clone().call(request),
+            Target::Stream | Target::Other => services.stream.clone().call(request),
+        };
+        Answer { stage: Stage::Running(running), _permit: Some(permit) }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Target {
+    Data,
+    Catalog,
+    Admin,
+    Stream,
+    Other,
+}
+
+impl Target {
+    fn named(name: &str) -> Self {
+        match name {
+            _ if name == Data::NAME => Self::Data,
+            _ if name == Catalog::NAME => Self::Catalog,
+            _ if name == Admin::NAME => Self::Admin,
+            _ if name == Stream::NAME => Self::Stream,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// The answer to one call, and the place it holds under the limit until it is given or dropped.
+pub struct Answer {
+    stage: Stage,
+    _permit: Option<Permit>,
+}
+
+enum Stage {
+    Running(Running),
+    Refused(Status),
+}
+
+impl Future for Answer {
+    type Output = Result<http::Response<Body>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.stage {
+            Stage::Running(future) => future.as_mut().poll(context),
+            Stage::Refused(status) => Poll::Ready(Ok(status.clone().into_http())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn given_service_names_when_dispatched_then_each_reaches_its_own() {
+        for (name, target) in [
+            ("payload.manager.services.v1.PayloadDataService", Target::Data),
+            ("payload.manager.services.v1.PayloadCatalogService", Target::Catalog),
+            ("payload.manager.services.v1.PayloadAdminService", Target::Admin),
+            ("payload.manager.services.v1.PayloadStreamService", Target::Stream),
+            ("grpc.health.v1.Health", Target::Other),
+            ("", Target::Other),
+        ] {
+            assert_eq!(Target::named(name), target, "{name}");
+        }
+    }
+}

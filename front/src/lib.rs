@@ -1,0 +1,27 @@
+//! The `payload-manager` server as a library, so that tests and the demo run the very parts that the binary runs.
+//!
+//! main is thin: it reads the command line ([`cli`]), loads the configuration ([`config`]), starts logging
+//! ([`logging`]) and calls one of serve, demo ([`demo`]), doctor ([`doctor`]).
+//!
+//! ```text
+//! serve:  bootstrap::Node (shards, drivers, catalog writer; no gRPC)  --ReactorHandle-->  serve (gRPC on one thread)
+//! a call: incoming -> dispatch (admission) -> services -> shard -> services -> client      shutdown ends all of it
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod admission;
+pub mod bootstrap;
+pub mod cli;
+pub mod config;
+pub mod deadline;
+pub mod demo;
+pub mod dispatch;
+pub mod doctor;
+pub mod incoming;
+pub mod locate;
+pub mod logging;
+pub mod mint;
+pub mod ports;
+pub mod serve;
+pub mod services;
+pub mod shutdown;

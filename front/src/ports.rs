@@ -1,0 +1,49 @@
+//! The shards' way out: hands their effects to the drivers and to the catalog writer.
+//!
+//! Owned by the node, called by the shard threads. Never blocks: both receivers have bounded queues, sized so that a
+//! shard's own slot tables are full first, and a full queue hands the operation back for the pump to keep.
+
+use payload_catalog::Writer;
+use payload_drivers::{DriverOp, Drivers};
+use payload_reactor::Ports;
+use payload_types::effect::{CatalogOp, StorageOp, TransferOp};
+
+/// Drivers and catalog writer of one node.
+pub struct NodePorts {
+    drivers: Drivers,
+    writer: Writer,
+}
+
+impl NodePorts {
+    /// Both must have been started.
+    pub fn new(drivers: Drivers, writer: Writer) -> Self {
+        Self { drivers, writer }
+    }
+
+    /// Ends both, in the order in which nothing can be lost: the writer first flushes what the shards submitted, then
+    /// the drivers finish what is under way.
+    pub fn shutdown(self) {
+        drop(self.writer.shutdown());
+        self.drivers.shutdown();
+    }
+}
+
+impl Ports for NodePorts {
+    fn storage(&self, op: StorageOp) -> Result<(), StorageOp> {
+        self.drivers.submit(DriverOp::Storage(op)).map_err(|full| match full {
+            DriverOp::Storage(op) => op,
+            DriverOp::Transfer(_) => unreachable!("a queue hands back what it was given"),
+        })
+    }
+
+    fn transfer(&self, op: TransferOp) -> Result<(), TransferOp> {
+        self.drivers.submit(DriverOp::Transfer(op)).map_err(|full| match full {
+            DriverOp::Transfer(op) => op,
+            DriverOp::Storage(_) => unreachable!("a queue hands back what it was given"),
+        })
+    }
+
+    fn catalog(&self, op: CatalogOp) -> Result<(), CatalogOp> {
+        self.writer.submit(op)
+    }
+}

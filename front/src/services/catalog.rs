@@ -1,0 +1,166 @@
+//! `PayloadCatalogService`: lifecycle and placement. Metadata, lineage and import answer UNIMPLEMENTED.
+
+use std::sync::Arc;
+
+use payload_reactor::clock;
+use payload_types::PayloadKey;
+use payload_types::reply::Reply;
+use payload_types::request::Request as Ask;
+use payload_wire::pb::catalog::v1 as pb_catalog;
+use payload_wire::pb::runtime::v1 as pb;
+use payload_wire::pb::services::v1::payload_catalog_service_server::PayloadCatalogService;
+use payload_wire::status::to_status;
+use payload_wire::{decode, encode};
+use tonic::{Request, Response, Status};
+
+use super::router::{NAMESPACE, Router, mismatch};
+use super::spill;
+use super::stream::not_served;
+use crate::deadline::Deadline;
+
+/// See the module.
+pub struct CatalogService {
+    router: Arc<Router>,
+}
+
+impl CatalogService {
+    /// Serves from the shards behind `router`.
+    pub fn new(router: Arc<Router>) -> Self {
+        Self { router }
+    }
+}
+
+#[tonic::async_trait]
+impl PayloadCatalogService for CatalogService {
+    async fn allocate_payload(
+        &self,
+        request: Request<pb::AllocatePayloadRequest>,
+    ) -> Result<Response<pb::AllocatePayloadResponse>, Status> {
+        let deadline = Deadline::of(request.metadata())
+            .unwrap_or_else(|| Deadline::of_server(self.router.allocate_wait_ms));
+        let parts = decode::allocate(request.into_inner(), clock::now().wall).map_err(to_status)?;
+        let (id, shard) = self.router.mint.payload_id();
+        let ask = Ask::Allocate(parts.into_allocate(PayloadKey { namespace: NAMESPACE, id }));
+        match self.router.ask(shard, ask, Some(deadline)).await.map_err(to_status)? {
+            Reply::Allocated(descriptor) => {
+                Ok(Response::new(encode::allocated(&descriptor, &self.router.locator)))
+            }
+            other => Err(to_status(mismatch("AllocatePayload", &other))),
+        }
+    }
+
+    async fn commit_payload(
+        &self,
+        request: Request<pb::CommitPayloadRequest>,
+    ) -> Result<Response<pb::CommitPayloadResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        let ask = decode::commit(NAMESPACE, request.into_inner()).map_err(to_status)?;
+        match self.router.ask_owner(ask, deadline).await.map_err(to_status)? {
+            Reply::Committed(descriptor) => {
+                Ok(Response::new(encode::committed(&descriptor, &self.router.locator)))
+            }
+            other => Err(to_status(mismatch("CommitPayload", &other))),
+        }
+    }
+
+    async fn delete(&self, request: Request<pb::DeleteRequest>) -> Result<Response<()>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        let ask = decode::delete(NAMESPACE, request.into_inner()).map_err(to_status)?;
+        match self.router.ask_owner(ask, deadline).await.map_err(to_status)? {
+            Reply::Deleted => Ok(Response::new(())),
+            other => Err(to_status(mismatch("Delete", &other))),
+        }
+    }
+
+    async fn promote(
+        &self,
+        request: Request<pb::PromoteRequest>,
+    ) -> Result<Response<pb::PromoteResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        let ask = decode::promote(NAMESPACE, request.into_inner()).map_err(to_status)?;
+        match self.router.ask_owner(ask, deadline).await.map_err(to_status)? {
+            Reply::Promoted(descriptor) => {
+                Ok(Response::new(encode::promoted(&descriptor, &self.router.locator)))
+            }
+            other => Err(to_status(mismatch("Promote", &other))),
+        }
+    }
+
+    async fn spill(&self, request: Request<pb::SpillRequest>) -> Result<Response<pb::SpillResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        spill::spill(&self.router, request.into_inner(), deadline).await.map(Response::new)
+    }
+
+    async fn prefetch(&self, request: Request<pb::PrefetchRequest>) -> Result<Response<()>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        let ask = decode::prefetch(NAMESPACE, request.into_inner()).map_err(to_status)?;
+        match self.router.ask_owner(ask, deadline).await.map_err(to_status)? {
+            Reply::Prefetching => Ok(Response::new(())),
+            other => Err(to_status(mismatch("Prefetch", &other))),
+        }
+    }
+
+    async fn pin(&self, request: Request<pb::PinRequest>) -> Result<Response<()>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        let ask = decode::pin(NAMESPACE, request.into_inner()).map_err(to_status)?;
+        match self.router.ask_owner(ask, deadline).await.map_err(to_status)? {
+            Reply::Pinned => Ok(Response::new(())),
+            other => Err(to_status(mismatch("Pin", &other))),
+        }
+    }
+
+    async fn unpin(&self, request: Request<pb::UnpinRequest>) -> Result<Response<()>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        let ask = decode::unpin(NAMESPACE, request.into_inner()).map_err(to_status)?;
+        match self.router.ask_owner(ask, deadline).await.map_err(to_status)? {
+            Reply::Unpinned => Ok(Response::new(())),
+            other => Err(to_status(mismatch("Unpin", &other))),
+        }
+    }
+
+    async fn list_payloads(
+        &self,
+        request: Request<pb::ListPayloadsRequest>,
+    ) -> Result<Response<pb::ListPayloadsResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        let parts = decode::list(NAMESPACE, request.into_inner()).map_err(to_status)?;
+        let mut pages = Vec::new();
+        for reply in self.router.ask_all(&Ask::List(parts.list.clone()), deadline).await.map_err(to_status)? {
+            let Reply::Page(page) = reply else { return Err(to_status(mismatch("ListPayloads", &reply))) };
+            pages.push(page);
+        }
+        Ok(Response::new(encode::page(&parts, pages)))
+    }
+
+    async fn add_lineage(&self, _: Request<pb_catalog::AddLineageRequest>) -> Result<Response<()>, Status> {
+        Err(not_served("AddLineage", "lineage and metadata"))
+    }
+
+    async fn get_lineage(
+        &self,
+        _: Request<pb_catalog::GetLineageRequest>,
+    ) -> Result<Response<pb_catalog::GetLineageResponse>, Status> {
+        Err(not_served("GetLineage", "lineage and metadata"))
+    }
+
+    async fn update_payload_metadata(
+        &self,
+        _: Request<pb_catalog::UpdatePayloadMetadataRequest>,
+    ) -> Result<Response<pb_catalog::UpdatePayloadMetadataResponse>, Status> {
+        Err(not_served("UpdatePayloadMetadata", "lineage and metadata"))
+    }
+
+    async fn append_payload_metadata_event(
+        &self,
+        _: Request<pb_catalog::AppendPayloadMetadataEventRequest>,
+    ) -> Result<Response<pb_catalog::AppendPayloadMetadataEventResponse>, Status> {
+        Err(not_served("AppendPayloadMetadataEvent", "lineage and metadata"))
+    }
+
+    async fn import_payload(
+        &self,
+        _: Request<pb::ImportPayloadRequest>,
+    ) -> Result<Response<pb::ImportPayloadResponse>, Status> {
+        Err(not_served("ImportPayload", "objects and imports"))
+    }
+}

@@ -1,0 +1,71 @@
+//! `PayloadDataService`: what readers call. Resolve, lease, release.
+
+use std::sync::Arc;
+
+use payload_types::reply::Reply;
+use payload_types::request::Request as Ask;
+use payload_wire::pb::runtime::v1 as pb;
+use payload_wire::pb::services::v1::payload_data_service_server::PayloadDataService;
+use payload_wire::status::to_status;
+use payload_wire::{decode, encode};
+use tonic::{Request, Response, Status};
+
+use super::router::{NAMESPACE, Router, mismatch};
+use crate::deadline::Deadline;
+
+/// See the module.
+pub struct DataService {
+    router: Arc<Router>,
+}
+
+impl DataService {
+    /// Serves from the shards behind `router`.
+    pub fn new(router: Arc<Router>) -> Self {
+        Self { router }
+    }
+}
+
+#[tonic::async_trait]
+impl PayloadDataService for DataService {
+    async fn resolve_snapshot(
+        &self,
+        request: Request<pb::ResolveSnapshotRequest>,
+    ) -> Result<Response<pb::ResolveSnapshotResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        let ask = decode::resolve(NAMESPACE, request.into_inner()).map_err(to_status)?;
+        match self.router.ask_owner(ask, deadline).await.map_err(to_status)? {
+            Reply::Resolved(descriptor) => {
+                Ok(Response::new(encode::resolved(&descriptor, &self.router.locator)))
+            }
+            other => Err(to_status(mismatch("ResolveSnapshot", &other))),
+        }
+    }
+
+    async fn acquire_read_lease(
+        &self,
+        request: Request<pb::AcquireReadLeaseRequest>,
+    ) -> Result<Response<pb::AcquireReadLeaseResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        let nonce = self.router.mint.lease_nonce();
+        let ask = decode::acquire(NAMESPACE, request.into_inner(), nonce).map_err(to_status)?;
+        match self.router.ask_owner(ask, deadline).await.map_err(to_status)? {
+            Reply::Leased(grant) => Ok(Response::new(encode::leased(&grant, &self.router.locator))),
+            other => Err(to_status(mismatch("AcquireReadLease", &other))),
+        }
+    }
+
+    async fn release_lease(&self, request: Request<pb::ReleaseLeaseRequest>) -> Result<Response<()>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        let ask = decode::release(request.into_inner()).map_err(to_status)?;
+        let Ask::Release { lease } = ask else { return Ok(Response::new(())) };
+        let shard = lease.shard();
+        // A lease of a start with more shards, or of nobody: as good as released (idempotent).
+        if shard.0 >= self.router.shard_count() {
+            return Ok(Response::new(()));
+        }
+        match self.router.ask(shard, ask, deadline).await.map_err(to_status)? {
+            Reply::Released => Ok(Response::new(())),
+            other => Err(to_status(mismatch("ReleaseLease", &other))),
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! The gRPC services: each call is decoded (`wire`), asked of the shard that owns its payload, and encoded.
+//!
+//! ```text
+//! tonic --> handler --decode--> Router::ask --mailbox--> shard --oneshot--> handler --encode--> tonic
+//! ```
+//!
+//! One file a service; [`router`] holds what they share. Handlers keep no state of their own: a call that is dropped
+//! half way leaves nothing behind but work that the shard finishes by itself.
+
+mod admin;
+mod catalog;
+mod data;
+pub mod router;
+mod spill;
+mod stream;
+
+pub use admin::AdminService;
+pub use catalog::CatalogService;
+pub use data::DataService;
+pub use router::Router;
+pub use stream::StreamService;

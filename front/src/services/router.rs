@@ -1,0 +1,142 @@
+//! Carries a decoded request to its shard and brings the answer back. Shared by all services.
+//!
+//! A request goes to the shard that its id hashes to, or to every shard ([`Router::ask_all`]). Exactly one answer
+//! comes back through a oneshot channel; a handler whose client hung up drops its end, and the shard's answer then
+//! goes nowhere. A full lane is RESOURCE_EXHAUSTED at once: nothing is queued here.
+
+use payload_reactor::{Envelope, ReactorHandle};
+use payload_types::reply::{Reply, ReplyResult};
+use payload_types::request::Request;
+use payload_types::{ErrorKind, NamespaceId, PayloadError, ShardIndex};
+use tokio::sync::oneshot;
+
+use crate::deadline::Deadline;
+use crate::locate::Places;
+use crate::mint::Mint;
+
+/// The namespace that every caller is in until access control lands.
+pub const NAMESPACE: NamespaceId = NamespaceId::DEFAULT;
+
+/// What the handlers of all services share.
+pub struct Router {
+    reactor: ReactorHandle,
+    shard_count: u16,
+    /// Where ids and nonces come from.
+    pub mint: Mint,
+    /// Turns locations into names and paths.
+    pub locator: Places,
+    /// `limits.allocate_wait` in milliseconds: how long an Allocate without a deadline waits for space.
+    pub allocate_wait_ms: u64,
+}
+
+impl Router {
+    /// A router to the shards behind `reactor`.
+    pub fn new(reactor: ReactorHandle, locator: Places, allocate_wait_ms: u64) -> Self {
+        let shard_count = reactor.shard_count();
+        Self { reactor, shard_count, mint: Mint::new(shard_count), locator, allocate_wait_ms }
+    }
+
+    /// How many shards there are.
+    pub fn shard_count(&self) -> u16 {
+        self.shard_count
+    }
+
+    /// Asks the shard that owns the payload named by `request`.
+    ///
+    /// # Errors
+    /// As [`Router::ask`].
+    pub async fn ask_owner(
+        &self,
+        request: Request,
+        deadline: Option<Deadline>,
+    ) -> Result<Reply, PayloadError> {
+        let id = request.routing_id().expect("requests about one payload carry its id");
+        self.ask(id.shard(self.shard_count), request, deadline).await
+    }
+
+    /// Asks one shard and waits for its answer.
+    ///
+    /// # Errors
+    /// The shard's own; RESOURCE_EXHAUSTED when its lane is full; DEADLINE_EXCEEDED when it did not answer in time;
+    /// UNAVAILABLE when the server stops.
+    pub async fn ask(
+        &self,
+        shard: ShardIndex,
+        request: Request,
+        deadline: Option<Deadline>,
+    ) -> Result<Reply, PayloadError> {
+        let answer = self.submit(shard, request, deadline)?;
+        let outcome = match deadline.and_then(|deadline| deadline.give_up) {
+            None => answer.await,
+            Some(give_up) => tokio::time::timeout_at(give_up, answer).await.map_err(|_late| late())?,
+        };
+        outcome.map_err(|_dropped| stopping())?
+    }
+
+    /// Asks every shard the same and gathers the answers, in the order of the shards.
+    ///
+    /// # Errors
+    /// As [`Router::ask`]; the first one ends it.
+    pub async fn ask_all(
+        &self,
+        request: &Request,
+        deadline: Option<Deadline>,
+    ) -> Result<Vec<Reply>, PayloadError> {
+        let mut answers = Vec::with_capacity(usize::from(self.shard_count));
+        for shard in 0..self.shard_count {
+            answers.push(self.submit(ShardIndex(shard), request.clone(), deadline)?);
+        }
+        let gather = async {
+            let mut replies = Vec::with_capacity(answers.len());
+            for answer in answers {
+                replies.push(answer.await.map_err(|_dropped| stopping())??);
+            }
+            Ok(replies)
+        };
+        match deadline.and_then(|deadline| deadline.give_up) {
+            None => gather.await,
+            Some(give_up) => tokio::time::timeout_at(give_up, gather).await.map_err(|_late| late())?,
+        }
+    }
+
+    fn submit(
+        &self,
+        shard: ShardIndex,
+        request: Request,
+        deadline: Option<Deadline>,
+    ) -> Result<oneshot::Receiver<ReplyResult>, PayloadError> {
+        let (sender, receiver) = oneshot::channel();
+        let envelope = Envelope {
+            request,
+            deadline: deadline.map(|deadline| deadline.shard),
+            // The receiver is gone when the client hung up: then nobody wants the answer.
+            reply: Box::new(move |result| drop(sender.send(result))),
+        };
+        match self.reactor.submit(shard, envelope) {
+            Ok(()) => Ok(receiver),
+            Err(_full) => Err(PayloadError::exhausted(
+                "the queue of the shard that owns this payload is full; try again in a moment",
+            )),
+        }
+    }
+}
+
+/// The answer when a shard replied with something its request cannot have: a defect of ours.
+pub fn mismatch(asked: &str, reply: &Reply) -> PayloadError {
+    tracing::error!(asked, ?reply, "a shard gave the answer to another question");
+    PayloadError::new(
+        ErrorKind::Internal,
+        format!("{asked}: the server's own parts disagree about the answer; please report this"),
+    )
+}
+
+fn late() -> PayloadError {
+    PayloadError::new(
+        ErrorKind::DeadlineExceeded,
+        "the deadline passed before the server had an answer; whether a change was made is not known: look, or call again with more time",
+    )
+}
+
+fn stopping() -> PayloadError {
+    PayloadError::new(ErrorKind::Unavailable, "the server is stopping; call again once it is back")
+}
