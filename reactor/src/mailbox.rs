@@ -1,0 +1,356 @@
+//! Each shard's mailbox: bounded lanes on crossbeam queues, and a doorbell. The only way into a shard.
+//!
+//! | lane | from | to | when it is full |
+//! |---|---|---|---|
+//! | requests | front | the shard | the message is handed back to its sender |
+//! | done | drivers, catalog writer | the shard | the sender waits; by the arithmetic below only for `Freed` notices |
+//! | budget replies | the arbiter on shard 0 | the shard | cannot be: every ask and recall has its place |
+//! | budget requests (one lane) | all shards | the arbiter on shard 0 | the sending pump keeps it in its backlog |
+//!
+//! The lanes are separate so that a flood of requests never holds back a completion, and so that shards, which
+//! must not wait, never share a lane with drivers, which may.
+//!
+//! Life: `Running` -> `Closing` (requests are answered UNAVAILABLE, work in flight goes on) -> `Stopping` (pumps
+//! leave). A mailbox whose pump has left is `closed`: what arrives later is answered or dropped by its sender.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
+use std::time::Duration;
+
+use crossbeam::queue::ArrayQueue;
+use crossbeam::utils::CachePadded;
+use payload_types::effect::BudgetRequest;
+use payload_types::event::{BudgetReply, Completion};
+use payload_types::reply::ReplyResult;
+use payload_types::request::Request;
+use payload_types::{ErrorKind, Monotonic, PayloadError, ShardIndex, limits};
+
+use crate::doorbell::Doorbell;
+use crate::stall::{StallBoard, TurnStats};
+
+/// Budget replies under way to one shard: one for each of its asks, one recall a tier.
+const BUDGET_REPLY_LANE_LEN: usize = limits::BUDGET_ASKS_PER_SHARD_MAX + limits::RECALLS_MAX;
+
+/// Completions of drivers and catalog under way to one shard: the rest of the completion lane's arithmetic.
+const DONE_LANE_LEN: usize = limits::COMPLETION_LANE_LEN - BUDGET_REPLY_LANE_LEN;
+
+/// Budget requests under way, for each shard of the node. More wait in the shard's own backlog, which is bounded.
+const BUDGET_LANE_PER_SHARD: usize = 64;
+
+const _: () = assert!(
+    DONE_LANE_LEN
+        == limits::OPS_PER_SHARD_MAX + 2 * limits::DROPS_IN_FLIGHT_MAX + limits::RETIRED_NOTICES_MAX,
+    "each operation at most one, each drop two (detached, freed), and the late freed notices"
+);
+
+/// A driver whose completion does not fit looks again after this.
+const FULL_LANE_PAUSE: Duration = Duration::from_micros(200);
+
+/// Takes the answer to a request. Called exactly once, on the shard's thread (while the server stops also on the
+/// sender's): it hands the answer on and returns; it must neither wait nor panic.
+pub type ReplySink = Box<dyn FnOnce(ReplyResult) + Send>;
+
+/// A request on its way. Lane: requests.
+pub struct Envelope {
+    /// What is asked.
+    pub request: Request,
+    /// When the caller stops waiting.
+    pub deadline: Option<Monotonic>,
+    /// Who gets the answer.
+    pub reply: ReplySink,
+}
+
+/// Where the reactor is in its life; see the head of the file.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub(crate) enum Phase {
+    Running = 0,
+    Closing = 1,
+    Stopping = 2,
+}
+
+/// One shard's lanes.
+pub(crate) struct Mailbox {
+    pub(crate) requests: ArrayQueue<Envelope>,
+    pub(crate) done: ArrayQueue<Completion>,
+    pub(crate) budget_replies: ArrayQueue<BudgetReply>,
+    pub(crate) doorbell: CachePadded<Doorbell>,
+    /// The pump has left.
+    closed: AtomicBool,
+    /// While closing: nothing of this shard is in flight.
+    pub(crate) drained: AtomicBool,
+    pub(crate) stalls: StallBoard,
+}
+
+impl Mailbox {
+    fn new() -> Self {
+        Self {
+            requests: ArrayQueue::new(limits::REQUEST_LANE_LEN),
+            done: ArrayQueue::new(DONE_LANE_LEN),
+            budget_replies: ArrayQueue::new(BUDGET_REPLY_LANE_LEN),
+            doorbell: CachePadded::new(Doorbell::default()),
+            closed: AtomicBool::new(false),
+            drained: AtomicBool::new(false),
+            stalls: StallBoard::default(),
+        }
+    }
+
+    /// The pump leaves (or never came): whatever waits, and whatever still arrives, is answered UNAVAILABLE.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        // Pairs with the fence of `Doorbell::ring` in `submit`: either this thread sees the message, or the sender
+        // sees `closed` and answers it.
+        fence(Ordering::SeqCst);
+        self.refuse_requests();
+    }
+
+    /// Answers every request that waits; returns how many.
+    pub(crate) fn refuse_requests(&self) -> usize {
+        let mut refused = 0;
+        while let Some(envelope) = self.requests.pop() {
+            (envelope.reply)(Err(stopping_error()));
+            refused += 1;
+        }
+        refused
+    }
+}
+
+/// What every client hears while the server stops.
+pub(crate) fn stopping_error() -> PayloadError {
+    PayloadError::new(
+        ErrorKind::Unavailable,
+        "the server is stopping and takes no requests; try again once it is back",
+    )
+}
+
+/// What threads share.
+pub(crate) struct Shared {
+    pub(crate) boxes: Box<[Mailbox]>,
+    pub(crate) budget_requests: ArrayQueue<BudgetRequest>,
+    phase: AtomicU8,
+    /// Wakes the thread that logs stalls.
+    pub(crate) stall_bell: Doorbell,
+}
+
+impl Shared {
+    pub(crate) fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Acquire) {
+            0 => Phase::Running,
+            1 => Phase::Closing,
+            _ => Phase::Stopping,
+        }
+    }
+
+    /// Moves on and tells everybody.
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.phase.fetch_max(phase as u8, Ordering::AcqRel);
+        self.boxes.iter().for_each(|mailbox| mailbox.doorbell.ring());
+        self.stall_bell.ring();
+    }
+
+    /// From a pump to the arbiter; never waits.
+    pub(crate) fn ask_arbiter(&self, request: BudgetRequest) -> Result<(), BudgetRequest> {
+        self.budget_requests.push(request)?;
+        self.boxes[0].doorbell.ring();
+        Ok(())
+    }
+
+    /// From the arbiter to a pump; never waits.
+    ///
+    /// # Panics
+    /// When the lane is full: then a shard has more asks or recalls open than its tables hold.
+    pub(crate) fn answer_budget(&self, shard: ShardIndex, reply: BudgetReply) {
+        let mailbox = &self.boxes[usize::from(shard.0)];
+        mailbox.budget_replies.push(reply).expect("a place for every open ask and recall");
+        mailbox.doorbell.ring();
+    }
+}
+
+/// The mailboxes of all shards. They exist before the threads, so that drivers and the catalog writer can be given
+/// their sinks first; what is sent meanwhile waits in its lane.
+pub struct Mailboxes(pub(crate) Arc<Shared>);
+
+impl Mailboxes {
+    /// For this many shards: 0.5 MiB each.
+    ///
+    /// # Panics
+    /// Unless 1 ..= `limits::SHARD_COUNT_MAX`.
+    pub fn new(shard_count: u16) -> Self {
+        assert!((1..=limits::SHARD_COUNT_MAX).contains(&shard_count), "{shard_count} shards");
+        Self(Arc::new(Shared {
+            boxes: (0..shard_count).map(|_| Mailbox::new()).collect(),
+            budget_requests: ArrayQueue::new(BUDGET_LANE_PER_SHARD * usize::from(shard_count)),
+            phase: AtomicU8::new(Phase::Running as u8),
+            stall_bell: Doorbell::default(),
+        }))
+    }
+
+    /// A sender's end; as many as wanted.
+    pub fn handle(&self) -> ReactorHandle {
+        ReactorHandle(self.0.clone())
+    }
+}
+
+/// A sender's end of all mailboxes.
+#[derive(Clone)]
+pub struct ReactorHandle(Arc<Shared>);
+
+impl ReactorHandle {
+    /// Sends a request. Once it returns `Ok`, the envelope's sink is called exactly once; while the server stops,
+    /// at once and with UNAVAILABLE.
+    ///
+    /// # Errors
+    /// The envelope itself when the shard's request lane is full: answer RESOURCE_EXHAUSTED, or try again.
+    pub fn submit(&self, shard: ShardIndex, envelope: Envelope) -> Result<(), Envelope> {
+        let Some(mailbox) = self.0.boxes.get(usize::from(shard.0)) else {
+            let message = format!("shard {} does not exist; this node has {}", shard.0, self.0.boxes.len());
+            (envelope.reply)(Err(PayloadError::new(ErrorKind::Internal, message)));
+            return Ok(());
+        };
+        if self.0.phase() != Phase::Running {
+            (envelope.reply)(Err(stopping_error()));
+            return Ok(());
+        }
+        mailbox.requests.push(envelope)?;
+        mailbox.doorbell.ring();
+        if mailbox.closed.load(Ordering::Relaxed) {
+            mailbox.refuse_requests();
+        }
+        Ok(())
+    }
+
+    /// Reports finished work. Waits, in short sleeps, while the lane is full; that is only when a shard has more
+    /// than `limits::RETIRED_NOTICES_MAX` unread `Freed` notices. Dropped when the shard has stopped.
+    ///
+    /// # Panics
+    /// When called by the shard's own thread (from inside [`crate::Ports`]) with a full lane: it would wait for itself.
+    pub fn complete(&self, shard: ShardIndex, completion: Completion) {
+        let mailbox = &self.0.boxes[usize::from(shard.0)];
+        let mut completion = completion;
+        while !mailbox.closed.load(Ordering::Acquire) {
+            match mailbox.done.push(completion) {
+                Ok(()) => return mailbox.doorbell.ring(),
+                Err(refused) => completion = refused,
+            }
+            assert!(!mailbox.doorbell.is_own(), "a port reports completions from threads of its own");
+            mailbox.doorbell.ring();
+            std::thread::sleep(FULL_LANE_PAUSE);
+        }
+    }
+
+    /// How many shards there are.
+    pub fn shard_count(&self) -> u16 {
+        u16::try_from(self.0.boxes.len()).expect("at most 256 shards")
+    }
+
+    /// Requests that wait in a shard's lane, for admission and metrics; 0 for a shard that does not exist.
+    pub fn requests_waiting(&self, shard: ShardIndex) -> usize {
+        self.0.boxes.get(usize::from(shard.0)).map_or(0, |mailbox| mailbox.requests.len())
+    }
+
+    /// What the stall detector saw, by shard.
+    pub fn stalls(&self) -> Vec<TurnStats> {
+        (0..).zip(&self.0.boxes).map(|(shard, mailbox)| mailbox.stalls.read(ShardIndex(shard))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use payload_types::event::StorageDone;
+    use payload_types::{Generation, Tier};
+
+    use super::*;
+
+    fn envelope(answers: &mpsc::Sender<ReplyResult>) -> Envelope {
+        let answers = answers.clone();
+        let reply = Box::new(move |result| answers.send(result).expect("the test listens"));
+        Envelope { request: Request::Stats, deadline: None, reply }
+    }
+
+    fn freed(number: u64) -> Completion {
+        Completion::Storage(StorageDone::Freed { tier: Tier::Ram, generation: Generation(number) })
+    }
+
+    #[test]
+    fn given_a_full_request_lane_when_sent_then_the_message_is_handed_back() {
+        let mailboxes = Mailboxes::new(1);
+        let handle = mailboxes.handle();
+        let (answers, heard) = mpsc::channel();
+        for _ in 0..limits::REQUEST_LANE_LEN {
+            assert!(handle.submit(ShardIndex(0), envelope(&answers)).is_ok());
+        }
+        let refused = handle.submit(ShardIndex(0), envelope(&answers)).expect_err("handed back");
+        assert_eq!(refused.request, Request::Stats);
+        assert_eq!(handle.requests_waiting(ShardIndex(0)), limits::REQUEST_LANE_LEN);
+        assert!(heard.try_recv().is_err(), "nobody was answered");
+        // The completion lane is not affected.
+        handle.complete(ShardIndex(0), freed(1));
+        assert_eq!(mailboxes.0.boxes[0].done.pop(), Some(freed(1)));
+    }
+
+    #[test]
+    fn given_a_closed_mailbox_when_messages_wait_or_arrive_then_each_is_answered_once() {
+        let mailboxes = Mailboxes::new(1);
+        let handle = mailboxes.handle();
+        let (answers, heard) = mpsc::channel();
+        assert!(handle.submit(ShardIndex(0), envelope(&answers)).is_ok());
+        mailboxes.0.boxes[0].close();
+        assert!(handle.submit(ShardIndex(0), envelope(&answers)).is_ok());
+        mailboxes.0.enter(Phase::Closing);
+        assert!(handle.submit(ShardIndex(0), envelope(&answers)).is_ok());
+        drop(answers);
+        let kinds: Vec<_> = heard.iter().map(|result| result.expect_err("refused").kind).collect();
+        assert_eq!(kinds, [ErrorKind::Unavailable; 3]);
+        handle.complete(ShardIndex(0), freed(1));
+        assert!(mailboxes.0.boxes[0].done.is_empty(), "dropped: nobody reads it");
+    }
+
+    #[test]
+    fn given_a_shard_that_does_not_exist_when_asked_then_the_caller_is_told() {
+        let (answers, heard) = mpsc::channel();
+        assert!(Mailboxes::new(2).handle().submit(ShardIndex(2), envelope(&answers)).is_ok());
+        assert_eq!(heard.recv().expect("answered").expect_err("refused").kind, ErrorKind::Internal);
+    }
+
+    #[test]
+    fn given_a_full_completion_lane_when_a_driver_reports_then_it_waits_and_nothing_is_lost() {
+        const MORE: u64 = 100;
+        let mailboxes = Mailboxes::new(1);
+        let handle = mailboxes.handle();
+        let driver = std::thread::spawn(move || {
+            (0..DONE_LANE_LEN as u64 + MORE).for_each(|number| handle.complete(ShardIndex(0), freed(number)));
+        });
+        let mailbox = &mailboxes.0.boxes[0];
+        while mailbox.done.len() < DONE_LANE_LEN {
+            std::thread::yield_now();
+        }
+        for number in 0..DONE_LANE_LEN as u64 + MORE {
+            let completion = loop {
+                match mailbox.done.pop() {
+                    Some(completion) => break completion,
+                    None => std::thread::yield_now(),
+                }
+            };
+            assert_eq!(completion, freed(number), "in order");
+        }
+        driver.join().expect("the driver was let go");
+    }
+
+    #[test]
+    fn given_a_closing_pump_when_senders_race_it_then_every_request_is_answered_once() {
+        for _ in 0..200 {
+            let mailboxes = Mailboxes::new(1);
+            let (answers, heard) = mpsc::channel();
+            let (handle, sender_answers) = (mailboxes.handle(), answers.clone());
+            let sender = std::thread::spawn(move || {
+                (0..50).filter(|_| handle.submit(ShardIndex(0), envelope(&sender_answers)).is_ok()).count()
+            });
+            mailboxes.0.boxes[0].close();
+            drop(answers);
+            let sent = sender.join().expect("sent");
+            assert_eq!(heard.iter().count(), sent);
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! The pump: carries events into one shard core and its effects out. Never waits and reads no clock; who runs it
+//! (`run.rs`, or a test) decides when the next turn is.
+//!
+//! ```text
+//!   one turn: what ports refused before -> completions -> arbiter (shard 0) -> requests -> one timer step
+//!   after each step the outbox is emptied, so that the next step always has credit for its worst case
+//! ```
+//! Bounds of a turn: `ITEMS_PER_TURN_MAX` completions, as many budget requests, `REQUESTS_PER_TURN_MAX` requests, one
+//! timer step. Completions come first and are never counted against requests, so a flood of requests cannot hold
+//! them back; nor can completions starve requests, since both have their share of each turn.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use payload_types::effect::{BudgetRequest, CatalogOp, Effect, StorageOp, TransferOp};
+use payload_types::event::{BudgetReply, Completion, Event, StorageDone};
+use payload_types::{Monotonic, Now, ShardIndex, limits};
+
+use crate::backlog::{BUDGET_BACKLOG_MAX, Backlog, CATALOG_BACKLOG_MAX, DRIVER_BACKLOG_MAX, RETRY_AFTER_MS};
+use crate::mailbox::{Mailbox, Phase, Shared, stopping_error};
+use crate::replies::ReplySlots;
+use crate::stall::Handled;
+
+/// Where a shard's work goes. Called on shard threads: an implementation puts the op into a bounded queue and
+/// returns. It reports completions from threads of its own, never from inside a call.
+pub trait Ports: Send + Sync {
+    /// Work on one replica's storage.
+    ///
+    /// # Errors
+    /// The op itself when its queue is full; it is offered again, before any later one.
+    fn storage(&self, op: StorageOp) -> Result<(), StorageOp>;
+
+    /// Copy a replica to another tier.
+    ///
+    /// # Errors
+    /// The op itself when its queue is full; it is offered again, before any later one.
+    fn transfer(&self, op: TransferOp) -> Result<(), TransferOp>;
+
+    /// Change the catalog; the order of one shard's changes is kept.
+    ///
+    /// # Errors
+    /// The op itself when its queue is full; it is offered again, before any later one.
+    fn catalog(&self, op: CatalogOp) -> Result<(), CatalogOp>;
+}
+
+/// What the pump drives: a shard with its outbox. A trait so that the pump's tests bring a core of their own.
+pub(crate) trait Core {
+    /// Handles one event.
+    fn step(&mut self, now: Now, event: Event);
+    /// The oldest effect that is not carried out yet.
+    fn pop(&mut self) -> Option<Effect>;
+    /// Room in the outbox for the worst case of a step.
+    fn has_credit(&self) -> bool;
+    /// When `Event::Timer` is due; [`LEFT_OVER`] while a bounded step left work over.
+    fn next_timer(&self) -> Option<Monotonic>;
+}
+
+/// The timer of a shard whose last step reached its bound: long past, hence due at once.
+const LEFT_OVER: Monotonic = Monotonic(0);
+
+/// The node-wide budget arbiter, as the pump of shard 0 sees it: a request in, replies to any shards out.
+pub(crate) type ArbiterStep = Box<dyn FnMut(BudgetRequest, &mut Vec<(ShardIndex, BudgetReply)>) + Send>;
+
+/// What to do after a turn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum NextWake {
+    /// There is more to do.
+    Now,
+    /// Sleep until then, or until rung.
+    At(Monotonic),
+    /// Sleep until rung.
+    Idle,
+    /// The reactor stops: [`Pump::close`] and leave.
+    Stop,
+}
+
+/// See the head of the file.
+pub(crate) struct Pump<C> {
+    core: C,
+    shard: ShardIndex,
+    shared: Arc<Shared>,
+    ports: Arc<dyn Ports>,
+    /// On shard 0 only.
+    arbiter: Option<ArbiterStep>,
+    arbiter_replies: Vec<(ShardIndex, BudgetReply)>,
+    slots: ReplySlots,
+    storage: Backlog<StorageOp>,
+    transfer: Backlog<TransferOp>,
+    catalog: Backlog<CatalogOp>,
+    budget: Backlog<BudgetRequest>,
+    /// Ops that drivers, catalog or arbiter have and did not answer; `Freed` is not waited for.
+    in_flight: usize,
+    /// The phase as the last turn saw it.
+    phase: Phase,
+    handled: Handled,
+}
+
+impl<C: Core> Pump<C> {
+    pub(crate) fn new(
+        core: C,
+        shard: ShardIndex,
+        shared: Arc<Shared>,
+        ports: Arc<dyn Ports>,
+        arbiter: Option<ArbiterStep>,
+    ) -> Self {
+        assert_eq!(arbiter.is_some(), shard == ShardIndex(0), "shard 0 hosts the arbiter");
+        Self {
+            core,
+            shard,
+            shared,
+            ports,
+            arbiter,
+            arbiter_replies: Vec::new(),
+            slots: ReplySlots::new(),
+            storage: Backlog::new(DRIVER_BACKLOG_MAX),
+            transfer: Backlog::new(DRIVER_BACKLOG_MAX),
+            catalog: Backlog::new(CATALOG_BACKLOG_MAX),
+            budget: Backlog::new(BUDGET_BACKLOG_MAX),
+            in_flight: 0,
+            phase: Phase::Running,
+            handled: Handled::default(),
+        }
+    }
+
+    /// One turn.
+    pub(crate) fn turn(&mut self, now: Now) -> NextWake {
+        self.handled = Handled::default();
+        self.phase = self.shared.phase();
+        if self.phase == Phase::Stopping {
+            return NextWake::Stop;
+        }
+        self.retry_backlogs();
+        self.take_completions(now);
+        self.host_arbiter();
+        self.take_requests(now);
+        self.fire_timer(now);
+        if self.phase == Phase::Closing {
+            self.mailbox().drained.store(self.is_drained(), Ordering::Release);
+        }
+        self.next_wake(now)
+    }
+
+    /// What the last turn handled.
+    pub(crate) fn handled(&self) -> Handled {
+        self.handled
+    }
+
+    /// True when a turn would find something. Also the recheck before a sleep.
+    pub(crate) fn has_work(&self) -> bool {
+        let mailbox = self.mailbox();
+        !mailbox.done.is_empty()
+            || !mailbox.budget_replies.is_empty()
+            || (!mailbox.requests.is_empty() && self.takes_requests())
+            || (self.arbiter.is_some() && !self.shared.budget_requests.is_empty())
+            || self.shared.phase() != self.phase
+    }
+
+    /// The end: whoever still waits is answered UNAVAILABLE, and the mailbox refuses what comes later.
+    pub(crate) fn close(mut self) -> Unfinished {
+        let unfinished = Unfinished { requests: self.slots.unanswered(), ops: self.in_flight };
+        self.slots.answer_all(&stopping_error());
+        self.mailbox().close();
+        unfinished
+    }
+
+    pub(crate) fn mailbox(&self) -> &Mailbox {
+        &self.shared.boxes[usize::from(self.shard.0)]
+    }
+
+    fn takes_requests(&self) -> bool {
+        self.phase == Phase::Closing || (self.slots.has_free() && !self.has_backlog())
+    }
+
+    /// While closing only what a bounded step left over is done; timers would start new work for ever.
+    fn may_fire(&self, at: Monotonic) -> bool {
+        self.phase == Phase::Running || at == LEFT_OVER
+    }
+
+    fn has_backlog(&self) -> bool {
+        !(self.storage.is_empty()
+            && self.transfer.is_empty()
+            && self.catalog.is_empty()
+            && self.budget.is_empty())
+    }
+
+    /// While closing: nothing is under way for this shard, in either direction.
+    fn is_drained(&self) -> bool {
+        let mailbox = self.mailbox();
+        self.in_flight == 0
+            && !self.has_backlog()
+            && self.core.next_timer() != Some(LEFT_OVER)
+            && mailbox.done.is_empty()
+            && mailbox.budget_replies.is_empty()
+    }
+
+    fn next_wake(&self, now: Now) -> NextWake {
+        if self.has_work() {
+            return NextWake::Now;
+        }
+        let timer = self.core.next_timer().filter(|at| self.may_fire(*at));
+        let retry = self.has_backlog().then(|| now.monotonic.plus_millis(RETRY_AFTER_MS));
+        match timer.into_iter().chain(retry).min() {
+            None => NextWake::Idle,
+            Some(at) if at <= now.monotonic => NextWake::Now,
+            Some(at) => NextWake::At(at),
+        }
+    }
+
+    fn retry_backlogs(&mut self) {
+        self.storage.retry(|op| self.ports.storage(op));
+        self.transfer.retry(|op| self.ports.transfer(op));
+        self.catalog.retry(|op| self.ports.catalog(op));
+        self.budget.retry(|request| self.shared.ask_arbiter(request));
+    }
+
+    fn take_completions(&mut self, now: Now) {
+        for _ in 0..limits::ITEMS_PER_TURN_MAX {
+            // Budget replies first: they are few, and a waiter holds an operation's slot.
+            let reply = self.mailbox().budget_replies.pop().map(Completion::Budget);
+            let Some(completion) = reply.or_else(|| self.mailbox().done.pop()) else { return };
+            self.in_flight = self.in_flight.saturating_sub(usize::from(ends_an_op(&completion)));
+            self.handled.completions += 1;
+            self.step(now, Event::Completion(completion));
+        }
+    }
+
+    fn host_arbiter(&mut self) {
+        let Some(mut arbiter) = self.arbiter.take() else { return };
+        for _ in 0..limits::ITEMS_PER_TURN_MAX {
+            let Some(request) = self.shared.budget_requests.pop() else { break };
+            self.handled.budget_requests += 1;
+            arbiter(request, &mut self.arbiter_replies);
+            for (shard, reply) in self.arbiter_replies.drain(..) {
+                self.shared.answer_budget(shard, reply);
+            }
+        }
+        self.arbiter = Some(arbiter);
+    }
+
+    fn take_requests(&mut self, now: Now) {
+        if self.phase == Phase::Closing {
+            self.mailbox().refuse_requests();
+            return;
+        }
+        for _ in 0..limits::REQUESTS_PER_TURN_MAX {
+            if !self.takes_requests() {
+                return;
+            }
+            let Some(envelope) = self.mailbox().requests.pop() else { return };
+            let reply_to = self.slots.hold(envelope.reply);
+            self.handled.requests += 1;
+            let event = Event::Request { reply_to, deadline: envelope.deadline, request: envelope.request };
+            self.step(now, event);
+        }
+    }
+
+    fn fire_timer(&mut self, now: Now) {
+        if self.core.next_timer().is_some_and(|at| at <= now.monotonic && self.may_fire(at)) {
+            self.handled.timers += 1;
+            self.step(now, Event::Timer);
+        }
+    }
+
+    fn step(&mut self, now: Now, event: Event) {
+        assert!(self.core.has_credit(), "an empty outbox has room for one step");
+        self.core.step(now, event);
+        while let Some(effect) = self.core.pop() {
+            self.carry_out(effect);
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Reply { to, result } => self.slots.answer(to, result),
+            Effect::Storage(op) => {
+                self.in_flight += 1;
+                self.storage.send(op, |op| self.ports.storage(op));
+            }
+            Effect::Transfer(op) => {
+                self.in_flight += 1;
+                self.transfer.send(op, |op| self.ports.transfer(op));
+            }
+            Effect::Catalog(op) => {
+                self.in_flight += 1;
+                self.catalog.send(op, |op| self.ports.catalog(op));
+            }
+            Effect::Budget(request) => {
+                self.in_flight += usize::from(matches!(request, BudgetRequest::Ask { .. }));
+                self.budget.send_budget(request, |request| self.shared.ask_arbiter(request));
+            }
+        }
+    }
+}
+
+/// What a pump left behind at its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Unfinished {
+    /// Requests that were answered UNAVAILABLE though the shard had taken them.
+    pub requests: usize,
+    /// Ops whose completion will find nobody; boot recovery deals with them as after a crash.
+    pub ops: usize,
+}
+
+/// Whether this is what one op of [`Pump::in_flight`] waited for.
+fn ends_an_op(completion: &Completion) -> bool {
+    match completion {
+        Completion::Storage(StorageDone::Freed { .. }) | Completion::Budget(BudgetReply::Recall { .. }) => {
+            false
+        }
+        Completion::Storage(_) | Completion::Transfer(_) | Completion::Catalog(_) | Completion::Budget(_) => {
+            true
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
