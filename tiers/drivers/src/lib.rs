@@ -1,1 +1,295 @@
-//! placeholder while the workspace is laid out
+//! What touches bytes: RAM segments and the disk store, on threads of their own.
+//!
+//! ```text
+//! shard --Effect--> submit() --bounded lanes--> worker / transfer / retire threads --Completion--> sink --> shard
+//! ```
+//! Called by `front` (open, verify, reclaim, start, shutdown) and, through its ports, by the reactor (`submit`). No
+//! call but `submit`, `locate` and `Locator`'s may be made on a shard thread: the others block.
+//!
+//! Promises to the shards:
+//! - every op that `submit` took is answered exactly once (a drop: `Detached`, then `Freed`, possibly much later),
+//!   also after a panic and during shutdown; a drop whose replica clients still hold at shutdown is the exception: it
+//!   stays in the intent log, and the next start frees it;
+//! - no descriptor is kept per replica, so replicas are not limited by RLIMIT_NOFILE;
+//! - nothing is removed that the intent logs do not name.
+//!
+//! Limits: the lanes hold `OPS_PER_SHARD_MAX + DROPS_IN_FLIGHT_MAX` ops a shard, which is all a shard can have under
+//! way, so a full lane means a shard that broke its own limits. Staging is 9 MiB a transfer thread.
+//! SIGIO is set to be ignored, unless the program handles it: breaking a file lease raises it.
+#![deny(unsafe_code)]
+
+mod disk;
+mod error;
+mod fault;
+mod intent;
+mod naming;
+mod retire;
+mod segments;
+mod store;
+mod stores;
+mod sys;
+mod transfer;
+mod workers;
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crossbeam::channel::{Sender, bounded};
+use payload_types::effect::{ReplicaRef, StorageOp, TransferOp};
+use payload_types::event::Completion;
+use payload_types::limits::{DROPS_IN_FLIGHT_MAX, OPS_PER_SHARD_MAX};
+use payload_types::{Checksum, PerTier, ShardIndex, Tier};
+
+pub use crate::error::OpenError;
+pub use crate::naming::Locator;
+pub use crate::store::boot::Reclaimed;
+pub use crate::transfer::engine::IoEngine;
+
+use crate::retire::{Retired, Retirement};
+use crate::store::boot::Found;
+use crate::stores::Stores;
+
+/// Ops of one shard that may wait in a lane: all it can have in flight.
+pub const LANE_PER_SHARD: usize = OPS_PER_SHARD_MAX + DROPS_IN_FLIGHT_MAX;
+
+/// Takes completions to their shard. Called on driver threads; it must neither block nor panic.
+pub type CompletionSink = Arc<dyn Fn(ShardIndex, Completion) + Send + Sync>;
+
+/// What the drivers are told at start.
+#[derive(Clone, Debug)]
+pub struct DriversConfig {
+    /// Segments are called `/<shm_prefix>-<uuid>`.
+    pub shm_prefix: String,
+    /// The mode of committed segments.
+    pub segment_mode: u32,
+    /// The directory of the disk tier, if there is one; made if missing, resolved to an absolute path.
+    pub disk_root: Option<PathBuf>,
+    /// Names this server among those that share /dev/shm.
+    pub node: String,
+    /// Threads for create, seal, sync and drop.
+    pub worker_threads: usize,
+    /// Threads for copies, each with a ring of its own.
+    pub transfer_threads: usize,
+    /// How many shards submit ops: sizes the lanes.
+    pub shard_count: u16,
+    /// How copies reach the disk.
+    pub io: IoEngine,
+}
+
+impl Default for DriversConfig {
+    fn default() -> Self {
+        Self {
+            shm_prefix: "pm".to_owned(),
+            segment_mode: 0o440,
+            disk_root: None,
+            node: "default".to_owned(),
+            worker_threads: 2,
+            transfer_threads: 2,
+            shard_count: 1,
+            io: IoEngine::Auto,
+        }
+    }
+}
+
+/// One piece of work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DriverOp {
+    /// Work on one replica.
+    Storage(StorageOp),
+    /// A copy between tiers.
+    Transfer(TransferOp),
+}
+
+/// See the crate's description.
+pub struct Drivers {
+    config: DriversConfig,
+    locator: Locator,
+    stores: Arc<Stores>,
+    root_id: Option<String>,
+    /// What the intent logs named; taken by `reclaim`.
+    found: Mutex<Option<PerTierFound>>,
+    /// Leftovers that clients of an earlier run still hold.
+    orphans: Vec<Retired>,
+    running: Option<Running>,
+    /// Locks the disk root for as long as it is open.
+    _root_lock: Option<File>,
+}
+
+struct PerTierFound {
+    ram: Found,
+    disk: Option<Found>,
+}
+
+struct Running {
+    storage: Sender<StorageOp>,
+    transfers: Sender<TransferOp>,
+    /// The retire thread is the last: it ends when the workers have.
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Drivers {
+    /// Locks the disk root and the node's intent logs, checks the root's marker, reads the logs. Nothing else is
+    /// changed yet.
+    ///
+    /// # Errors
+    /// See [`OpenError`]: each says what is taken or wrong and what to do.
+    pub fn open(config: DriversConfig) -> Result<Self, OpenError> {
+        sys::ignore_lease_breaks();
+        let io = match (config.io, sys::uring::probe()) {
+            (IoEngine::Plain, _) => IoEngine::Plain,
+            (_, Ok(())) => IoEngine::Uring,
+            (IoEngine::Uring, Err(source)) => return Err(OpenError::IoUring { source }),
+            (IoEngine::Auto, Err(error)) => {
+                tracing::warn!(
+                    "io_uring is not available ({error}); copies use plain reads and writes, which is slower: allow \
+                     it with kernel.io_uring_disabled=0 and a seccomp profile that permits it"
+                );
+                IoEngine::Plain
+            }
+        };
+        let (ram, ram_live) = segments::open(&config.shm_prefix, &config.node, config.segment_mode)?;
+        let disk = match &config.disk_root {
+            Some(root) => Some(disk::open(root, &config.node)?),
+            None => None,
+        };
+        let (root_id, lock, disk, disk_live) = match disk {
+            Some(root) => (Some(root.root_id), Some(root.lock), Some(root.store), Some(root.live)),
+            None => (None, None, None, None),
+        };
+        let locator =
+            Locator { segments: ram.names.clone(), files: disk.as_ref().map(|store| store.names.clone()) };
+        Ok(Self {
+            config: DriversConfig { io, ..config },
+            locator,
+            stores: Arc::new(Stores { ram, disk }),
+            root_id,
+            found: Mutex::new(Some(PerTierFound {
+                ram: Found::new(ram_live),
+                disk: disk_live.map(Found::new),
+            })),
+            orphans: Vec::new(),
+            running: None,
+            _root_lock: lock,
+        })
+    }
+
+    /// Boot: whether a replica that a row vouches for is there, at its full size (a segment: made in this boot of the
+    /// machine). It is kept if so, and also if it could not be looked at. To be called once per replica, before
+    /// [`reclaim`](Self::reclaim).
+    pub fn verify(&self, replica: &ReplicaRef) -> bool {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(found) = found.as_mut() else { return false };
+        let of_tier = match replica.tier {
+            Tier::Ram => Some(&mut found.ram),
+            Tier::Disk => found.disk.as_mut(),
+            Tier::Gpu | Tier::Object => None,
+        };
+        match (of_tier, self.stores.get(replica.tier)) {
+            (Some(of_tier), Ok(store)) => of_tier.verify(store, replica),
+            _ => false,
+        }
+    }
+
+    /// Boot: removes what the intent logs name and nobody vouched for, and writes the logs anew. What clients still
+    /// hold is removed when they let go, once the threads run. A second call does nothing.
+    pub fn reclaim(&mut self) -> PerTier<Reclaimed> {
+        let mut tally = PerTier::default();
+        let found = self.found.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(PerTierFound { ram, disk }) = found else { return tally };
+        for (tier, found) in [(Tier::Ram, Some(ram)), (Tier::Disk, disk)] {
+            let (Some(found), Ok(store)) = (found, self.stores.get(tier)) else { continue };
+            let (reclaimed, held) = found.reclaim(store, tier);
+            tally[tier] = reclaimed;
+            self.orphans.extend(held.into_iter().map(|replica| Retired {
+                shard: None,
+                replica,
+                is_detached: false,
+            }));
+        }
+        tally
+    }
+
+    /// Spawns the threads; completions go to `sink`. To be called once.
+    ///
+    /// # Panics
+    /// When called twice, or when the system refuses a thread.
+    pub fn start(&mut self, sink: CompletionSink) {
+        assert!(self.running.is_none(), "the drivers are started once");
+        let lane_len = usize::from(self.config.shard_count.max(1)) * LANE_PER_SHARD;
+        let (storage, storage_lane) = bounded(lane_len);
+        let (transfers, transfer_lane) = bounded(lane_len);
+        let (retire, retire_lane) = bounded(lane_len);
+        let mut threads = Vec::new();
+        let mut spawn = |name: String, body: Box<dyn FnOnce() + Send>| {
+            let thread = std::thread::Builder::new().name(name).spawn(body);
+            threads.push(thread.expect("the system has room for the driver threads"));
+        };
+        for index in 0..self.config.worker_threads.max(1) {
+            let (stores, sink) = (Arc::clone(&self.stores), Arc::clone(&sink));
+            let (lane, retire) = (storage_lane.clone(), retire.clone());
+            let body = move || workers::run_storage(&stores, &lane, &retire, &sink);
+            spawn(format!("pm-storage-{index}"), Box::new(body));
+        }
+        for index in 0..self.config.transfer_threads.max(1) {
+            let (stores, sink) = (Arc::clone(&self.stores), Arc::clone(&sink));
+            let (lane, io) = (transfer_lane.clone(), self.config.io);
+            let body = move || workers::run_transfers(&stores, &lane, io, &sink);
+            spawn(format!("pm-transfer-{index}"), Box::new(body));
+        }
+        let retirement = Retirement::new(Arc::clone(&self.stores), sink, std::mem::take(&mut self.orphans));
+        spawn("pm-retire".to_owned(), Box::new(move || retirement.run(&retire_lane)));
+        self.running = Some(Running { storage, transfers, threads });
+    }
+
+    /// Takes an op for the threads. Never blocks.
+    ///
+    /// # Errors
+    /// The op itself, when its lane is full or the drivers were not started.
+    pub fn submit(&self, op: DriverOp) -> Result<(), DriverOp> {
+        let Some(running) = &self.running else { return Err(op) };
+        let is_taken = match op {
+            DriverOp::Storage(op) => running.storage.try_send(op).is_ok(),
+            DriverOp::Transfer(op) => running.transfers.try_send(op).is_ok(),
+        };
+        if is_taken { Ok(()) } else { Err(op) }
+    }
+
+    /// What ids are called: pure names.
+    pub fn locate(&self) -> Locator {
+        self.locator.clone()
+    }
+
+    /// The random id that the disk root was given when it was initialised.
+    pub fn root_id(&self) -> Option<&str> {
+        self.root_id.as_deref()
+    }
+
+    /// How copies reach the disk, `Auto` settled.
+    pub fn io_engine(&self) -> IoEngine {
+        self.config.io
+    }
+
+    /// Carries out everything that was submitted, and joins the threads. Dropping does the same.
+    pub fn shutdown(self) {}
+}
+
+impl Drop for Drivers {
+    fn drop(&mut self) {
+        if let Some(Running { storage, transfers, threads }) = self.running.take() {
+            drop((storage, transfers));
+            for thread in threads {
+                if thread.join().is_err() {
+                    tracing::error!("a driver thread ended by a panic");
+                }
+            }
+        }
+        self.stores.all().for_each(|store| store.log.remove_if_empty());
+    }
+}
+
+/// XXH3-64 (seed 0) of `bytes`, as every copy computes it.
+pub fn checksum(bytes: &[u8]) -> Checksum {
+    Checksum(xxhash_rust::xxh3::xxh3_64(bytes))
+}

@@ -1,0 +1,151 @@
+//! The disk tier: one file per payload below a root that belongs to one server (DESIGN §6).
+//!
+//! ```text
+//! <root>/payload-manager.root      marker: format version and the root's own random id
+//! <root>/payload-manager.intent    intent log
+//! <root>/payloads/<xx>/            files; names in `naming`
+//! ```
+//! Order at start: the directory is locked (flock on the directory itself, so nothing need be made for it), then the
+//! marker is checked, and only then is anything changed. An empty directory is initialised; one with other things in
+//! it and no marker is refused untouched, as is one that a later version wrote.
+
+use std::fmt::Write as _;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use payload_types::Tier;
+
+use crate::error::OpenError;
+use crate::intent::{IntentLog, Live};
+use crate::naming::{Names, PAYLOADS};
+use crate::store::{FileStore, sync_directory};
+
+const MARKER: &str = "payload-manager.root";
+/// What the marker is called before it is complete.
+const MARKER_DRAFT: &str = "payload-manager.root.new";
+const INTENT: &str = "payload-manager.intent";
+const MARKER_TITLE: &str = "Payload Manager disk root";
+
+/// The layout described above.
+const FORMAT: u32 = 1;
+
+/// The mode of committed files: a path in a descriptor is for reading.
+const MODE_SEALED: u32 = 0o440;
+
+/// A marker is three short lines; what is longer is not ours.
+const MARKER_BYTES_MAX: u64 = 4096;
+
+/// An opened root.
+pub(crate) struct DiskRoot {
+    pub(crate) store: FileStore,
+    pub(crate) live: Live,
+    /// The root's own id, 32 hexadecimal digits.
+    pub(crate) root_id: String,
+    /// Holding it open holds the lock.
+    pub(crate) lock: File,
+}
+
+/// Locks the root, checks or writes its marker, opens its intent log.
+pub(crate) fn open(path: &Path, node: &str) -> Result<DiskRoot, OpenError> {
+    fs::create_dir_all(path).map_err(|source| OpenError::io("making the disk root", path, source))?;
+    let root =
+        fs::canonicalize(path).map_err(|source| OpenError::io("resolving the disk root", path, source))?;
+    let lock = lock(&root)?;
+    let root_id = match read_marker(&root)? {
+        Some(root_id) => root_id,
+        None => initialise(&root)?,
+    };
+    let payloads = root.join(PAYLOADS);
+    match fs::create_dir(&payloads) {
+        Ok(()) => sync_directory(&root),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+    .map_err(|source| OpenError::io("making", payloads, source))?;
+    let intent = root.join(INTENT);
+    let (log, live) = IntentLog::open(&intent, Tier::Disk, true, None)
+        .map_err(|error| OpenError::of_log(error, &intent, node))?;
+    sync_directory(&root).map_err(|source| OpenError::io("syncing", &root, source))?;
+    Ok(DiskRoot {
+        store: FileStore::new(Names::Files { root: root.into() }, log, MODE_SEALED),
+        live,
+        root_id,
+        lock,
+    })
+}
+
+fn lock(root: &Path) -> Result<File, OpenError> {
+    let directory =
+        File::open(root).map_err(|source| OpenError::io("opening the disk root", root, source))?;
+    match directory.try_lock() {
+        Ok(()) => Ok(directory),
+        Err(TryLockError::WouldBlock) => Err(OpenError::RootTaken { root: root.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(OpenError::io("locking the disk root", root, source)),
+    }
+}
+
+/// The root's id; `None` when the root is empty.
+fn read_marker(root: &Path) -> Result<Option<String>, OpenError> {
+    let path = root.join(MARKER);
+    let mut text = String::new();
+    let read = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&path)
+        .and_then(|file| file.take(MARKER_BYTES_MAX).read_to_string(&mut text));
+    match read {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return if is_empty(root)? {
+                Ok(None)
+            } else {
+                Err(OpenError::RootForeign { root: root.to_owned() })
+            };
+        }
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {} // not text: the lines below are missing
+        Err(source) => return Err(OpenError::io("reading", path, source)),
+    }
+    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let damaged = || OpenError::MarkerDamaged { path: path.clone() };
+    if text.lines().next() != Some(MARKER_TITLE) {
+        return Err(damaged());
+    }
+    let format = field("format:").and_then(|text| text.parse::<u32>().ok()).ok_or_else(damaged)?;
+    if format > FORMAT {
+        return Err(OpenError::RootNewer { root: root.to_owned(), format, format_max: FORMAT });
+    }
+    field("root_id:").map(|id| Some(id.to_owned())).ok_or_else(damaged)
+}
+
+/// A new filesystem's `lost+found` and a marker that a crash left unfinished are nobody's data.
+fn is_empty(root: &Path) -> Result<bool, OpenError> {
+    let failed = |source| OpenError::io("listing the disk root", root, source);
+    for entry in fs::read_dir(root).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        if name != "lost+found" && name != MARKER_DRAFT {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn initialise(root: &Path) -> Result<String, OpenError> {
+    let draft = root.join(MARKER_DRAFT);
+    let write = || -> io::Result<String> {
+        let mut random = [0; 16];
+        File::open("/dev/urandom")?.read_exact(&mut random)?;
+        let root_id = random.iter().fold(String::new(), |mut text, byte| {
+            write!(text, "{byte:02x}").expect("writing to a string never fails");
+            text
+        });
+        let mut file = File::create(&draft)?;
+        writeln!(file, "{MARKER_TITLE}\nformat: {FORMAT}\nroot_id: {root_id}")?;
+        file.sync_all()?;
+        fs::rename(&draft, root.join(MARKER))?;
+        sync_directory(root)?;
+        Ok(root_id)
+    };
+    write().map_err(|source| OpenError::io("initialising the disk root", PathBuf::from(root), source))
+}

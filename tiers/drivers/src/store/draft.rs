@@ -1,0 +1,68 @@
+//! A copy in the making: a file under a private name that gets its public one when it is complete, and is gone
+//! without a trace when it is dropped before that. Owned by one transfer.
+
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use payload_types::effect::ReplicaRef;
+use payload_types::event::DriverError;
+
+use super::{FileStore, sync_directory};
+use crate::fault::fault;
+use crate::naming::Names;
+
+/// See the module's description.
+pub(crate) struct Draft<'store> {
+    store: &'store FileStore,
+    replica: ReplicaRef,
+    /// Where it is now.
+    path: PathBuf,
+    /// Shared with the engine that writes it.
+    pub(crate) file: Arc<File>,
+    is_complete: bool,
+}
+
+impl<'store> Draft<'store> {
+    /// An empty file for `replica`.
+    pub(crate) fn begin(store: &'store FileStore, replica: ReplicaRef) -> Result<Self, DriverError> {
+        let path = store.names.draft(&replica);
+        let file = Arc::new(store.make(&replica, &path)?);
+        Ok(Self { store, replica, path, file, is_complete: false })
+    }
+
+    /// Cuts the file to its size, makes it read-only, puts it on stable storage if `sync`, and gives it its name.
+    ///
+    /// # Errors
+    /// The file is gone then, whatever of it had been done. A failed fdatasync is therefore never repeated.
+    pub(crate) fn publish(mut self, sync: bool) -> Result<(), DriverError> {
+        let (id, tier) = (self.replica.id, self.replica.tier);
+        let tried = |what: &str| format!("{what} the copy of {id} on {tier}");
+        let sync = sync && matches!(self.store.names, Names::Files { .. });
+        self.file.set_len(self.replica.size.0).map_err(|error| fault(tried("sizing"), &error))?;
+        self.file
+            .set_permissions(Permissions::from_mode(self.store.mode_sealed))
+            .map_err(|error| fault(tried("making read-only"), &error))?;
+        if sync {
+            self.file.sync_data().map_err(|error| fault(tried("syncing"), &error))?;
+        }
+        let public = self.store.names.public(&self.replica);
+        fs::rename(&self.path, &public).map_err(|error| fault(tried("naming"), &error))?;
+        self.path = public;
+        if sync {
+            sync_directory(&self.store.names.directory(id))
+                .map_err(|error| fault(tried("syncing the name of"), &error))?;
+        }
+        self.is_complete = true;
+        Ok(())
+    }
+}
+
+impl Drop for Draft<'_> {
+    fn drop(&mut self) {
+        if !self.is_complete {
+            self.store.unmake(&self.replica, &self.path);
+        }
+    }
+}

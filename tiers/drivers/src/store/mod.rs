@@ -1,0 +1,243 @@
+//! Replicas as files of their own: what segments and disk files have in common.
+//!
+//! ```text
+//! create:  intent log -> new file 0600 -> space reserved -> 0660          seal:  check -> read-only -> [sync]
+//! draft:   intent log -> private name -> bytes -> read-only -> [sync] -> public name -> [directory sync]
+//! drop:    public name -> limbo name ("detached") ... nobody has it open or mapped -> unlink ("freed")
+//! ```
+//! Called by worker, transfer and retire threads; every call blocks. The shard orders the calls for one replica, so
+//! there is no lock here but the intent log's. Nothing is kept per replica: no descriptor, no table.
+//! Invariants: nothing is made that the intent log does not name; nothing is removed that it did not name; a file
+//! that failed an fdatasync is never trusted to a second one.
+
+pub(crate) mod boot;
+pub(crate) mod draft;
+pub(crate) mod limbo;
+
+use std::collections::HashSet;
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use payload_types::effect::ReplicaRef;
+use payload_types::event::{DriverError, DriverErrorKind};
+use payload_types::{ByteCount, Generation, PayloadId};
+
+use crate::fault::{fault, finding};
+use crate::intent::IntentLog;
+use crate::naming::Names;
+use crate::sys;
+
+/// While a replica is being made, only the server can open it.
+const MODE_PRIVATE: u32 = 0o600;
+
+/// From Create to Seal: its producer writes it.
+const MODE_WRITABLE: u32 = 0o660;
+
+/// See the module's description. One per tier.
+pub(crate) struct FileStore {
+    pub(crate) names: Names,
+    pub(crate) log: IntentLog,
+    /// The mode from Commit on.
+    pub(crate) mode_sealed: u32,
+    /// Who owns what we make.
+    user: u32,
+    /// Files whose fdatasync failed: the kernel may have dropped the bytes and would call a second one a success.
+    /// One entry per failing file until it is dropped; a disk that fails more than a few is no disk.
+    unsafe_files: Mutex<HashSet<(PayloadId, Generation)>>,
+}
+
+impl FileStore {
+    pub(crate) fn new(names: Names, log: IntentLog, mode_sealed: u32) -> Self {
+        let unsafe_files = Mutex::new(HashSet::new());
+        Self { names, log, mode_sealed, user: sys::effective_user(), unsafe_files }
+    }
+
+    /// Makes a replica at full size, zeroed, for its producer to write.
+    pub(crate) fn create(&self, replica: &ReplicaRef) -> Result<(), DriverError> {
+        let path = self.names.public(replica);
+        let file = self.make(replica, &path)?;
+        let ready = sys::reserve(&file, replica.size.0)
+            .and_then(|()| file.set_permissions(Permissions::from_mode(MODE_WRITABLE)));
+        ready.map_err(|error| {
+            self.unmake(replica, &path);
+            fault(format_args!("reserving {} on {}", replica.size, replica.tier), &error)
+        })
+    }
+
+    /// A new empty file that the intent log names, and that only the server can open.
+    fn make(&self, replica: &ReplicaRef, path: &Path) -> Result<File, DriverError> {
+        let tried = || format!("making {} of {} on {}", replica.size, replica.id, replica.tier);
+        let failed = |error| {
+            let fault = fault(tried(), &error);
+            // A directory that is not there is no missing replica.
+            if fault.kind == DriverErrorKind::Missing {
+                finding(DriverErrorKind::Io, fault.message)
+            } else {
+                fault
+            }
+        };
+        let directory = self.make_directory(replica).map_err(failed)?;
+        // Asked first, so that a replica that cannot fit never fills the filesystem, if only for a moment.
+        let free = sys::available_bytes(&directory).map_err(failed)?;
+        if replica.size.0 > free {
+            let message = format!("{}: only {} are free there", tried(), ByteCount(free));
+            return Err(finding(DriverErrorKind::Full, message));
+        }
+        self.log.made(replica).map_err(failed)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(MODE_PRIVATE).custom_flags(libc::O_NOFOLLOW);
+        options.open(path).map_err(|error| {
+            self.log.gone(replica);
+            failed(error)
+        })
+    }
+
+    /// Undoes `make`.
+    fn unmake(&self, replica: &ReplicaRef, path: &Path) {
+        match fs::remove_file(path) {
+            Ok(()) => self.log.gone(replica),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.log.gone(replica),
+            // The log still names it, so the next boot removes it.
+            Err(error) => {
+                tracing::warn!(tier = %replica.tier, id = %replica.id, "removing a failed replica: {error}")
+            }
+        }
+    }
+
+    /// The directory a replica is in; a file's is made when it is the first there.
+    fn make_directory(&self, replica: &ReplicaRef) -> io::Result<std::path::PathBuf> {
+        let directory = self.names.directory(replica.id);
+        if let Names::Files { .. } = self.names {
+            match fs::create_dir(&directory) {
+                Ok(()) => {
+                    fs::set_permissions(&directory, Permissions::from_mode(0o755))?;
+                    sync_directory(directory.parent().expect("below the root"))?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(directory)
+    }
+
+    /// Commit: the replica exists and has its full size, and from now on it is read-only.
+    ///
+    /// One that its producer made longer is cut back to its size: the bytes behind are charged to nobody. One that
+    /// he cut and stretched again has holes; in memory they are filled here, so that a reader's first touch cannot
+    /// fail.
+    pub(crate) fn seal(&self, replica: &ReplicaRef, sync: bool) -> Result<(), DriverError> {
+        let (file, metadata) = self.open(replica)?;
+        let tried = |what: &str| format!("{what} {} on {}", replica.id, replica.tier);
+        let has_holes =
+            matches!(self.names, Names::Segments { .. }) && metadata.blocks() * 512 < metadata.len();
+        if metadata.len() > replica.size.0 || has_holes {
+            let mut options = OpenOptions::new();
+            options.write(true).custom_flags(sys::HANDLE_WITH_CARE);
+            let mended = options.open(self.names.public(replica)).and_then(|file| {
+                file.set_len(replica.size.0)?;
+                if has_holes { sys::reserve(&file, replica.size.0) } else { Ok(()) }
+            });
+            mended.map_err(|error| fault(tried("restoring the size of"), &error))?;
+        }
+        file.set_permissions(Permissions::from_mode(self.mode_sealed))
+            .map_err(|error| fault(tried("making read-only"), &error))?;
+        if sync { self.sync_file(replica, &file) } else { Ok(()) }
+    }
+
+    /// Data and directory on stable storage. Memory has none: nothing to do.
+    pub(crate) fn sync(&self, replica: &ReplicaRef) -> Result<(), DriverError> {
+        let (file, _) = self.open(replica)?;
+        self.sync_file(replica, &file)
+    }
+
+    fn sync_file(&self, replica: &ReplicaRef, file: &File) -> Result<(), DriverError> {
+        if let Names::Segments { .. } = self.names {
+            return Ok(());
+        }
+        let key = (replica.id, replica.generation);
+        if self.unsafe_files().contains(&key) {
+            let message =
+                format!("an earlier fdatasync of {} failed; its bytes cannot be trusted", replica.id);
+            return Err(finding(DriverErrorKind::Io, message));
+        }
+        file.sync_data().map_err(|error| {
+            self.unsafe_files().insert(key);
+            fault(format_args!("syncing {} to {}", replica.id, replica.tier), &error)
+        })?;
+        sync_directory(&self.names.directory(replica.id))
+            .map_err(|error| fault(format_args!("syncing the directory of {}", replica.id), &error))
+    }
+
+    fn unsafe_files(&self) -> std::sync::MutexGuard<'_, HashSet<(PayloadId, Generation)>> {
+        self.unsafe_files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens a replica under its public name, for reading.
+    ///
+    /// # Errors
+    /// `Missing` when there is no regular file of ours, `Truncated` when it is shorter than its size.
+    pub(crate) fn open(&self, replica: &ReplicaRef) -> Result<(File, Metadata), DriverError> {
+        let (id, tier) = (replica.id, replica.tier);
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(sys::HANDLE_WITH_CARE);
+        let opened = options.open(self.names.public(replica)).and_then(|file| {
+            let metadata = file.metadata()?;
+            Ok((file, metadata))
+        });
+        match opened {
+            Ok((_, metadata)) if !self.is_ours(&metadata) => {
+                let message =
+                    format!("{id} on {tier} was replaced by something that is not the server's file");
+                Err(finding(DriverErrorKind::Missing, message))
+            }
+            Ok((_, metadata)) if metadata.len() < replica.size.0 => {
+                let found = ByteCount(metadata.len());
+                let message = format!("{id} on {tier} has {found}; {} were allocated", replica.size);
+                Err(finding(DriverErrorKind::Truncated, message))
+            }
+            Ok(opened) => Ok(opened),
+            // A symlink in its place (O_NOFOLLOW).
+            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => Err(finding(
+                DriverErrorKind::Missing,
+                format!("{id} on {tier} was replaced by a symbolic link"),
+            )),
+            Err(error) => Err(fault(format_args!("opening {id} on {tier}"), &error)),
+        }
+    }
+
+    /// A regular file that this server's user owns.
+    fn is_ours(&self, metadata: &Metadata) -> bool {
+        metadata.is_file() && metadata.uid() == self.user
+    }
+}
+
+/// Puts a directory's names on stable storage.
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use payload_types::Tier;
+
+    use super::*;
+
+    #[test]
+    fn given_a_file_whose_sync_failed_when_synced_again_then_it_is_refused() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (log, _) = IntentLog::open(&root.path().join("log"), Tier::Disk, true, None).expect("a log");
+        fs::create_dir(root.path().join(crate::naming::PAYLOADS)).expect("made");
+        let store = FileStore::new(Names::Files { root: root.path().into() }, log, 0o440);
+        let id = PayloadId::mint(1 << 50, 1);
+        let replica = ReplicaRef { tier: Tier::Disk, id, generation: Generation(1), size: ByteCount(10) };
+        store.create(&replica).expect("created");
+        store.seal(&replica, true).expect("sealed");
+        store.unsafe_files().insert((id, Generation(1)));
+        assert_eq!(store.seal(&replica, true).expect_err("refused").kind, DriverErrorKind::Io);
+        assert_eq!(store.sync(&replica).expect_err("refused").kind, DriverErrorKind::Io);
+        store.seal(&replica, false).expect("nothing was promised");
+    }
+}

@@ -1,0 +1,168 @@
+//! Copies between RAM and disk: every byte goes through private staging and is hashed there.
+//!
+//! ```text
+//! spill     segment --pread--> staging --hash--> io_uring writes (8 x 1 MiB) --> draft file  --> named
+//! promote   file --io_uring reads (8 x 1 MiB)--> staging --hash--> pwrite --> draft segment --> named
+//! ```
+//! Run by transfer threads, one copy at a time on each. While the disk works on eight chunks the processor works on
+//! the ninth, in order. The hash is of the very bytes that are submitted: a client that changes or truncates its
+//! segment meanwhile gets a copy that is what its checksum says, or a `Source` error, and never a signal for us.
+//!
+//! A segment is read by pread also where a lease (F_RDLCK) would prove that nobody can write it. Reading it in place
+//! was measured: populating and pinning a mapping costs as much as the copy, at the price of loads through memory
+//! that a client can truncate once the lease is broken by force.
+
+pub(crate) mod engine;
+pub(crate) mod pipeline;
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use payload_types::effect::{ReplicaRef, TransferOp};
+use payload_types::event::{DriverError, DriverErrorKind, TransferError};
+use payload_types::limits::{IO_BYTES_MAX, IO_DEPTH};
+use payload_types::{ByteCount, Checksum, Tier};
+use xxhash_rust::xxh3::Xxh3;
+
+use self::engine::Direction;
+use self::pipeline::{ALIGNMENT, Pipeline};
+use crate::fault::{fault, finding};
+use crate::store::FileStore;
+use crate::store::draft::Draft;
+use crate::sys;
+use crate::sys::staging::SLOTS;
+
+/// Carries out one copy. The destination has its name afterwards, or is gone without a trace.
+pub(crate) fn run(
+    op: &TransferOp,
+    from: &FileStore,
+    to: &FileStore,
+    pipeline: &mut Pipeline,
+) -> Result<Checksum, TransferError> {
+    let (source, _) = from.open(&op.from).map_err(TransferError::Source)?;
+    let draft = Draft::begin(to, op.to).map_err(TransferError::Destination)?;
+    let copied = match (op.from.tier, op.to.tier) {
+        (Tier::Ram, Tier::Disk) => spill(op, &source, &draft, pipeline),
+        (Tier::Disk, Tier::Ram) => promote(op, source, &draft, pipeline),
+        (from, to) => {
+            let message = format!("no driver copies from {from} to {to}");
+            Err(TransferError::Destination(finding(DriverErrorKind::Io, message)))
+        }
+    };
+    let checksum = copied?;
+    if let Some(expected) = op.expected
+        && expected != checksum
+    {
+        let message =
+            format!("{} on {} has checksum {checksum}; it must be {expected}", op.from.id, op.from.tier);
+        return Err(TransferError::Source(finding(DriverErrorKind::Corrupt, message)));
+    }
+    draft.publish(op.sync).map_err(TransferError::Destination)?;
+    Ok(checksum)
+}
+
+fn spill(
+    op: &TransferOp,
+    source: &File,
+    draft: &Draft<'_>,
+    pipeline: &mut Pipeline,
+) -> Result<Checksum, TransferError> {
+    let unwritten = |error: &io::Error| {
+        TransferError::Destination(fault(format_args!("writing {} to disk", op.to.id), error))
+    };
+    // Whole pages, so that even the last write is within what is reserved; `publish` cuts the padding off.
+    sys::reserve(&draft.file, op.to.size.in_pages().0).map_err(|error| unwritten(&error))?;
+    go_direct(&draft.file);
+    let mut hasher = Xxh3::new();
+    let chunks = chunk_count(op.from.size);
+    for index in 0..chunks {
+        let (slot, offset) = (index % SLOTS, offset_of(index));
+        let length = chunk_length(op.from.size, index);
+        let padded = length.next_multiple_of(ALIGNMENT);
+        let buffer = pipeline.buffer(slot);
+        source
+            .read_exact_at(&mut buffer[..length], offset)
+            .map_err(|error| TransferError::Source(unread(&op.from, &error)))?;
+        hasher.update(&buffer[..length]);
+        buffer[length..padded].fill(0);
+        if index >= IO_DEPTH {
+            pipeline.finish((index - IO_DEPTH) % SLOTS).map_err(|error| unwritten(&error))?;
+        }
+        pipeline
+            .start(slot, Direction::Write, &draft.file, offset, padded)
+            .map_err(|error| unwritten(&error))?;
+    }
+    for index in chunks.saturating_sub(IO_DEPTH)..chunks {
+        pipeline.finish(index % SLOTS).map_err(|error| unwritten(&error))?;
+    }
+    Ok(Checksum(hasher.digest()))
+}
+
+fn promote(
+    op: &TransferOp,
+    source: File,
+    draft: &Draft<'_>,
+    pipeline: &mut Pipeline,
+) -> Result<Checksum, TransferError> {
+    let size = op.from.size;
+    go_direct(&source);
+    let source = Arc::new(source);
+    let mut hasher = Xxh3::new();
+    let chunks = chunk_count(size);
+    let start = |pipeline: &mut Pipeline, index: usize| {
+        pipeline
+            .start(index % SLOTS, Direction::Read, &source, offset_of(index), chunk_length(size, index))
+            .map_err(|error| TransferError::Source(unread(&op.from, &error)))
+    };
+    for index in 0..chunks.min(IO_DEPTH) {
+        start(pipeline, index)?;
+    }
+    for index in 0..chunks {
+        let (slot, length) = (index % SLOTS, chunk_length(size, index));
+        let read = match pipeline.finish(slot) {
+            Ok(bytes) if bytes < length => Err(io::ErrorKind::UnexpectedEof.into()),
+            other => other,
+        };
+        read.map_err(|error| TransferError::Source(unread(&op.from, &error)))?;
+        if index + IO_DEPTH < chunks {
+            start(pipeline, index + IO_DEPTH)?;
+        }
+        let bytes = &pipeline.buffer(slot)[..length];
+        hasher.update(bytes);
+        draft.file.write_all_at(bytes, offset_of(index)).map_err(|error| {
+            TransferError::Destination(fault(format_args!("writing {} to shared memory", op.to.id), &error))
+        })?;
+    }
+    Ok(Checksum(hasher.digest()))
+}
+
+/// Where the filesystem cannot, the page cache does it: slower, and just as right.
+fn go_direct(file: &File) {
+    if let Err(error) = sys::set_direct(file) {
+        tracing::debug!("no direct I/O on this filesystem: {error}");
+    }
+}
+
+/// A source that ends early was cut by somebody; anything else is the system's error.
+fn unread(replica: &ReplicaRef, error: &io::Error) -> DriverError {
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        let message = format!("{} on {} became shorter than {}", replica.id, replica.tier, replica.size);
+        return finding(DriverErrorKind::Truncated, message);
+    }
+    fault(format_args!("reading {} on {}", replica.id, replica.tier), error)
+}
+
+fn chunk_count(size: ByteCount) -> usize {
+    usize::try_from(size.0.div_ceil(IO_BYTES_MAX as u64)).expect("a payload has at most 2^17 chunks of 1 MiB")
+}
+
+fn offset_of(index: usize) -> u64 {
+    (index * IO_BYTES_MAX) as u64
+}
+
+/// All chunks are full but the last.
+fn chunk_length(size: ByteCount, index: usize) -> usize {
+    (size.0 - offset_of(index)).min(IO_BYTES_MAX as u64) as usize
+}

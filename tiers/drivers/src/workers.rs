@@ -1,0 +1,122 @@
+//! The threads: what each of them does with what it finds in its lane.
+//!
+//! ```text
+//! submit --ops lane-------> worker_threads    create, seal, sync, detach --retire lane--> retire thread
+//!        --transfer lane--> transfer_threads  copies, each thread with its own ring and staging
+//! ```
+//! A thread ends when its lane is closed and empty, so what was submitted is always carried out. A panic is answered
+//! with an `Io` error (a drop is handed to the retire thread), so that no completion is ever lost.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use crossbeam::channel::{Receiver, Sender};
+use payload_types::effect::{StorageAction, StorageOp, TransferOp};
+use payload_types::event::{
+    Completion, DriverError, DriverErrorKind, StorageDone, TransferDone, TransferError,
+};
+
+use crate::CompletionSink;
+use crate::fault::finding;
+use crate::retire::Retired;
+use crate::stores::Stores;
+use crate::transfer;
+use crate::transfer::engine::IoEngine;
+use crate::transfer::pipeline::Pipeline;
+
+/// Carries out storage ops until the lane is closed.
+pub(crate) fn run_storage(
+    stores: &Arc<Stores>,
+    lane: &Receiver<StorageOp>,
+    retire: &Sender<Retired>,
+    sink: &CompletionSink,
+) {
+    for StorageOp { shard, op, replica, action } in lane {
+        let work = |work: &dyn Fn() -> Result<(), DriverError>| {
+            catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(panicked(&*panic)))
+        };
+        let done = match action {
+            StorageAction::Create => {
+                let result = work(&|| stores.get(replica.tier)?.create(&replica));
+                StorageDone::Created { op, result }
+            }
+            StorageAction::Seal { sync } => {
+                let result = work(&|| stores.get(replica.tier)?.seal(&replica, sync));
+                StorageDone::Sealed { op, result }
+            }
+            StorageAction::Sync => {
+                let result = work(&|| stores.get(replica.tier)?.sync(&replica));
+                StorageDone::Synced { op, result }
+            }
+            StorageAction::Drop => {
+                let (tier, generation) = (replica.tier, replica.generation);
+                if stores.get(tier).is_err() {
+                    // A row of an earlier configuration: what this node cannot reach is not its to free.
+                    sink(shard, Completion::Storage(StorageDone::Detached { tier, generation }));
+                    sink(shard, Completion::Storage(StorageDone::Freed { tier, generation }));
+                    continue;
+                }
+                let detached = work(&|| {
+                    let store = stores.get(tier)?;
+                    store.detach(&replica).map_err(|error| crate::fault::fault("detaching", &error))
+                });
+                let is_detached = detached.is_ok();
+                if is_detached {
+                    sink(shard, Completion::Storage(StorageDone::Detached { tier, generation }));
+                }
+                let retired = Retired { shard: Some(shard), replica, is_detached };
+                retire.send(retired).expect("the retire thread outlives the workers");
+                continue;
+            }
+        };
+        sink(shard, Completion::Storage(done));
+    }
+}
+
+/// Carries out copies until the lane is closed.
+pub(crate) fn run_transfers(
+    stores: &Arc<Stores>,
+    lane: &Receiver<TransferOp>,
+    engine: IoEngine,
+    sink: &CompletionSink,
+) {
+    let mut pipeline = None;
+    for op in lane {
+        let result = catch_unwind(AssertUnwindSafe(|| copy(stores, &op, engine, &mut pipeline)))
+            .unwrap_or_else(|panic| Err(TransferError::Destination(panicked(&*panic))));
+        // After an error chunks may still be under way; nobody is answered before their buffers are ours again.
+        if let Some(used) = &mut pipeline
+            && let Err(error) = used.drain()
+        {
+            tracing::error!("the I/O engine failed and is replaced: {error}");
+            pipeline = None;
+        }
+        sink(op.shard, Completion::Transfer(TransferDone { op: op.op, result }));
+    }
+}
+
+fn copy(
+    stores: &Stores,
+    op: &TransferOp,
+    engine: IoEngine,
+    pipeline: &mut Option<Pipeline>,
+) -> Result<payload_types::Checksum, TransferError> {
+    let from = stores.get(op.from.tier).map_err(TransferError::Source)?;
+    let to = stores.get(op.to.tier).map_err(TransferError::Destination)?;
+    let pipeline = match pipeline {
+        Some(pipeline) => pipeline,
+        // Made at first use, and again after one failed.
+        None => pipeline.insert(Pipeline::new(engine.build().map_err(|error| {
+            TransferError::Destination(crate::fault::fault("preparing the I/O engine", &error))
+        })?)),
+    };
+    transfer::run(op, from, to, pipeline)
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> DriverError {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+    tracing::error!("a driver thread panicked: {text}");
+    finding(DriverErrorKind::Io, format!("the driver failed unexpectedly: {text}"))
+}

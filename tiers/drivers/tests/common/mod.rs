@@ -1,0 +1,252 @@
+//! A node's drivers under test: real segments in /dev/shm under a prefix of their own, a real disk root, and the
+//! completions as they come. Dropping it removes what the test left.
+#![allow(dead_code)] // every test binary uses its own part
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use payload_drivers::{DriverOp, Drivers, DriversConfig, IoEngine, Reclaimed};
+use payload_types::effect::{ReplicaRef, StorageAction, StorageOp, TransferOp};
+use payload_types::event::{Completion, DriverError, StorageDone, TransferDone, TransferError};
+use payload_types::{ByteCount, Checksum, Generation, OpId, PayloadId, PerTier, ShardIndex, Tier};
+
+/// No answer within this time is a failure: generous, so that it decides nothing on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+static NUMBER: AtomicU64 = AtomicU64::new(1);
+
+/// A prefix, a node and a root that no other test has.
+pub struct Place {
+    pub config: DriversConfig,
+    directory: Option<tempfile::TempDir>,
+}
+
+impl Place {
+    pub fn new() -> Self {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+        let config = DriversConfig {
+            shm_prefix: format!("pmt-drivers-{}-{number}", std::process::id()),
+            disk_root: Some(directory.path().join("root")),
+            node: format!("node-{number}"),
+            ..DriversConfig::default()
+        };
+        Self { config, directory: Some(directory) }
+    }
+
+    /// A place that another process made; it removes nothing.
+    pub fn of(prefix: &str, root: &Path) -> Self {
+        let config = DriversConfig {
+            shm_prefix: prefix.to_owned(),
+            disk_root: Some(root.to_owned()),
+            node: "node".to_owned(),
+            ..DriversConfig::default()
+        };
+        Self { config, directory: None }
+    }
+
+    pub fn root(&self) -> &Path {
+        self.config.disk_root.as_deref().expect("a root")
+    }
+
+    pub fn open(&self) -> Drivers {
+        Drivers::open(self.config.clone()).expect("the drivers open")
+    }
+
+    /// Names in /dev/shm with this place's prefix.
+    pub fn segments(&self) -> Vec<String> {
+        let names =
+            fs::read_dir("/dev/shm").expect("listed").map(|entry| entry.expect("an entry").file_name());
+        let mut names: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+        names.retain(|name| name.starts_with(&self.config.shm_prefix) && !name.contains("-intent-"));
+        names.sort();
+        names
+    }
+
+    /// Files below the root's payload directories.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let list = |path: &Path| -> Vec<PathBuf> {
+            fs::read_dir(path).expect("listed").map(|entry| entry.expect("an entry").path()).collect()
+        };
+        list(&self.root().join("payloads")).iter().flat_map(|directory| list(directory)).collect()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.directory.is_some() {
+            for entry in fs::read_dir("/dev/shm").expect("listed").flatten() {
+                if entry.file_name().to_string_lossy().starts_with(&self.config.shm_prefix) {
+                    let _ = fs::remove_file(entry.path());
+                }
+            }
+        }
+    }
+}
+
+/// Started drivers and their completions.
+pub struct Rig {
+    pub drivers: Drivers,
+    pub completions: Receiver<(ShardIndex, Completion)>,
+    early: Vec<StorageDone>,
+}
+
+impl Rig {
+    pub fn start(place: &Place) -> Self {
+        Self::started(place.open())
+    }
+
+    pub fn started(mut drivers: Drivers) -> Self {
+        let (sender, completions) = channel();
+        let sender = std::sync::Mutex::new(sender);
+        drivers.start(Arc::new(move |shard, completion| {
+            let _ = sender.lock().expect("sound").send((shard, completion));
+        }));
+        Self { drivers, completions, early: Vec::new() }
+    }
+
+    pub fn submit(&self, action: StorageAction, replica: ReplicaRef) {
+        let op = StorageOp { shard: ShardIndex(0), op: op_id(), replica, action };
+        assert_eq!(self.drivers.submit(DriverOp::Storage(op)), Ok(()));
+    }
+
+    pub fn next(&self) -> Completion {
+        self.completions.recv_timeout(PATIENCE).expect("a completion").1
+    }
+
+    fn storage(&mut self) -> StorageDone {
+        match self.next() {
+            Completion::Storage(done) => done,
+            other => panic!("a storage completion was expected, not {other:?}"),
+        }
+    }
+
+    pub fn create(&mut self, replica: ReplicaRef) -> Result<(), DriverError> {
+        self.submit(StorageAction::Create, replica);
+        loop {
+            match self.storage() {
+                StorageDone::Created { result, .. } => return result,
+                other => self.early.push(other),
+            }
+        }
+    }
+
+    pub fn seal(&mut self, replica: ReplicaRef, sync: bool) -> Result<(), DriverError> {
+        self.submit(StorageAction::Seal { sync }, replica);
+        loop {
+            match self.storage() {
+                StorageDone::Sealed { result, .. } => return result,
+                other => self.early.push(other),
+            }
+        }
+    }
+
+    /// Drops it and waits until its name is free.
+    pub fn detach(&mut self, replica: ReplicaRef) {
+        self.submit(StorageAction::Drop, replica);
+        let (tier, generation) = (replica.tier, replica.generation);
+        self.wait_for(StorageDone::Detached { tier, generation });
+    }
+
+    pub fn wait_until_freed(&mut self, replica: ReplicaRef) {
+        self.wait_for(StorageDone::Freed { tier: replica.tier, generation: replica.generation });
+    }
+
+    /// True when the replica was reported free up to now.
+    pub fn is_freed(&mut self, replica: ReplicaRef) -> bool {
+        while let Ok((_, Completion::Storage(done))) = self.completions.try_recv() {
+            self.early.push(done);
+        }
+        let freed = StorageDone::Freed { tier: replica.tier, generation: replica.generation };
+        self.early.contains(&freed)
+    }
+
+    fn wait_for(&mut self, wanted: StorageDone) {
+        while !self.early.contains(&wanted) {
+            let done = self.storage();
+            self.early.push(done);
+        }
+        self.early.retain(|done| *done != wanted);
+    }
+
+    pub fn copy(
+        &mut self,
+        from: ReplicaRef,
+        to: ReplicaRef,
+        expected: Option<Checksum>,
+    ) -> Result<Checksum, TransferError> {
+        let op = TransferOp { shard: ShardIndex(0), op: op_id(), from, to, expected, sync: true };
+        assert_eq!(self.drivers.submit(DriverOp::Transfer(op)), Ok(()));
+        loop {
+            match self.next() {
+                Completion::Transfer(TransferDone { op: answered, result }) => {
+                    assert_eq!(answered, op.op);
+                    return result;
+                }
+                Completion::Storage(done) => self.early.push(done),
+                other => panic!("drivers do not send {other:?}"),
+            }
+        }
+    }
+
+    /// Where clients find it.
+    pub fn path(&self, replica: ReplicaRef) -> PathBuf {
+        path_of(&self.drivers, replica)
+    }
+}
+
+pub fn path_of(drivers: &Drivers, replica: ReplicaRef) -> PathBuf {
+    match replica.tier {
+        Tier::Ram => PathBuf::from(format!("/dev/shm{}", drivers.locate().shm_name(replica.id))),
+        _ => drivers.locate().disk_path(replica.id, replica.generation),
+    }
+}
+
+fn op_id() -> OpId {
+    OpId { index: NUMBER.fetch_add(1, Ordering::Relaxed) as u32, generation: 1 }
+}
+
+/// A new id and generation.
+pub fn replica(tier: Tier, size: u64) -> ReplicaRef {
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let id = PayloadId::mint((1_700_000_000_000 << 12) + number, number.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    ReplicaRef { tier, id, generation: Generation(number), size: ByteCount(size) }
+}
+
+/// The same payload on another tier.
+pub fn twin(replica: ReplicaRef, tier: Tier) -> ReplicaRef {
+    ReplicaRef { tier, generation: Generation(NUMBER.fetch_add(1, Ordering::Relaxed)), ..replica }
+}
+
+/// Bytes that repeat nowhere near a page or a chunk.
+pub fn sample(length: usize) -> Vec<u8> {
+    let mut state = length as u64 + 1;
+    (0..length)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        })
+        .collect()
+}
+
+/// Waits for what other processes do.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < PATIENCE, "{what} did not come about");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Both engines, so that every test of copies runs on each.
+pub fn engines() -> [IoEngine; 2] {
+    [IoEngine::Uring, IoEngine::Plain]
+}
+
+pub fn removed(tally: &PerTier<Reclaimed>) -> (u64, u64) {
+    (tally[Tier::Ram].removed, tally[Tier::Disk].removed)
+}
