@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Check, sys};
 
-/// glommio's own minimum.
+/// glommio's own minimum; older kernels get plain threads and plain reads and writes.
 const VERSION_MIN: (u32, u32) = (5, 8);
 /// Registered buffers on shared memory work from here on (FACTS.md).
 const VERSION_WANTED: (u32, u32) = (5, 14);
@@ -32,10 +32,10 @@ pub(super) fn version_of(release: &str) -> Check {
         );
     };
     if (major, minor) < VERSION_MIN {
-        Check::fault(
+        Check::warning(
             NAME,
-            format!("Linux {release} lacks the io_uring calls that the reactor needs (5.8)"),
-            "boot Linux 5.14 or newer",
+            format!("Linux {release} lacks the io_uring calls that the reactor uses (5.8)"),
+            "boot Linux 5.14 or newer; until then the server uses plain threads, which is slower",
         )
     } else if (major, minor) < VERSION_WANTED {
         Check::warning(
@@ -48,7 +48,7 @@ pub(super) fn version_of(release: &str) -> Check {
     }
 }
 
-/// io_uring is permitted.
+/// io_uring is permitted. Where it is not, shards and transfers run on plain threads: slower, but complete.
 pub(super) fn io_uring() -> Check {
     let disabled = fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
     ring_outcome(sys::ring_probe(), disabled.as_deref().map(str::trim))
@@ -82,7 +82,7 @@ pub(super) fn ring_outcome(probe: io::Result<()>, disabled: Option<&str>) -> Che
         ),
         _ => (format!("setting up a ring failed: {error}"), "see io_uring_setup(2) for this error"),
     };
-    Check::fault(NAME, detail, fix)
+    Check::warning(NAME, format!("{detail}; the server falls back to plain threads, reads and writes"), fix)
 }
 
 /// The wall clock is set, and cheap to read.

@@ -45,7 +45,7 @@ impl Status {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
-            Self::Warning => "warning",
+            Self::Warning => "warn",
             Self::Fault => "fault",
         }
     }

@@ -86,7 +86,7 @@ fn given_kernels_of_all_ages_when_checked_then_old_ones_are_told_apart() {
     assert_eq!(status("6.18.44-fc"), Status::Ok);
     assert_eq!(status("5.14.0-70.el9"), Status::Ok);
     assert_eq!(status("5.10.0-9-amd64"), Status::Warning);
-    assert_eq!(status("4.18.0"), Status::Fault);
+    assert_eq!(status("4.18.0"), Status::Warning);
     assert_eq!(status("unknown"), Status::Warning);
 }
 
@@ -104,7 +104,7 @@ fn given_io_uring_refused_when_checked_then_the_fix_fits_the_reason() {
         (libc::EMFILE, Some("0"), "io_uring_setup(2)"),
     ] {
         let check = outcome(errno, disabled);
-        assert_eq!(check.status, Status::Fault);
+        assert_eq!(check.status, Status::Warning, "the server runs without it");
         assert!(check.fix.as_ref().is_some_and(|fix| fix.contains(word)), "{word}: {check:?}");
     }
 }
@@ -118,8 +118,8 @@ fn given_clocks_when_checked_then_unset_and_slow_ones_are_warned_about() {
 }
 
 #[test]
-fn given_memlock_limits_when_checked_then_small_is_a_warning_and_tiny_a_fault() {
-    assert_eq!(rlimit::memlock_of(64 << 10, 1, true).status, Status::Fault);
+fn given_memlock_limits_when_checked_then_what_is_too_small_is_warned_about() {
+    assert_eq!(rlimit::memlock_of(64 << 10, 1, true).status, Status::Warning);
     assert_eq!(rlimit::memlock_of(8 << 20, 1, false).status, Status::Warning);
     assert_eq!(rlimit::memlock_of(8 << 20, 1, true).status, Status::Ok, "privileged: not counted");
     assert_eq!(rlimit::memlock_of(u64::MAX, 256, false).status, Status::Ok);
@@ -134,7 +134,7 @@ fn given_limits_of_this_process_when_raised_then_never_lower_than_before() {
     assert!(memlock.soft >= memlock.before && nofile.soft >= nofile.before);
     assert_eq!(rlimit::raise_nofile().before, nofile.soft, "raising is lasting");
     let hopeless = rlimit::raise_memlock(u16::MAX);
-    let unlimited = hopeless.soft >= (30 << 20) * u64::from(u16::MAX);
+    let unlimited = hopeless.soft >= (10 << 20) * u64::from(u16::MAX);
     let privileged = rlimit::may_lock(&fs::read_to_string("/proc/self/status").expect("Linux"));
     assert_eq!(hopeless.missing.is_none(), unlimited || privileged, "{hopeless:?}");
 }

@@ -1,0 +1,214 @@
+//! Every key there is, once. Validation, environment variables, `--check-config` and docs/OPERATIONS.md read this.
+
+use payload_types::limits;
+
+use super::key::Default::{Said, Value};
+use super::key::Kind::{
+    Address, Cores, Count, Duration, Flag, Map, Mode, Name, ObjectRoot, Path, Presence, Seconds, Size, Text,
+    Word,
+};
+use super::key::{Key, Words};
+
+/// Requests admitted at one time: as many as one shard keeps; beyond it a caller is told to try again.
+const REQUESTS_IN_FLIGHT_DEFAULT: &str = "4096";
+const _: () = assert!(limits::REQUESTS_PER_SHARD_MAX == 4096);
+/// The most that may be configured: 2^20 requests of ~1 KiB are 1 GiB.
+const REQUESTS_IN_FLIGHT_MAX: u64 = 1 << 20;
+/// Connections may never need more descriptors than a process can have (fs.nr_open is 2^20 by default).
+const CONNECTIONS_MAX: u64 = 1 << 20;
+/// Threads for blocking work: more than this wait for the same disk.
+const THREADS_MAX: u64 = 256;
+/// CUDA devices of one host; the largest hosts have 16.
+const DEVICE_MAX: u64 = 1023;
+/// Milliseconds of the intervals that existing observability keys carry: a day.
+const MILLIS_MAX: u64 = 86_400_000;
+/// Entries of an exporter's queue.
+const QUEUE_MAX: u64 = 1 << 20;
+
+const NOT_POLLED: &str = "delivery does not poll";
+const ARROW_ONLY: &str = "it tunes another S3 client";
+
+static SPIN: Words = words(&["auto", "off", "on"]);
+static FORMAT: Words = words(&["text", "json"]);
+static SCHEME: Words = words(&["https", "http"]);
+static LEVEL: Words = Words {
+    taken: &["trace", "debug", "info", "warn", "error", "off"],
+    aliases: &[("warning", "warn"), ("err", "error"), ("critical", "error")],
+    refused: &[],
+};
+static CREDENTIALS: Words = Words {
+    taken: &["default", "anonymous", "explicit", "role", "web_identity"],
+    aliases: &[
+        ("CREDENTIALS_KIND_UNSPECIFIED", ""),
+        ("CREDENTIALS_KIND_DEFAULT", "default"),
+        ("CREDENTIALS_KIND_ANONYMOUS", "anonymous"),
+        ("CREDENTIALS_KIND_EXPLICIT", "explicit"),
+        ("CREDENTIALS_KIND_ROLE", "role"),
+        ("CREDENTIALS_KIND_WEB_IDENTITY", "web_identity"),
+    ],
+    refused: &[],
+};
+static FILE_SYSTEM: Words = Words {
+    taken: &[
+        "FILE_SYSTEM_AUTO",
+        "FILE_SYSTEM_LOCAL",
+        "FILE_SYSTEM_S3",
+        "FILE_SYSTEM_GCS",
+        "FILE_SYSTEM_AZURE",
+    ],
+    aliases: &[("FILE_SYSTEM_UNSPECIFIED", "")],
+    refused: &[("FILE_SYSTEM_HDFS", "HDFS is not supported; use S3, GCS, Azure or a local directory")],
+};
+const NO_COMPRESSION: &str =
+    "objects are stored as they are, so that other programs can read them; use COMPRESSION_UNCOMPRESSED";
+static COMPRESSION: Words = Words {
+    taken: &["COMPRESSION_AUTO", "COMPRESSION_UNCOMPRESSED"],
+    aliases: &[("COMPRESSION_UNSPECIFIED", ""), ("COMPRESSION_NONE", "COMPRESSION_UNCOMPRESSED")],
+    refused: &[
+        ("COMPRESSION_ZSTD", NO_COMPRESSION),
+        ("COMPRESSION_LZ4", NO_COMPRESSION),
+        ("COMPRESSION_LZ4_FRAME", NO_COMPRESSION),
+        ("COMPRESSION_LZ4_HADOOP", NO_COMPRESSION),
+        ("COMPRESSION_GZIP", NO_COMPRESSION),
+        ("COMPRESSION_SNAPPY", NO_COMPRESSION),
+        ("COMPRESSION_BROTLI", NO_COMPRESSION),
+        ("COMPRESSION_BZ2", NO_COMPRESSION),
+        ("COMPRESSION_LZO", NO_COMPRESSION),
+    ],
+};
+static TRANSPORT: Words =
+    with_default(&["OTLP_TRANSPORT_GRPC", "OTLP_TRANSPORT_HTTP"], &[("OTLP_TRANSPORT_UNSPECIFIED", "")]);
+static TRACE_HINT: Words = with_default(
+    &["TRACE_HINT_DEFAULT", "TRACE_HINT_ALWAYS", "TRACE_HINT_NEVER"],
+    &[("TRACE_HINT_UNSPECIFIED", "")],
+);
+static TRACE_PROCESSOR: Words = with_default(
+    &["TRACE_PROCESSOR_SIMPLE", "TRACE_PROCESSOR_BATCH"],
+    &[("TRACE_PROCESSOR_UNSPECIFIED", "")],
+);
+static LOG_PROCESSOR: Words =
+    with_default(&["LOG_PROCESSOR_SIMPLE", "LOG_PROCESSOR_BATCH"], &[("LOG_PROCESSOR_UNSPECIFIED", "")]);
+static ATTRIBUTES: Words = with_default(
+    &["ATTRIBUTES_MINIMAL", "ATTRIBUTES_STANDARD", "ATTRIBUTES_VERBOSE"],
+    &[("ATTRIBUTES_UNSPECIFIED", ""), ("ATTRIBUTE_LEVEL_UNSPECIFIED", "")],
+);
+
+const fn words(taken: &'static [&'static str]) -> Words {
+    with_default(taken, &[])
+}
+
+const fn with_default(
+    taken: &'static [&'static str],
+    aliases: &'static [(&'static str, &'static str)],
+) -> Words {
+    Words { taken, aliases, refused: &[] }
+}
+
+/// The table, in the order in which it is shown.
+#[rustfmt::skip]
+pub(super) static KEYS: &[Key] = &[
+    Key::new("node.name", Name, Value("node"), "names this node in the catalog and its intent logs; it must stay the same from start to start"),
+    Key::new("server.bind_address", Address, Value("127.0.0.1:50051"), "where gRPC is served; port 0 takes any free one"),
+    Key::new("server.require_tls", Flag, Value("false"), "refuse to start on an address other hosts can reach without TLS, instead of warning"),
+    Key::new("front.cores", Cores, Said(""), "cores that the gRPC thread may run on"),
+    Key::new("shards.count", Count(1, limits::SHARD_COUNT_MAX as u64), Said("one per listed core, else cores / 4, from 1 to 16"), "threads that own payloads; may change from start to start"),
+    Key::new("shards.cores", Cores, Said("spread over NUMA nodes"), "one core for each shard"),
+    Key::new("shards.spin", Word(&SPIN), Value("auto"), "poll for a moment before sleeping: auto does where there are cores to spare; never on an idle server"),
+    Key::new("limits.allocate_wait", Duration, Value("30s"), "how long Allocate waits for space when the client set no deadline"),
+    Key::new("limits.requests_in_flight", Count(1, REQUESTS_IN_FLIGHT_MAX), Value(REQUESTS_IN_FLIGHT_DEFAULT), "requests admitted at one time; more are answered RESOURCE_EXHAUSTED"),
+    Key::new("limits.connections", Count(1, CONNECTIONS_MAX), Value("1024"), "connections open at one time; more are closed at once"),
+    Key::new("leases.default_lease", Duration, Value("20s"), "a lease that asks for no duration"),
+    Key::new("leases.max_lease", Duration, Value("120s"), "the longest lease; longer wishes are cut to it"),
+    Key::new("leases.allocation_timeout", Duration, Value("1h"), "an allocation that is never committed is reclaimed after this"),
+    Key::new("shutdown.drain_timeout", Duration, Value("10s"), "a graceful stop ends within this"),
+    Key::new("database.sqlite.path", Path, Said("catalog.db in the data directory"), "the catalog's file"),
+    Key::new("database.sqlite.wal_mode", Flag, Said("true"), "the write-ahead log is required; false is refused"),
+    Key::later("database.postgres.connection_uri", Text, "", "a PostgreSQL catalog").with_password(),
+    Key::later("database.postgres.max_connections", Count(1, 1000), "8", "connections to it"),
+    Key::new("database.memory", Presence, Said(""), "with `{}`: a catalog that is forgotten when the server ends, for tests"),
+    Key::new("storage.ram.capacity_bytes", Size, Said("a quarter of memory, at most /dev/shm"), "what the RAM tier may use; clamped to the cgroup's and /dev/shm's limit with a warning"),
+    Key::new("storage.ram.strict_capacity", Flag, Value("false"), "refuse to start instead of clamping"),
+    Key::later("storage.ram.use_hugepages", Flag, "false", "huge pages for the arenas of native sessions"),
+    Key::new("storage.ram.shm_prefix", Name, Value("pm"), "begins the names of segments in /dev/shm; two servers on one host need two"),
+    Key::new("storage.ram.segment_mode", Mode, Value("0440"), "permission bits of a committed segment; wider ones admit readers of other users, or clients that open read-write"),
+    Key::new("storage.disk.root_path", Path, Said("disk in the data directory"), "where the disk tier's files lie; one server's alone"),
+    Key::new("storage.disk.capacity_bytes", Size, Said("half of what is free or held already"), "what the disk tier may use"),
+    Key::new("storage.disk.fsync", Flag, Value("true"), "bytes are on stable storage before Commit and Spill answer"),
+    Key::later("storage.gpu.devices[].device_id", Count(0, DEVICE_MAX), "", "CUDA's number of a device of the GPU tier"),
+    Key::later("storage.gpu.devices[].capacity_bytes", Size, "", "what the tier may use of it"),
+    Key::later("storage.object.root_path", ObjectRoot, "", "where objects lie; a plain path means file:///"),
+    Key::later("storage.object.filesystem", Word(&FILE_SYSTEM), "FILE_SYSTEM_AUTO: by the root's scheme", "which store it is"),
+    Key::later("storage.object.compression", Word(&COMPRESSION), "COMPRESSION_AUTO: none", "what is not supported is refused"),
+    Key::later("storage.object.filesystem_options.s3.endpoint_override", Text, "AWS", "host:port or URL of a compatible server"),
+    Key::later("storage.object.filesystem_options.s3.scheme", Word(&SCHEME), "https", "how it is spoken to"),
+    Key::later("storage.object.filesystem_options.s3.region", Text, "from AWS_REGION", "the bucket's region"),
+    Key::later("storage.object.filesystem_options.s3.credentials_kind", Word(&CREDENTIALS), "default: the usual AWS environment", "where credentials come from"),
+    Key::later("storage.object.filesystem_options.s3.access_key", Text, "", "for explicit credentials").secret(),
+    Key::later("storage.object.filesystem_options.s3.secret_key", Text, "", "for explicit credentials").secret(),
+    Key::later("storage.object.filesystem_options.s3.role_arn", Text, "", "the role to assume"),
+    Key::later("storage.object.filesystem_options.s3.session_name", Text, "", "names the session of an assumed role"),
+    Key::later("storage.object.filesystem_options.s3.external_id", Text, "", "the external id of an assumed role").secret(),
+    Key::later("storage.object.filesystem_options.s3.load_frequency", Seconds, "900s", "how often an assumed role's credentials are renewed"),
+    Key::later("storage.object.filesystem_options.s3.tls_verify_certificates", Flag, "true", "check the server's certificate"),
+    Key::later("storage.object.filesystem_options.s3.tls_ca_file_path", Path, "the system's", "certificates to trust"),
+    Key::later("storage.object.filesystem_options.s3.tls_ca_dir_path", Path, "the system's", "a directory of certificates to trust"),
+    Key::later("storage.object.filesystem_options.s3.connect_timeout", Seconds, "", "how long connecting may take"),
+    Key::later("storage.object.filesystem_options.s3.request_timeout", Seconds, "", "how long a request may take"),
+    Key::later("storage.object.filesystem_options.s3.force_virtual_addressing", Flag, "false", "put the bucket in the host name with an endpoint_override too"),
+    Key::later("storage.object.filesystem_options.s3.allow_bucket_creation", Flag, "false", "create the bucket at first use"),
+    Key::later("storage.object.filesystem_options.s3.proxy_options", Map, "", "scheme, host, port, username, password of a proxy").secret(),
+    Key::later("storage.object.filesystem_options.s3.default_metadata", Map, "", "metadata of each object"),
+    Key::later("storage.object.filesystem_options.s3.sse_customer_key", Text, "", "a customer's key for encryption at rest").secret(),
+    Key::ignored("storage.object.filesystem_options.s3.background_writes", Flag, "", ARROW_ONLY),
+    Key::ignored("storage.object.filesystem_options.s3.allow_delayed_open", Flag, "", ARROW_ONLY),
+    Key::ignored("storage.object.filesystem_options.s3.smart_defaults", Text, "", ARROW_ONLY),
+    Key::ignored("storage.object.filesystem_options.s3.check_directory_existence_before_creation", Flag, "", ARROW_ONLY),
+    Key::ignored("storage.object.filesystem_options.s3.allow_bucket_deletion", Flag, "", "buckets are never deleted"),
+    Key::new("spill_workers.threads", Count(0, THREADS_MAX), Said("cores / 2, from 2 to 16"), "threads for blocking work; 0: the default"),
+    Key::new("spill_workers.retry_backoff", Duration, Value("500ms"), "the pause before a failed background move is tried again"),
+    Key::new("logging.level", Word(&LEVEL), Value("info"), "what is logged; PAYLOAD_MANAGER_LOG and RUST_LOG take precedence"),
+    Key::new("logging.format", Word(&FORMAT), Value("text"), "one line of text, or one JSON object, for each event"),
+    Key::ignored("logging.pattern", Text, "", "the formats are text and json (logging.format)"),
+    Key::later("logging.include_trace_context", Flag, "false", "trace and span ids in each line"),
+    Key::later("observability.metrics_enabled", Flag, "false", "export metrics"),
+    Key::later("observability.tracing_enabled", Flag, "false", "export traces"),
+    Key::later("observability.logs_enabled", Flag, "false", "export logs"),
+    Key::later("observability.otlp_endpoint", Text, "", "where OpenTelemetry is sent; without a scheme: http").with_password(),
+    Key::later("observability.transport", Word(&TRANSPORT), "OTLP_TRANSPORT_GRPC", "how it is sent"),
+    Key::later("observability.metrics.request_metrics_enabled", Flag, "true", "counts and latencies of requests"),
+    Key::later("observability.metrics.spill_metrics_enabled", Flag, "true", "counts and latencies of moves between tiers"),
+    Key::later("observability.metrics.tier_occupancy_metrics_enabled", Flag, "true", "bytes and payloads of each tier"),
+    Key::later("observability.metrics.request_latency_histograms_enabled", Flag, "true", "histograms beside the counts"),
+    Key::later("observability.metrics.route_labels_enabled", Flag, "true", "label by RPC"),
+    Key::later("observability.metrics.tier_labels_enabled", Flag, "true", "label by tier"),
+    Key::later("observability.metrics.min_collection_interval_ms", Count(0, MILLIS_MAX), "", "the shortest collection interval"),
+    Key::later("observability.metrics.collection_interval_ms", Count(0, MILLIS_MAX), "", "how often metrics are collected"),
+    Key::later("observability.metrics.export_timeout_ms", Count(0, MILLIS_MAX), "", "how long an export may take"),
+    Key::later("observability.tracing.trace_hint", Word(&TRACE_HINT), "TRACE_HINT_DEFAULT", "which requests are traced"),
+    Key::later("observability.tracing.processor", Word(&TRACE_PROCESSOR), "TRACE_PROCESSOR_BATCH", "how spans are handed on"),
+    Key::later("observability.tracing.batch.max_queue_size", Count(0, QUEUE_MAX), "", "spans that wait for export"),
+    Key::later("observability.tracing.batch.max_export_batch_size", Count(0, QUEUE_MAX), "", "spans of one export"),
+    Key::later("observability.tracing.batch.schedule_delay_ms", Count(0, MILLIS_MAX), "", "how long spans wait"),
+    Key::later("observability.tracing.batch.export_timeout_ms", Count(0, MILLIS_MAX), "", "how long an export may take"),
+    Key::later("observability.tracing.stage_spans_enabled", Flag, "true", "a span for each stage of a request"),
+    Key::later("observability.tracing.queue_spans_enabled", Flag, "true", "a span for the time in queues"),
+    Key::later("observability.tracing.record_spans_enabled", Flag, "true", "a span for each catalog record"),
+    Key::later("observability.tracing.attribute_level", Word(&ATTRIBUTES), "ATTRIBUTES_STANDARD", "how much a span says"),
+    Key::later("observability.tracing.latency_budget_ms", Count(0, MILLIS_MAX), "", "slower requests are marked"),
+    Key::later("observability.logging.processor", Word(&LOG_PROCESSOR), "LOG_PROCESSOR_BATCH", "how log records are handed on"),
+    Key::later("observability.logging.batch.max_queue_size", Count(0, QUEUE_MAX), "", "records that wait for export"),
+    Key::later("observability.logging.batch.max_export_batch_size", Count(0, QUEUE_MAX), "", "records of one export"),
+    Key::later("observability.logging.batch.schedule_delay_ms", Count(0, MILLIS_MAX), "", "how long records wait"),
+    Key::later("observability.logging.batch.export_timeout_ms", Count(0, MILLIS_MAX), "", "how long an export may take"),
+    Key::ignored("stream.subscribe_poll_interval_ms", Count(0, MILLIS_MAX), "", NOT_POLLED),
+];
+
+/// The key with this path, in which `[]` stands for indices.
+pub(super) fn find(path: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.path == path)
+}
+
+/// True when keys lie below `path`: `storage.gpu` is a section, `storage.gpu.devices` a list.
+pub(super) fn has_below(path: &str, separator: &str) -> bool {
+    KEYS.iter().any(|key| key.path.strip_prefix(path).is_some_and(|rest| rest.starts_with(separator)))
+}

@@ -1,0 +1,153 @@
+//! Every key loads, is listed in the table, is shown, and loads again from what is shown.
+
+use std::collections::BTreeSet;
+
+use super::super::key::Default;
+use super::super::settings::without_indices;
+use super::super::table::KEYS;
+use super::super::*;
+use super::{load, load_with};
+
+const EVERY_KEY: &str = include_str!("every_key.yaml");
+const POSTGRES: &str =
+    "database: {postgres: {connection_uri: 'postgresql://pm:db-secret@db/payloads', max_connections: 4}}";
+const MEMORY: &str = "database: {memory: {}}";
+
+/// What the fixture holds that must never be shown.
+const SECRETS: [&str; 6] =
+    ["AKIA-VISIBLE-NOWHERE", "s3-secret-value", "external-secret", "proxy-secret", "sse-secret", "db-secret"];
+
+#[test]
+fn given_a_file_with_every_key_when_loaded_then_each_is_taken() {
+    let loaded = [EVERY_KEY, POSTGRES, MEMORY].map(|yaml| load(yaml).expect("every key is valid"));
+    let seen: BTreeSet<String> = loaded
+        .iter()
+        .flat_map(|loaded| loaded.settings.iter())
+        .map(|(path, _)| without_indices(path))
+        .collect();
+    let known: BTreeSet<String> = KEYS.iter().map(|key| key.path.to_owned()).collect();
+    assert_eq!(known.difference(&seen).collect::<Vec<_>>(), Vec::<&String>::new(), "the fixture lacks these");
+    assert_eq!(known.len(), KEYS.len(), "no path is listed twice");
+}
+
+#[test]
+fn given_a_file_with_every_key_when_loaded_then_the_tree_holds_what_it_says() {
+    let config = load(EVERY_KEY).expect("valid").config;
+    assert_eq!(config.node.name, "node-7");
+    assert!(config.server.require_tls && config.server.bind_address.port == 50052);
+    assert_eq!((config.front.cores, config.shards.cores), (Some(vec![0]), Some(vec![1, 2])));
+    assert_eq!(config.shards.spin, Spin::Off);
+    assert_eq!((config.limits.allocate_wait_ms, config.limits.requests_in_flight), (500, 100));
+    assert_eq!((config.limits.connections, config.leases.allocation_timeout_ms), (50, 7_200_000));
+    assert_eq!(config.storage.ram.capacity.0, 64 << 20);
+    assert_eq!((config.storage.ram.shm_prefix.as_str(), config.storage.ram.segment_mode), ("pm-test", 0o660));
+    assert_eq!((config.storage.disk.capacity.0, config.storage.disk.fsync), (1 << 30, false));
+    assert_eq!(config.storage.gpu[1].capacity.map(|size| size.0), Some(4 << 30));
+    assert_eq!((config.spill_workers.threads, config.spill_workers.retry_backoff_ms), (3, 250));
+    assert_eq!((config.logging.level, config.logging.format), (LogLevel::Warn, LogFormat::Json));
+}
+
+#[test]
+fn given_keys_that_have_no_effect_when_loaded_then_one_warning_each() {
+    let warnings = load(EVERY_KEY).expect("valid").warnings;
+    let count = |words: &str| warnings.iter().filter(|warning| warning.contains(words)).count();
+    for words in [
+        "`logging.pattern` is ignored",
+        "`stream.subscribe_poll_interval_ms` is ignored",
+        "background_writes` is ignored",
+        "`storage.gpu` is configured, but not built yet",
+        "`storage.object` is configured, but not built yet",
+        "`observability` is configured, but not built yet",
+        "`storage.ram.use_hugepages` is configured",
+        "`logging.include_trace_context` is configured",
+        "`storage.disk.fsync` is false",
+    ] {
+        assert_eq!(count(words), 1, "{words}: {warnings:#?}");
+    }
+    assert_eq!(count(""), 13, "{warnings:#?}");
+    let unused = "observability: {metrics_enabled: false, tracing: {latency_budget_ms: 5}}";
+    assert_eq!(load(unused).expect("valid").warnings, Vec::<String>::new());
+}
+
+#[test]
+fn given_postgres_when_loaded_then_valid_and_when_prepared_then_refused() {
+    let loaded = load(POSTGRES).expect("valid");
+    assert!(
+        loaded.warnings.iter().any(|warning| warning.contains("database.postgres")),
+        "{:?}",
+        loaded.warnings
+    );
+    let error = loaded.config.prepare().expect_err("not built").to_string();
+    assert!(error.contains("not supported yet"), "{error}");
+    let open = load("server: {bind_address: '0.0.0.0:1', require_tls: true}").expect("valid").config;
+    assert!(open.check_supported().is_err_and(|error| error.to_string().contains("TLS")));
+    assert_eq!(load(MEMORY).expect("valid").config.check_supported(), Ok(()));
+}
+
+#[test]
+fn given_any_configuration_when_shown_and_loaded_again_then_the_same() {
+    for yaml in ["", EVERY_KEY, POSTGRES, MEMORY, "leases: {default_lease: 1500ms, max_lease: 1d}"] {
+        let first = load(yaml).expect("valid");
+        let second = load(&first.to_yaml()).unwrap_or_else(|error| panic!("{error} in\n{}", first.to_yaml()));
+        assert_eq!(second.to_yaml(), first.to_yaml());
+        let open = |mut config: Config| {
+            if let DatabaseConfig::Postgres { connection_uri } = &mut config.database {
+                connection_uri.0.clear();
+            }
+            config
+        };
+        assert_eq!(open(second.config), open(first.config));
+    }
+}
+
+#[test]
+fn given_secrets_when_shown_then_masked_and_nowhere_in_debug_output() {
+    for yaml in [EVERY_KEY, POSTGRES] {
+        let loaded = load(yaml).expect("valid");
+        for secret in SECRETS {
+            assert!(!loaded.to_yaml().contains(secret), "{secret}:\n{}", loaded.to_yaml());
+            assert!(!format!("{:?}", loaded.config).contains(secret), "{secret}");
+            assert!(!loaded.warnings.iter().any(|warning| warning.contains(secret)), "{secret}");
+        }
+    }
+    assert!(load(POSTGRES).expect("valid").to_yaml().contains("postgresql://pm:********@db/payloads"));
+}
+
+#[test]
+fn given_the_effective_configuration_when_shown_then_defaults_and_decisions_are_in_it() {
+    let shown = load("").expect("valid").to_yaml();
+    for line in [
+        "bind_address: 127.0.0.1:50051",
+        "path: /srv/payload-data/catalog.db",
+        "capacity_bytes: 4294967296",
+        "default_lease: 20s",
+        "count: 2",
+        "threads: 4",
+        "level: info",
+    ] {
+        assert!(shown.contains(line), "{line} in\n{shown}");
+    }
+    assert!(!shown.contains("object") && !shown.contains("postgres"), "only what holds is shown:\n{shown}");
+}
+
+#[test]
+fn given_the_tables_defaults_when_read_then_each_is_valid_for_its_kind() {
+    let mut count = 0;
+    let loaded = load("").expect("valid");
+    for key in KEYS.iter().filter(|key| matches!(key.default, Default::Value(_))) {
+        assert!(loaded.settings.value(key.path).is_some(), "{}", key.path);
+        count += 1;
+    }
+    assert!(count > 10, "{count}");
+}
+
+#[test]
+fn given_any_key_when_named_by_its_variable_then_it_is_found() {
+    for key in KEYS {
+        let name = key.path.replace("[]", ".0").replace('.', "__").to_uppercase();
+        let name = format!("{ENV_PREFIX}{name}");
+        if let Err(ConfigError::UnknownKey { path, .. }) = load_with("", &[(&name, "[[]]")]) {
+            panic!("{name} is unknown as {path}");
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! The tree that the rest of the server reads: resolved values in their own types. Plain data.
+//!
+//! Keys of tiers and exporters that are not built in this version are validated and shown, but have no field here:
+//! the issue that builds one adds its fields.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+
+use payload_types::ByteCount;
+
+/// Everything a node is told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// Who this node is.
+    pub node: NodeConfig,
+    /// Where it listens.
+    pub server: ServerConfig,
+    /// The threads that decode and answer.
+    pub front: FrontConfig,
+    /// The threads that own payloads.
+    pub shards: ShardsConfig,
+    /// What is refused or waited for.
+    pub limits: LimitsConfig,
+    /// How long leases and allocations last.
+    pub leases: LeasesConfig,
+    /// How the server ends.
+    pub shutdown: ShutdownConfig,
+    /// Where the catalog is kept.
+    pub database: DatabaseConfig,
+    /// Where bytes are kept.
+    pub storage: StorageConfig,
+    /// The threads that block.
+    pub spill_workers: SpillWorkersConfig,
+    /// What is logged and how.
+    pub logging: LoggingConfig,
+}
+
+/// `node`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeConfig {
+    /// Names the node in the catalog and its intent logs; the same at every start.
+    pub name: String,
+}
+
+/// `server`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServerConfig {
+    /// Where gRPC is served.
+    pub bind_address: BindAddress,
+    /// Refuses to serve other hosts without TLS.
+    pub require_tls: bool,
+}
+
+/// A `host:port`, not looked up yet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BindAddress {
+    /// A name or an address; IPv6 without brackets.
+    pub host: String,
+    /// 0: any free port.
+    pub port: u16,
+}
+
+impl BindAddress {
+    /// Looks the host up.
+    ///
+    /// # Errors
+    /// When the name is unknown or its lookup fails.
+    pub fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
+        (self.host.as_str(), self.port).to_socket_addrs().map(Iterator::collect)
+    }
+
+    /// True when only this host can connect.
+    pub fn is_loopback(&self) -> bool {
+        self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
+}
+
+impl fmt::Display for BindAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(formatter, "[{}]:{}", self.host, self.port),
+            false => write!(formatter, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+/// `front`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FrontConfig {
+    /// Cores that the gRPC thread may run on; `None`: any.
+    pub cores: Option<Vec<usize>>,
+}
+
+/// `shards`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ShardsConfig {
+    /// How many, from 1 to `limits::SHARD_COUNT_MAX`.
+    pub count: u16,
+    /// One core each, at least `count` of them; `None`: spread by topology.
+    pub cores: Option<Vec<usize>>,
+    /// Whether a shard without work polls for a moment before it sleeps.
+    pub spin: Spin,
+}
+
+/// `shards.spin`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Spin {
+    /// Where there are cores to spare.
+    Auto,
+    /// Never.
+    Off,
+    /// Always; for benchmarks and machines that do nothing else.
+    On,
+}
+
+/// `limits`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LimitsConfig {
+    /// How long Allocate waits for space when the client set no deadline, in milliseconds.
+    pub allocate_wait_ms: u64,
+    /// Requests admitted at one time.
+    pub requests_in_flight: usize,
+    /// Connections open at one time.
+    pub connections: usize,
+}
+
+/// `leases`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LeasesConfig {
+    /// A lease that asks for no duration, in milliseconds.
+    pub default_ms: u64,
+    /// The longest one, in milliseconds.
+    pub max_ms: u64,
+    /// An allocation that is never committed is reclaimed after this, in milliseconds.
+    pub allocation_timeout_ms: u64,
+}
+
+/// `shutdown`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ShutdownConfig {
+    /// A graceful stop ends within this, in milliseconds.
+    pub drain_timeout_ms: u64,
+}
+
+/// `database`: exactly one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum DatabaseConfig {
+    /// A file.
+    Sqlite {
+        /// Absolute.
+        path: PathBuf,
+    },
+    /// A server. Not built in this version: [`Config::prepare`] refuses it.
+    Postgres {
+        /// Where, and with which password.
+        connection_uri: Secret,
+    },
+    /// Forgotten when the server ends.
+    Memory,
+}
+
+/// A text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("********")
+    }
+}
+
+/// `storage`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StorageConfig {
+    /// Shared memory.
+    pub ram: RamConfig,
+    /// Local files.
+    pub disk: DiskConfig,
+    /// The GPU tier's devices; not built in this version.
+    pub gpu: Vec<GpuConfig>,
+}
+
+/// `storage.ram`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RamConfig {
+    /// What the tier may use, clamped to the limits of this machine.
+    pub capacity: ByteCount,
+    /// Begins the names of its segments.
+    pub shm_prefix: String,
+    /// The permission bits of a committed segment.
+    pub segment_mode: u32,
+}
+
+/// `storage.disk`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DiskConfig {
+    /// Where its files lie; absolute.
+    pub root_path: PathBuf,
+    /// What the tier may use.
+    pub capacity: ByteCount,
+    /// Commit waits until the bytes are on stable storage.
+    pub fsync: bool,
+}
+
+/// One of `storage.gpu.devices`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GpuConfig {
+    /// CUDA's number of the device.
+    pub device_id: u32,
+    /// What the tier may use of it; `None`: not said.
+    pub capacity: Option<ByteCount>,
+}
+
+/// `spill_workers`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SpillWorkersConfig {
+    /// Threads for blocking work.
+    pub threads: usize,
+    /// The pause before a failed background move is tried again, in milliseconds.
+    pub retry_backoff_ms: u64,
+}
+
+/// `logging`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LoggingConfig {
+    /// What is logged.
+    pub level: LogLevel,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// `logging.level`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogLevel {
+    /// Everything.
+    Trace,
+    /// What a developer wants to see.
+    Debug,
+    /// What an operator wants to see.
+    Info,
+    /// What should be looked at.
+    Warn,
+    /// What went wrong.
+    Error,
+    /// Nothing.
+    Off,
+}
+
+/// `logging.format`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
