@@ -47,19 +47,19 @@ pub enum ClientError {
     #[error("{0}")]
     Mapping(String),
     /// Reading what is to be stored, or writing what was fetched, failed.
-    #[error("{what}: {}", reason_of(source))]
+    #[error("{what}: {}", reason_of(reason))]
     Io {
         /// `cannot read the input`, `cannot write the output`.
         what: &'static str,
-        /// What the system said.
-        source: io::Error,
+        /// What the system said. Part of the sentence, hence no `source`: a chain would say it twice.
+        reason: io::Error,
     },
     /// The bytes are not the ones that were committed.
     #[error(
         "{id} has checksum {found}, and {expected} was committed; its bytes are damaged, do not use them"
     )]
     Checksum {
-        /// Whose bytes.
+        /// Whose bytes; not in the sentence, which callers prefix with what they were asked for.
         id: PayloadId,
         /// As committed.
         expected: Checksum,
@@ -82,7 +82,7 @@ impl ClientError {
 
     /// True when the other end of a pipe was closed: nobody wants the rest of the output.
     pub fn is_broken_pipe(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)
+        matches!(self, Self::Io { reason, .. } if reason.kind() == io::ErrorKind::BrokenPipe)
     }
 
     /// What became of a call to `address`.

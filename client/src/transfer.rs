@@ -164,10 +164,10 @@ fn read_fully(reader: &mut impl Read, chunk: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-fn cannot_read(source: io::Error) -> ClientError {
-    ClientError::Io { what: "cannot read the input", source }
+fn cannot_read(reason: io::Error) -> ClientError {
+    ClientError::Io { what: "cannot read the input", reason }
 }
 
-fn cannot_write(source: io::Error) -> ClientError {
-    ClientError::Io { what: "cannot write the output", source }
+fn cannot_write(reason: io::Error) -> ClientError {
+    ClientError::Io { what: "cannot write the output", reason }
 }

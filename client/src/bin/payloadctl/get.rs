@@ -114,9 +114,7 @@ fn replace<T>(path: &Path, fill: impl FnOnce(&File) -> Result<T, ClientError>) -
         .prefix(".payloadctl-")
         .permissions(Permissions::from_mode(FILE_MODE))
         .tempfile_in(dir)
-        .map_err(|error| {
-            cannot_write(io::Error::new(error.kind(), format!("{} in {}", bare(&error), dir.display())))
-        })?;
+        .map_err(|error| cannot_create(&error, dir))?;
     let value = fill(temporary.as_file())?;
     if let Some(mode) = mode {
         temporary.as_file().set_permissions(mode).map_err(cannot_write)?;
@@ -125,17 +123,20 @@ fn replace<T>(path: &Path, fill: impl FnOnce(&File) -> Result<T, ClientError>) -
     Ok(value)
 }
 
-/// The kind of an error without the temporary name that tempfile adds.
-fn bare(error: &io::Error) -> String {
-    error.kind().to_string()
+/// Without the temporary name, which means nothing to anybody.
+fn cannot_create(error: &io::Error, dir: &Path) -> ClientError {
+    ClientError::Input(match error.kind() {
+        io::ErrorKind::NotFound => format!("there is no directory {}; make it first", dir.display()),
+        kind => format!("cannot make a file in {}: {kind}", dir.display()),
+    })
 }
 
 fn stopped(interrupted: crate::interrupt::Interrupted) -> ClientError {
     cannot_write(io::Error::other(interrupted))
 }
 
-fn cannot_write(source: io::Error) -> ClientError {
-    ClientError::Io { what: "cannot write the output", source }
+fn cannot_write(reason: io::Error) -> ClientError {
+    ClientError::Io { what: "cannot write the output", reason }
 }
 
 #[cfg(test)]

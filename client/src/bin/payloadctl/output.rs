@@ -203,8 +203,8 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn cannot_write(source: io::Error) -> ClientError {
-    ClientError::Io { what: "cannot write the output", source }
+fn cannot_write(reason: io::Error) -> ClientError {
+    ClientError::Io { what: "cannot write the output", reason }
 }
 
 #[cfg(test)]

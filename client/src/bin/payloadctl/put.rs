@@ -137,8 +137,8 @@ fn measured(metadata: &fs::Metadata) -> Result<u64, ClientError> {
     }
 }
 
-fn cannot_read(source: io::Error) -> ClientError {
-    ClientError::Io { what: "cannot read it", source }
+fn cannot_read(reason: io::Error) -> ClientError {
+    ClientError::Io { what: "cannot read it", reason }
 }
 
 #[cfg(test)]
