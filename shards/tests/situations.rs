@@ -107,6 +107,20 @@ fn given_a_full_tier_when_allocated_then_exhausted_with_a_breakdown_and_a_delete
 }
 
 #[test]
+fn given_two_asks_under_way_when_the_first_is_granted_all_then_the_second_is_served_from_that() {
+    let mut world = World::new();
+    world.budget_waits = true;
+    let keys = [world.new_key(), world.new_key()];
+    let numbers = keys.map(|key| world.send(allocation(key, Tier::Ram, 4096)));
+    assert_eq!(world.budget.len(), 2, "both were asked for before either was answered");
+    world.answer_budget();
+    world.settle();
+    for number in numbers {
+        assert!(matches!(world.answer(number), Some(Ok(Reply::Allocated(_)))));
+    }
+}
+
+#[test]
 fn given_a_segment_that_somebody_maps_when_deleted_then_it_stays_charged_until_freed() {
     let mut world = World::new();
     let key = world.committed(Tier::Ram, CAPACITY);

@@ -159,13 +159,23 @@ impl Shard {
     ) {
         let Some(Op { kind, .. }) = self.ops.get(slot_key(op)) else { return };
         match kind {
+            // What another ask of this shard brought beyond its need may cover this one: both were sent before
+            // either was answered.
             Kind::Allocate { replica, .. } => {
+                let replica = *replica;
+                if self.accounts[tier].charge(replica.size.in_pages()) {
+                    return self.create(step, op, replica);
+                }
                 let error = self.tier_full(tier, replica.size, free, others);
                 self.allocation_failed(step, op, error);
             }
             Kind::Copy(copy) if copy.orphaned => self.end_orphan(*copy, slot_key(op)),
             Kind::Copy(copy) => {
-                let (copy, error) = (*copy, self.tier_full(tier, copy.to.size, free, others));
+                let copy = *copy;
+                if self.accounts[tier].charge(copy.to.size.in_pages()) {
+                    return self.transfer(step, slot_key(op));
+                }
+                let error = self.tier_full(tier, copy.to.size, free, others);
                 self.release_source(copy, slot_key(op));
                 self.copy_failed(slot_key(op), &error);
             }

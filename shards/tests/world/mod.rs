@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use payload_shards::{Arbiter, Outbox, Shard, ShardConfig};
-use payload_types::effect::{CatalogOp, Effect, ReplyTo, StorageAction, StorageOp, TransferOp};
+use payload_types::effect::{BudgetRequest, CatalogOp, Effect, ReplyTo, StorageAction, StorageOp, TransferOp};
 use payload_types::event::{CatalogAck, Completion, Event, StorageDone, TransferDone};
 use payload_types::reply::{LeaseGrant, Reply, ReplyResult};
 use payload_types::request::{Acquire, Allocate, Request, Spill};
@@ -20,6 +20,9 @@ pub struct World {
     pub transfers: VecDeque<TransferOp>,
     pub catalog: VecDeque<CatalogOp>,
     pub freed_later: VecDeque<StorageOp>,
+    /// True: budget requests wait in `budget` until `answer_budget`, as they do on a lane between two threads.
+    pub budget_waits: bool,
+    pub budget: VecDeque<BudgetRequest>,
     arbiter: Arbiter,
     outbox: Outbox,
     requests: u64,
@@ -59,6 +62,8 @@ impl World {
             transfers: VecDeque::new(),
             catalog: VecDeque::new(),
             freed_later: VecDeque::new(),
+            budget_waits: false,
+            budget: VecDeque::new(),
             arbiter,
             outbox: Outbox::new(),
             requests: 0,
@@ -76,14 +81,25 @@ impl World {
                 Effect::Storage(op) => self.storage.push_back(op),
                 Effect::Transfer(op) => self.transfers.push_back(op),
                 Effect::Catalog(op) => self.catalog.push_back(op),
-                Effect::Budget(request) => {
-                    let mut answers = Vec::new();
-                    self.arbiter.step(request, &mut answers);
-                    for (_, answer) in answers {
-                        self.step(Event::Completion(Completion::Budget(answer)));
-                    }
-                }
+                Effect::Budget(request) if self.budget_waits => self.budget.push_back(request),
+                Effect::Budget(request) => self.arbitrate(request),
             }
+        }
+    }
+
+    fn arbitrate(&mut self, request: BudgetRequest) {
+        let mut answers = Vec::new();
+        self.arbiter.step(request, &mut answers);
+        for (_, answer) in answers {
+            self.step(Event::Completion(Completion::Budget(answer)));
+        }
+    }
+
+    /// Lets the arbiter answer what waited for it, and from now on at once.
+    pub fn answer_budget(&mut self) {
+        self.budget_waits = false;
+        while let Some(request) = self.budget.pop_front() {
+            self.arbitrate(request);
         }
     }
 
