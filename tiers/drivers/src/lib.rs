@@ -205,7 +205,7 @@ impl Drivers {
             self.orphans.extend(held.into_iter().map(|replica| Retired {
                 shard: None,
                 replica,
-                is_detached: false,
+                is_detached: true,
             }));
         }
         tally

@@ -71,6 +71,7 @@ fn given_a_replica_with_a_flipped_bit_when_copied_then_corrupt_and_no_destinatio
             fs::set_permissions(&path, fs::Permissions::from_mode(0o660)).expect("writable");
             let file = OpenOptions::new().write(true).open(&path).expect("opened");
             file.write_all_at(&[bytes[2_999_999] ^ 1], 2_999_999).expect("the last byte");
+            drop(file);
             let target = twin(source, to);
             let result = rig.copy(source, target, Some(checksum(&bytes)));
             let Err(TransferError::Source(error)) = result else { panic!("{result:?}") };
