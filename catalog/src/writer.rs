@@ -42,12 +42,22 @@ const BACKOFF_MIN: Duration = Duration::from_millis(1);
 /// See [`BACKOFF_MIN`].
 const BACKOFF_MAX: Duration = Duration::from_millis(256);
 
-/// The log is checkpointed between two groups when it grew by this: 4,096 pages of 4 KiB. Measured on 2 cores: it
-/// costs less than 10 % of the rows/s, and the pause is that of one fdatasync of as many bytes.
+/// The log is checkpointed between two groups when it grew by this: 4,096 pages of 4 KiB. Measured on 2 busy cores:
+/// new rows do not notice it; updates of random rows run at 17-20 k/s with 4 MiB, 20-25 k/s with 16 MiB and 34 k/s with
+/// 64 MiB, which a killed server would have to read again and one pause to write.
 const CHECKPOINT_BYTES: u64 = 16 << 20;
 
 /// A writer that had nothing to do for this long checkpoints what is in the log, once.
 const IDLE: Duration = Duration::from_millis(200);
+
+/// Clients that were just acknowledged often ask again at once. After a group of several ops, when fewer wait, the next
+/// group is gathered after a pause of 1/16 of the transaction, so that they share it instead of alternating with the
+/// others in half-empty groups. Measured with 512 concurrent commits on 2 busy cores: groups grew from 320 to 480 rows,
+/// and rows/s from 0.64 to 0.8 of raw SQLite; pauses of 1/8 and 1/4 gave no more. A lone op never waits.
+const LINGER_DIVISOR: u32 = 16;
+
+/// The longest such pause: 1/16 of a transaction of 16 ms.
+const LINGER_MAX: Duration = Duration::from_millis(1);
 
 enum Message {
     Op(CatalogOp),
@@ -254,10 +264,11 @@ impl Worker {
         }
         let started = Instant::now();
         let outcome = self.outcome(started);
+        let taken = started.elapsed();
         self.counters.groups.fetch_add(1, Ordering::Relaxed);
         self.counters.rows.fetch_add(self.changes.len() as u64, Ordering::Relaxed);
-        let elapsed = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.counters.group_ns_max.fetch_max(elapsed, Ordering::Relaxed);
+        let nanoseconds = u64::try_from(taken.as_nanos()).unwrap_or(u64::MAX);
+        self.counters.group_ns_max.fetch_max(nanoseconds, Ordering::Relaxed);
         self.changes.clear();
         let Some(result) = outcome else {
             tracing::error!(
@@ -267,8 +278,12 @@ impl Worker {
             self.tickets.clear();
             return;
         };
+        let acknowledged = self.tickets.len();
         for ticket in self.tickets.drain(..) {
             (self.sink)(ticket.shard, CatalogAck { op: ticket.op, result: result.clone() });
+        }
+        if acknowledged > 1 && self.receiver.len() < acknowledged {
+            thread::sleep(LINGER_MAX.min(taken / LINGER_DIVISOR));
         }
     }
 
