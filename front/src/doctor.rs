@@ -63,7 +63,7 @@ pub fn to_json_lines(checks: &[Check]) -> String {
 pub fn to_table(checks: &[Check]) -> String {
     let mut table = Table::new();
     table
-        .load_style(presets::UTF8_HORIZONTAL_ONLY)
+        .load_style(presets::UTF8_FULL_CONDENSED)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_width(TABLE_COLUMNS)
         .set_header(vec!["CHECK", "STATUS", "DETAIL", "FIX"]);

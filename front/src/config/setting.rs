@@ -41,6 +41,10 @@ impl Setting {
     /// Reads `value` as `kind` demands; `None`: it means the default.
     pub fn read(kind: &Kind, value: &Value) -> Result<Option<Self>, Invalid> {
         let text = || value.as_str().ok_or(Invalid::Kind);
+        let text_that = |fits: fn(&str) -> bool| match text()? {
+            text if fits(text) => Ok(Self::Text(text.to_owned())),
+            _ => Err(Invalid::Kind),
+        };
         let setting = match kind {
             Kind::Flag => Self::Flag(value.as_bool().ok_or(Invalid::Kind)?),
             Kind::Count(min, max) => Self::Number(
@@ -53,21 +57,19 @@ impl Setting {
             Kind::Duration => Self::Millis(time::parse_millis(text()?).map_err(|_| Invalid::Kind)?),
             Kind::Seconds => Self::Millis(seconds(value).ok_or(Invalid::Kind)?),
             Kind::Text => Self::Text(scalar(value).filter(|text| !text.is_empty()).ok_or(Invalid::Kind)?),
-            Kind::Name => Self::Text(text()?.to_owned()).only_if(|| is_name(text().unwrap_or("")))?,
-            Kind::Path => Self::Text(text()?.to_owned()).only_if(|| is_path(text().unwrap_or("")))?,
+            Kind::Name => text_that(is_name)?,
+            Kind::Path => text_that(is_path)?,
             Kind::Address => {
                 let address = address(text()?).ok_or(Invalid::Kind)?;
                 Self::Text(address.to_string())
             }
-            Kind::ObjectRoot => {
-                Self::Text(text()?.to_owned()).only_if(|| is_object_root(text().unwrap_or("")))?
-            }
+            Kind::ObjectRoot => text_that(is_object_root)?,
             Kind::Word(words) => match word(words, text()?)? {
                 Some(word) => Self::Text(word.to_owned()),
                 None => return Ok(None),
             },
             Kind::Cores => Self::Cores(cores(value).ok_or(Invalid::Kind)?),
-            Kind::Mode => Self::Text(text()?.to_owned()).only_if(|| mode(text().unwrap_or("")).is_some())?,
+            Kind::Mode => text_that(|text| mode(text).is_some())?,
             Kind::Presence => match value {
                 Value::Mapping(mapping) if mapping.is_empty() => Self::Present,
                 _ => return Err(Invalid::Kind),
@@ -75,10 +77,6 @@ impl Setting {
             Kind::Map => Self::Map(map(value).ok_or(Invalid::Kind)?),
         };
         Ok(Some(setting))
-    }
-
-    fn only_if(self, holds: impl FnOnce() -> bool) -> Result<Self, Invalid> {
-        if holds() { Ok(self) } else { Err(Invalid::Kind) }
     }
 
     /// As YAML, such that [`Setting::read`] gives the same again; secrets are masked.
@@ -95,9 +93,18 @@ impl Setting {
             Self::Text(text) => Value::from(shown(text)),
             Self::Cores(cores) => Value::from(cores.iter().map(|core| *core as u64).collect::<Vec<_>>()),
             Self::Map(map) => {
-                let entries =
-                    map.iter().map(|(name, text)| (Value::from(name.clone()), Value::from(shown(text))));
-                Value::Mapping(entries.collect())
+                let hidden = |name: &str| match key.secrecy {
+                    Secrecy::Open => false,
+                    Secrecy::Secret => true,
+                    Secrecy::PasswordInside => name.to_ascii_lowercase().contains("password"),
+                };
+                let text =
+                    |name: &str, text: &str| if hidden(name) { MASK.to_owned() } else { text.to_owned() };
+                Value::Mapping(
+                    map.iter()
+                        .map(|(name, value)| (Value::from(name.clone()), text(name, value).into()))
+                        .collect(),
+                )
             }
             Self::Present => Value::Mapping(serde_yaml_ng::Mapping::new()),
         }

@@ -156,7 +156,7 @@ pub(super) static KEYS: &[Key] = &[
     Key::later("storage.object.filesystem_options.s3.request_timeout", Seconds, "", "how long a request may take"),
     Key::later("storage.object.filesystem_options.s3.force_virtual_addressing", Flag, "false", "put the bucket in the host name with an endpoint_override too"),
     Key::later("storage.object.filesystem_options.s3.allow_bucket_creation", Flag, "false", "create the bucket at first use"),
-    Key::later("storage.object.filesystem_options.s3.proxy_options", Map, "", "scheme, host, port, username, password of a proxy").secret(),
+    Key::later("storage.object.filesystem_options.s3.proxy_options", Map, "", "scheme, host, port, username, password of a proxy").with_password(),
     Key::later("storage.object.filesystem_options.s3.default_metadata", Map, "", "metadata of each object"),
     Key::later("storage.object.filesystem_options.s3.sse_customer_key", Text, "", "a customer's key for encryption at rest").secret(),
     Key::ignored("storage.object.filesystem_options.s3.background_writes", Flag, "", ARROW_ONLY),

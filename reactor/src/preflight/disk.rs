@@ -13,6 +13,8 @@ use super::{Check, Input, sys};
 
 /// Begins the names of the files that the checks create on the disk root.
 const SCRATCH_PREFIX: &str = ".payload-manager";
+/// The fix of checks that need a file.
+const FIRST_WRITABLE: &str = "make the directory writable first";
 
 /// A new empty file whose name is already gone again.
 pub(super) fn scratch_file(directory: &Path, prefix: &str) -> io::Result<File> {
@@ -85,7 +87,7 @@ pub(super) fn direct_io(input: &Input) -> Check {
             "the filesystem of the disk root has no O_DIRECT: transfers go through the page cache",
             FIX,
         ),
-        Err(error) => Check::warning(NAME, format!("O_DIRECT could not be tried: {error}"), FIX),
+        Err(error) => Check::warning(NAME, format!("not checked: {error}"), FIRST_WRITABLE),
     }
 }
 
@@ -97,8 +99,14 @@ pub(super) fn leases(input: &Input) -> Check {
 /// F_SETLEASE works on files of this directory.
 pub(super) fn leases_in(name: &'static str, directory: &Path, prefix: &str) -> Check {
     let shown = directory.display();
-    let outcome = scratch_file(directory, prefix).and_then(|file| sys::write_lease_probe(&file));
-    match outcome {
+    let file = match scratch_file(directory, prefix) {
+        Ok(file) => file,
+        Err(error) => {
+            let detail = format!("not checked: no file can be created in {shown} ({error})");
+            return Check::warning(name, detail, FIRST_WRITABLE);
+        }
+    };
+    match sys::write_lease_probe(&file) {
         Ok(()) => Check::ok(name, format!("F_SETLEASE works in {shown}")),
         Err(error) => {
             let network = sys::filesystem(directory).is_ok_and(|filesystem| filesystem.kind == sys::NFS);

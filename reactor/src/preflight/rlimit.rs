@@ -104,7 +104,7 @@ pub(super) fn memlock_of(soft: u64, shard_count: u16, may_lock: bool) -> Check {
             format!("RLIMIT_MEMLOCK is {shown}; below {wanted} some transfers use unregistered buffers");
         return Check::warning(NAME, detail, FIX);
     }
-    Check::ok(NAME, format!("{shown} for {shard_count} shards"))
+    Check::ok(NAME, format!("{shown} for {shard_count} shard(s)"))
 }
 
 /// Enough descriptors may be open.

@@ -110,6 +110,7 @@ fn given_secrets_when_shown_then_masked_and_nowhere_in_debug_output() {
             assert!(!loaded.warnings.iter().any(|warning| warning.contains(secret)), "{secret}");
         }
     }
+    assert!(load(EVERY_KEY).expect("valid").to_yaml().contains("host: proxy"), "what is no secret is shown");
     assert!(load(POSTGRES).expect("valid").to_yaml().contains("postgresql://pm:********@db/payloads"));
 }
 
