@@ -5,8 +5,8 @@
 //!   one turn: what ports refused before -> completions -> arbiter (shard 0) -> requests -> one timer step
 //!   after each step the outbox is emptied, so that the next step always has credit for its worst case
 //! ```
-//! Bounds of a turn: `ITEMS_PER_TURN_MAX` completions, as many budget requests, `REQUESTS_PER_TURN_MAX` requests, one
-//! timer step. Completions come first and are never counted against requests, so a flood of requests cannot hold
+//! Bounds of a turn: `COMPLETIONS_PER_TURN_MAX` completions, `ITEMS_PER_TURN_MAX` budget requests, of the requests that
+//! wait when their part begins `REQUESTS_PER_TURN_MAX`, one timer step. Completions come first and are never counted against requests, so a flood of requests cannot hold
 //! them back; nor can completions starve requests, since both have their share of each turn.
 
 use std::sync::Arc;
@@ -54,6 +54,10 @@ pub(crate) trait Core {
     /// When `Event::Timer` is due; [`LEFT_OVER`] while a bounded step left work over.
     fn next_timer(&self) -> Option<Monotonic>;
 }
+
+/// Completions of one turn: as many as requests, since either may answer a caller, and waking the front (1 to 2 µs) is
+/// what costs most in a turn.
+const COMPLETIONS_PER_TURN_MAX: usize = limits::REQUESTS_PER_TURN_MAX;
 
 /// The timer of a shard whose last step reached its bound: long past, hence due at once.
 const LEFT_OVER: Monotonic = Monotonic(0);
@@ -214,7 +218,7 @@ impl<C: Core> Pump<C> {
     }
 
     fn take_completions(&mut self, now: Now) {
-        for _ in 0..limits::ITEMS_PER_TURN_MAX {
+        for _ in 0..COMPLETIONS_PER_TURN_MAX {
             // Budget replies first: they are few, and a waiter holds an operation's slot.
             let reply = self.mailbox().budget_replies.pop().map(Completion::Budget);
             let Some(completion) = reply.or_else(|| self.mailbox().done.pop()) else { return };
@@ -242,7 +246,9 @@ impl<C: Core> Pump<C> {
             self.mailbox().refuse_requests();
             return;
         }
-        for _ in 0..limits::REQUESTS_PER_TURN_MAX {
+        // Counted beforehand: a caller that asks again as soon as it is answered must not prolong the turn.
+        let waiting = self.mailbox().requests.len();
+        for _ in 0..waiting.min(limits::REQUESTS_PER_TURN_MAX) {
             if !self.takes_requests() {
                 return;
             }
