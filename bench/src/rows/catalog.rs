@@ -1,0 +1,151 @@
+//! `catalog/commit-sqlite`: the group-commit writer with 512 commits outstanding, against raw inserts.
+//!
+//! Both write the same rows into the same table on the same filesystem, durable at every transaction. Each has its
+//! own database, which grows from round to round. The floor's transactions are as large as the writer's were on
+//! average in the round before, so that what is compared is the way of the rows and not the size of a group.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use crossbeam::channel::{Receiver, bounded};
+use payload_catalog::{SqliteStore, Store as _, Synchronous, Writer};
+use payload_types::effect::{CatalogChange, CatalogOp};
+use payload_types::event::CatalogAck;
+use payload_types::{
+    ByteCount, Checksum, EvictionPolicy, Generation, Health, NamespaceId, OpId, PayloadId, PayloadKey,
+    PayloadRow, PayloadState, Pin, ReplicaRow, ShardIndex, Tier, Version, WallMs, limits,
+};
+use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
+
+use crate::context::{Context, ROUNDS};
+use crate::floors::sqlite::RawSqlite;
+use crate::histogram::{Latencies, Unit};
+use crate::report::{Figure, Findings};
+use crate::series::Series;
+
+/// Commits that wait for their acknowledgement (DESIGN §10).
+const OUTSTANDING: usize = 512;
+
+/// Rows in the order in which a server makes them: ids grow with time.
+struct Rows {
+    random: SmallRng,
+    epoch: payload_types::Epoch,
+    count: u64,
+}
+
+/// When the first of the rows was made.
+const START_MS: u64 = 1_795_000_000_000;
+
+/// Rows made in a millisecond.
+const ROWS_PER_MS: u64 = 60;
+
+impl Rows {
+    fn new(epoch: payload_types::Epoch) -> Self {
+        Self { random: SmallRng::seed_from_u64(7), epoch, count: 0 }
+    }
+
+    fn next(&mut self) -> PayloadRow {
+        self.count += 1;
+        let milliseconds = START_MS + self.count / ROWS_PER_MS;
+        let id = PayloadId::mint((milliseconds << 12) + self.count % ROWS_PER_MS, self.random.next_u64());
+        let generation = Generation::new(self.epoch, self.count);
+        PayloadRow {
+            key: PayloadKey { namespace: NamespaceId::DEFAULT, id },
+            size: ByteCount(1 << 20),
+            state: PayloadState::Active,
+            version: Version(2),
+            epoch: self.epoch,
+            created_at: WallMs::from_millis(milliseconds),
+            expires_at: None,
+            no_evict: false,
+            policy: EvictionPolicy::default(),
+            checksum: Some(Checksum(self.random.next_u64())),
+            pin: Pin::None,
+            health: Health::Good,
+            replicas: vec![ReplicaRow { tier: Tier::Ram, generation, synced: false }],
+        }
+    }
+}
+
+/// The writer and its committers.
+struct Ours {
+    writer: Writer,
+    acks: Receiver<CatalogAck>,
+    rows: Rows,
+}
+
+impl Ours {
+    fn start(path: &std::path::Path) -> anyhow::Result<Self> {
+        let mut store = SqliteStore::open(path, Synchronous::Full)?;
+        let rows = Rows::new(store.begin_epoch("bench")?);
+        let (sender, acks) = bounded(OUTSTANDING);
+        // One place for each outstanding op, so this never blocks; an ack to a bench that gave up goes nowhere.
+        let sink = Arc::new(move |_, ack| drop(sender.send(ack)));
+        let writer = Writer::start(Box::new(store), limits::CATALOG_LANE_PER_SHARD, sink);
+        Ok(Self { writer, acks, rows })
+    }
+
+    /// Commits for so long; returns rows in a second and the mean size of a group.
+    fn commit_for(&mut self, duration: Duration, latencies: &mut Latencies) -> anyhow::Result<(f64, usize)> {
+        let before = self.writer.stats();
+        let started = Instant::now();
+        let mut submitted_at = vec![started; OUTSTANDING];
+        for (slot, at) in submitted_at.iter_mut().enumerate() {
+            *at = self.submit(slot)?;
+        }
+        let (mut rows, mut outstanding) = (0u64, OUTSTANDING);
+        while outstanding > 0 {
+            let ack =
+                self.acks.recv_timeout(Duration::from_secs(60)).context("the catalog writer went silent")?;
+            ack.result.map_err(anyhow::Error::msg)?;
+            let slot = ack.op.index as usize;
+            latencies.record(submitted_at[slot].elapsed());
+            rows += 1;
+            if started.elapsed() < duration {
+                submitted_at[slot] = self.submit(slot)?;
+            } else {
+                outstanding -= 1;
+            }
+        }
+        let rows_per_s = rows as f64 / started.elapsed().as_secs_f64();
+        // The writer counts a group before it acknowledges it.
+        let after = self.writer.stats();
+        let groups = (after.groups - before.groups).max(1);
+        Ok((rows_per_s, ((after.rows - before.rows) / groups).max(1) as usize))
+    }
+
+    fn submit(&mut self, slot: usize) -> anyhow::Result<Instant> {
+        let op = OpId { index: slot as u32, generation: 0 };
+        let change = CatalogChange::Put(Box::new(self.rows.next()));
+        let at = Instant::now();
+        let taken = self.writer.submit(CatalogOp { shard: ShardIndex(0), op, change });
+        taken.map_err(|_full| anyhow::anyhow!("the writer's queue is full with {OUTSTANDING} commits"))?;
+        Ok(at)
+    }
+}
+
+/// See the module.
+pub fn run(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
+    context.require_own()?;
+    let mut ours = Ours::start(&context.directory().join("catalog.db"))?;
+    let mut raw = RawSqlite::create(&context.directory().join("raw.db"))?;
+    let mut raw_rows = Rows::new(ours.rows.epoch);
+    let (_, mut group_len) = ours.commit_for(context.slice(), &mut Latencies::default())?;
+    raw.insert_for(context.slice(), group_len, || raw_rows.next())?;
+
+    let (mut floor, mut commit, mut latencies) = (Series::default(), Series::default(), Latencies::default());
+    for _ in 0..ROUNDS {
+        floor.push(raw.insert_for(context.slice(), group_len, || raw_rows.next())?);
+        let (rows_per_s, next_group_len) = ours.commit_for(context.slice(), &mut latencies)?;
+        commit.push(rows_per_s);
+        group_len = next_group_len;
+    }
+    ours.writer.shutdown().close()?;
+    let note = format!("{group_len} rows a transaction");
+    findings.put("catalog/sqlite-batch", Figure::of(&floor)?.noted(note.clone()));
+    findings
+        .put("catalog/commit-sqlite", Figure::of(&commit)?.with(&latencies, Unit::Microseconds).noted(note));
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! `idle/cpu`: what a server costs while nobody wants anything from it.
+//!
+//! CPU time of all its threads, from /proc/PID/task/*/schedstat: nanoseconds, where /proc/PID/stat counts hundredths of
+//! a second and would need minutes to tell 0.1 % from nothing.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use payload_client::Client;
+use payload_types::ByteCount;
+
+use crate::context::{Context, ROUNDS, Skip};
+use crate::report::{Figure, Findings};
+use crate::series::Series;
+use crate::server::Server;
+
+/// Connections that are open and silent.
+const CONNECTIONS: usize = 64;
+
+/// After the last connection was made, until the server is as quiet as it gets.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// Of a server that stores nothing.
+const CAPACITY: ByteCount = ByteCount(64 << 20);
+
+/// See the module.
+pub fn run(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
+    context.require_own()?;
+    let server = Server::start(context, CAPACITY, CAPACITY)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut clients = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let client = runtime.block_on(Client::connect(server.address()))?;
+        runtime.block_on(client.stats())?;
+        clients.push(client);
+    }
+    let idle = |duration: Duration| runtime.block_on(tokio::time::sleep(duration));
+    idle(SETTLE);
+    let mut series = Series::default();
+    for _ in 0..ROUNDS {
+        let (started, before) = (Instant::now(), cpu_ns(server.pid())?);
+        idle(context.slice());
+        let used_ns = cpu_ns(server.pid())?.saturating_sub(before);
+        series.push(used_ns as f64 / started.elapsed().as_nanos() as f64 * 100.0);
+    }
+    // Still connected, or the server was not idle with clients but without.
+    for client in &clients {
+        runtime.block_on(client.stats()).context("an idle connection was lost")?;
+    }
+    let note = format!("{CONNECTIONS} gRPC connections; native sessions are not built yet");
+    findings.put("idle/cpu", Figure::of(&series)?.noted(note));
+    Ok(())
+}
+
+/// What all threads of a process have spent on CPUs.
+fn cpu_ns(pid: u32) -> anyhow::Result<u64> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).context("the server's process is gone")?;
+    let mut sum = 0;
+    for task in tasks {
+        let path = task.context("the server's threads cannot be listed")?.path().join("schedstat");
+        match fs::read_to_string(&path) {
+            Ok(text) => {
+                let first = text.split_whitespace().next().context("schedstat is empty")?;
+                sum += first.parse::<u64>().context("schedstat is no number")?;
+            }
+            Err(error) => return Err(Skip(format!("{} cannot be read: {error}", path.display())).into()),
+        }
+    }
+    Ok(sum)
+}

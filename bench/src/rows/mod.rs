@@ -1,0 +1,199 @@
+//! The rows of DESIGN §10 that exist so far, by family, in the order in which they are measured and printed.
+//!
+//! A family measures its rows and their floors in the same run, in turns; one file each.
+
+mod acquire;
+mod catalog;
+mod disk;
+mod idle;
+mod shard;
+mod stall;
+
+use crate::context::Context;
+use crate::report::{Better, Findings, Spec};
+
+/// Rows that are measured together.
+pub struct Family {
+    /// What is printed.
+    pub specs: &'static [Spec],
+    /// Measures those that the context wants.
+    ///
+    /// An error is the reason of every row that has neither a figure nor a reason of its own.
+    pub run: fn(&Context, &mut Findings) -> anyhow::Result<()>,
+}
+
+/// Every row.
+pub fn all() -> impl Iterator<Item = &'static Spec> {
+    FAMILIES.iter().flat_map(|family| family.specs)
+}
+
+/// A floor: nothing to reach.
+const fn floor(name: &'static str, unit: &'static str, better: Better, what: &'static str) -> Spec {
+    Spec { name, what, unit, floor: None, target: None, better, cores_min: 1 }
+}
+
+/// Families in order.
+pub const FAMILIES: &[Family] = &[
+    Family {
+        specs: &[
+            floor(
+                "grpc/echo",
+                "µs",
+                Better::Lower,
+                "a tonic echo of AcquireReadLease's sizes, one connection, one call at a time, p50",
+            ),
+            floor("grpc/echo-hop", "µs", Better::Lower, "the same; the handler asks a parked thread"),
+            Spec {
+                floor: Some("grpc/echo-hop"),
+                target: Some(1.15),
+                ..floor(
+                    "grpc/acquire",
+                    "µs",
+                    Better::Lower,
+                    "AcquireReadLease of 1,000 payloads in turn, one connection, one call at a time, p50",
+                )
+            },
+            Spec {
+                floor: Some("grpc/echo"),
+                target: Some(1.35),
+                ..floor(
+                    "grpc/acquire-vs-echo",
+                    "µs",
+                    Better::Lower,
+                    "the same figure against the echo without a hop",
+                )
+            },
+        ],
+        run: acquire::one_by_one,
+    },
+    Family {
+        specs: &[
+            floor(
+                "grpc/echo-64",
+                "calls/s",
+                Better::Higher,
+                "the echo with 64 calls in flight on one connection",
+            ),
+            Spec {
+                floor: Some("grpc/echo-64"),
+                target: Some(0.85),
+                cores_min: 4,
+                ..floor(
+                    "grpc/acquire-64",
+                    "calls/s",
+                    Better::Higher,
+                    "AcquireReadLease with 64 calls in flight on one connection",
+                )
+            },
+        ],
+        run: acquire::many_in_flight,
+    },
+    Family {
+        specs: &[Spec {
+            target: Some(5e6),
+            ..floor(
+                "shard/lease",
+                "pairs/s",
+                Better::Higher,
+                "acquire + release inside one shard, random among 10,000 payloads",
+            )
+        }],
+        run: shard::run,
+    },
+    Family {
+        specs: &[
+            floor(
+                "disk/write",
+                "MB/s",
+                Better::Higher,
+                "raw O_DIRECT io_uring, 1 MiB x 8, over files of 64 MiB that exist, one fdatasync each",
+            ),
+            Spec {
+                floor: Some("disk/write"),
+                target: Some(0.90),
+                ..floor(
+                    "disk/spill-64MiB",
+                    "MB/s",
+                    Better::Higher,
+                    "Spill(BLOCKING, fsync) of payloads of 64 MiB from RAM to disk, 4 in flight",
+                )
+            },
+            floor("disk/read", "MB/s", Better::Higher, "raw O_DIRECT io_uring reads of the same files"),
+            Spec {
+                floor: Some("disk/read"),
+                target: Some(0.95),
+                ..floor(
+                    "disk/promote-64MiB",
+                    "MB/s",
+                    Better::Higher,
+                    "Promote of the same payloads back to RAM, 4 in flight",
+                )
+            },
+        ],
+        run: disk::run,
+    },
+    Family {
+        specs: &[
+            floor(
+                "catalog/sqlite-batch",
+                "rows/s",
+                Better::Higher,
+                "plain inserts of the same rows, as many a transaction as the writer forms",
+            ),
+            Spec {
+                floor: Some("catalog/sqlite-batch"),
+                target: Some(0.7),
+                ..floor(
+                    "catalog/commit-sqlite",
+                    "rows/s",
+                    Better::Higher,
+                    "512 concurrent commits through the catalog writer",
+                )
+            },
+        ],
+        run: catalog::run,
+    },
+    Family {
+        specs: &[Spec {
+            target: Some(1.0),
+            ..floor(
+                "idle/cpu",
+                "% of a core",
+                Better::Lower,
+                "CPU time of an idle server with 64 idle gRPC connections",
+            )
+        }],
+        run: idle::run,
+    },
+    Family {
+        specs: &[Spec {
+            target: Some(1000.0),
+            ..floor(
+                "stall/turn",
+                "µs",
+                Better::Lower,
+                "the longest shard turn, on the CPU, while 1 GiB is spilled and promoted beside 10,000 leases/s",
+            )
+        }],
+        run: stall::run,
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn given_all_rows_when_listed_then_names_differ_and_every_floor_is_a_row_of_the_same_family() {
+        let mut names: Vec<_> = all().map(|spec| spec.name).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+        for family in FAMILIES {
+            for floor in family.specs.iter().filter_map(|spec| spec.floor) {
+                assert!(family.specs.iter().any(|spec| spec.name == floor), "{floor}");
+            }
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The server under test: the real binary, as a process of its own.
+//!
+//! Found beside this program (target/release), else on PATH. Dropping a [`Server`] asks it to end, waits, kills it if
+//! it must, and removes what it left.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use payload_types::ByteCount;
+
+use crate::context::{Context, Skip};
+use crate::scratch::Scratch;
+
+/// How long the server may take until it serves, and until it has ended.
+const START_WITHIN: Duration = Duration::from_secs(30);
+/// See [`START_WITHIN`].
+const STOP_WITHIN: Duration = Duration::from_secs(12);
+
+/// The program's name.
+const PROGRAM: &str = "payload-manager";
+
+/// What it prints before its address.
+const ANNOUNCEMENT: &str = "payload-manager listening on ";
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    address: String,
+    _scratch: Scratch,
+}
+
+impl Server {
+    /// Starts one with these capacities, and waits until it serves.
+    ///
+    /// # Errors
+    /// [`Skip`] when there is no such program; otherwise what the server said.
+    pub fn start(context: &Context, ram: ByteCount, disk: ByteCount) -> anyhow::Result<Self> {
+        let scratch = Scratch::new(context.directory(), ram, disk)?;
+        let log = File::create(scratch.log()).context("the server's log cannot be made")?;
+        let mut command = Command::new(program());
+        // What configures the user's own server must not reach this one.
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"PAYLOAD_MANAGER") {
+                command.env_remove(name);
+            }
+        }
+        let spawned = command
+            .arg("--config")
+            .arg(scratch.config())
+            .arg("--data-dir")
+            .arg(scratch.data_dir())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn();
+        let mut child = match spawned {
+            Ok(child) => child,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Skip(format!(
+                    "{PROGRAM} is neither beside payload-bench nor on PATH; build it with `cargo build --release`"
+                ))
+                .into());
+            }
+            Err(error) => return Err(error).context("the server process could not be started"),
+        };
+        let first_line = lines(&mut child)?;
+        // Made before the wait, so that a server that fails to start is cleaned up behind, too.
+        let mut server = Self { child, address: String::new(), _scratch: scratch };
+        let Ok(line) = first_line.recv_timeout(START_WITHIN) else {
+            let said = std::fs::read_to_string(server._scratch.log()).unwrap_or_default();
+            anyhow::bail!(
+                "the server did not serve within {} s; it said: {}",
+                START_WITHIN.as_secs(),
+                said.trim()
+            );
+        };
+        let address = line.strip_prefix(ANNOUNCEMENT);
+        address.context("the server said something else than its address")?.clone_into(&mut server.address);
+        Ok(server)
+    }
+
+    /// `host:port`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // SIGTERM by the shell's own `kill`: the standard library has none.
+        let asked = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &self.pid().to_string()]).status();
+        let end = Instant::now() + STOP_WITHIN;
+        while asked.as_ref().is_ok_and(|status| status.success()) && Instant::now() < end {
+            match self.child.try_wait() {
+                Ok(None) => std::thread::sleep(Duration::from_millis(10)),
+                Ok(Some(_)) | Err(_) => break,
+            }
+        }
+        // Both fail harmlessly when it has ended.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// The server's program. Tests run from `target/release/deps`, one level below it.
+fn program() -> PathBuf {
+    let own = std::env::current_exe().unwrap_or_default();
+    let beside = own.ancestors().skip(1).take(2).map(|directory| directory.join(PROGRAM));
+    beside.into_iter().find(|program| program.is_file()).unwrap_or_else(|| PROGRAM.into())
+}
+
+/// The child's first line of output; the rest is read and forgotten, so that it never blocks.
+pub(crate) fn lines(child: &mut Child) -> anyhow::Result<mpsc::Receiver<String>> {
+    let out = child.stdout.take().context("the process has no standard output")?;
+    let (sender, receiver) = mpsc::sync_channel(1);
+    std::thread::Builder::new()
+        .name("bench-stdout".to_owned())
+        .spawn(move || {
+            for line in BufReader::new(out).lines().map_while(Result::ok) {
+                // Only the first has a place and a reader.
+                drop(sender.try_send(line));
+            }
+        })
+        .context("no thread to read the process's output")?;
+    Ok(receiver)
+}

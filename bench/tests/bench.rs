@@ -1,0 +1,74 @@
+//! The binary as a user runs it: real processes, real files, short rounds. Figures are looked at, never judged.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn bench(arguments: &[&str]) -> Output {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let output = Command::new(env!("CARGO_BIN_EXE_payload-bench"))
+        .args(arguments)
+        .arg("--data-dir")
+        .arg(directory.path())
+        .output()
+        .expect("the binary runs");
+    let left = std::fs::read_dir(directory.path()).expect("it is still there").count();
+    assert_eq!(left, 0, "nothing is left in --data-dir");
+    output
+}
+
+fn lines(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8(output.stdout.clone()).expect("UTF-8");
+    text.lines().map(|line| serde_json::from_str(line).expect("one object a line")).collect()
+}
+
+#[test]
+fn given_rows_without_a_server_when_measured_then_each_prints_one_line_with_the_designs_fields() {
+    let output = bench(&["shard/lease", "catalog/commit-sqlite", "--seconds", "0.2", "--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = lines(&output);
+    assert_eq!(
+        lines.iter().map(|line| &line["bench"]).collect::<Vec<_>>(),
+        ["shard/lease", "catalog/commit-sqlite"]
+    );
+    for line in &lines {
+        assert!(line["value"].as_f64().is_some_and(|value| value > 0.0), "{line}");
+        assert!(line["met"].is_boolean() && line["p99"].as_f64() >= line["p50"].as_f64(), "{line}");
+        for field in ["unit", "floor", "floor_value", "ratio", "target", "better", "rounds"] {
+            assert!(line.get(field).is_some(), "{field} in {line}");
+        }
+    }
+    let ratio =
+        lines[1]["value"].as_f64().expect("a number") / lines[1]["floor_value"].as_f64().expect("its floor");
+    assert!((ratio - lines[1]["ratio"].as_f64().expect("a ratio")).abs() < 0.01, "{}", lines[1]);
+}
+
+#[test]
+fn given_the_echo_floors_when_measured_then_separate_processes_answered() {
+    let output = bench(&["grpc/echo", "grpc/echo-hop", "--seconds", "0.2", "--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for line in lines(&output) {
+        assert!(line["value"].as_f64().is_some_and(|value| value > 0.0) && line["met"].is_null(), "{line}");
+    }
+}
+
+#[test]
+fn given_nobody_at_the_target_when_measured_then_the_row_is_skipped_with_the_reason_and_the_exit_code_is_1() {
+    let output =
+        bench(&["grpc/acquire", "idle/cpu", "--seconds", "0.2", "--json", "--target", "127.0.0.1:1"]);
+    assert_eq!(output.status.code(), Some(1));
+    let lines = lines(&output);
+    let reason = |line: &Value| line["skipped"].as_str().expect("skipped says why").to_owned();
+    assert!(reason(&lines[0]).contains("127.0.0.1:1") && lines[0]["met"].is_null(), "{}", lines[0]);
+    assert!(reason(&lines[1]).contains("only gRPC rows"), "{}", lines[1]);
+}
+
+#[test]
+fn given_a_mistyped_row_when_run_then_usage_is_explained_and_the_exit_code_is_2() {
+    let output = bench(&["grpc/aquire"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("payload-bench list"));
+    let list = bench(&["list"]);
+    let text = String::from_utf8(list.stdout).expect("UTF-8");
+    assert!(list.status.success() && text.contains("disk/promote-64MiB"), "{text}");
+}
