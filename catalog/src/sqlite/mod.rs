@@ -11,7 +11,6 @@ mod migrate;
 mod open;
 mod row;
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,7 +39,7 @@ pub struct SqliteStore {
     log_pages: Arc<AtomicU64>,
     page_bytes: u64,
     in_doubt: bool,
-    _lock: File,
+    _lock: open::Lock,
 }
 
 impl SqliteStore {

@@ -112,9 +112,22 @@ fn suffixed(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Takes the lock that keeps a second server out, until the file is dropped. The lock file stays: removing it would
-/// let two servers lock two different files of that name.
-fn lock(path: &Path) -> Result<File, StoreError> {
+/// The lock on `<database>.lock`, held until dropped.
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    /// Unlocks by name rather than by closing: a child process that is just being started has a copy of the descriptor
+    /// until it runs its own program, and would keep the lock that long.
+    fn drop(&mut self) {
+        if let Err(error) = self.0.unlock() {
+            tracing::warn!(%error, "the catalog's lock could not be released; it ends with this process");
+        }
+    }
+}
+
+/// Takes the lock that keeps a second server out. The lock file stays: removing it would let two servers lock two
+/// different files of that name.
+fn lock(path: &Path) -> Result<Lock, StoreError> {
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -142,10 +155,10 @@ fn lock(path: &Path) -> Result<File, StoreError> {
     if let Err(error) = told {
         tracing::warn!(%error, "the process number could not be written into the catalog's lock file");
     }
-    Ok(file)
+    Ok(Lock(file))
 }
 
-fn connect(path: &Path, synchronous: Synchronous, lock: File) -> Result<SqliteStore, StoreError> {
+fn connect(path: &Path, synchronous: Synchronous, lock: Lock) -> Result<SqliteStore, StoreError> {
     // No SQLITE_OPEN_URI: a path is a path, also when it begins with `file:`.
     let flags =
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
