@@ -57,7 +57,8 @@ impl Node {
             live = found.live,
             lost = found.lost,
             expired = found.expired,
-            ?reclaimed,
+            segments_removed = reclaimed[Tier::Ram].removed,
+            files_removed = reclaimed[Tier::Disk].removed,
             "catalog recovered"
         );
 
