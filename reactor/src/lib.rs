@@ -18,7 +18,7 @@
 
 mod backlog;
 pub mod clock;
-pub mod doorbell;
+mod doorbell;
 mod executor;
 #[cfg(test)]
 mod fake;

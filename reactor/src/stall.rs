@@ -224,9 +224,58 @@ fn log(new: u64, stats: &TurnStats) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
+    use tracing::span;
+
     use super::*;
+    use crate::mailbox::Mailboxes;
+
+    /// Counts warnings.
+    struct Warnings(Arc<AtomicU64>);
+
+    impl tracing::Subscriber for Warnings {
+        fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+            *metadata.level() == tracing::Level::WARN
+        }
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+        fn event(&self, _: &tracing::Event<'_>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+        fn enter(&self, _: &span::Id) {}
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    #[test]
+    fn given_stalls_in_a_burst_when_logged_then_there_is_a_line_and_not_one_for_each() {
+        let shared = Mailboxes::new(2).0;
+        let warnings = Arc::new(AtomicU64::new(0));
+        let (logging, subscriber) = (shared.clone(), Warnings(warnings.clone()));
+        let logger = std::thread::spawn(move || {
+            tracing::subscriber::with_default(subscriber, || log_until_stopped(&logging));
+        });
+        let long = Turn {
+            on_cpu_ns: 3_000_000,
+            wall_ns: 3_000_000,
+            started: Monotonic(0),
+            handled: Handled::default(),
+        };
+        // About 300 ms: well below the pause, and many lines if each stall had one.
+        for _ in 0..300 {
+            shared.boxes[1].stalls.keep(long);
+            shared.stall_bell.ring();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        shared.enter(Phase::Stopping);
+        logger.join().expect("it ends with the reactor, without waiting out its pause");
+        let lines = warnings.load(Ordering::SeqCst);
+        assert!((1..30).contains(&lines), "{lines} lines for 300 stalls");
+    }
 
     fn burn(duration: Duration) {
         let start = sys::thread_cpu_ns();
