@@ -113,8 +113,9 @@ impl IntentLog {
             sync_ended: Condvar::new(),
         };
         let state = log.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let current = match bytes.first_chunk() {
-            None => false, // new, or torn while its header was written: nothing was named in it yet
+        let current = match bytes.first_chunk::<RECORD_BYTES>() {
+            // New, or torn while its header was written: nothing was named in it yet.
+            None | Some([0, 0, 0, 0, 0, 0, 0, 0, ..]) => false,
             Some(header) => match read_header(header) {
                 Some((FORMAT, _, boot)) => boot == log.boot_id,
                 Some((format, ..)) if durable => return Err(LogError::Newer(format)),
@@ -126,6 +127,9 @@ impl IntentLog {
             let file = Arc::clone(&state.file);
             file.set_len(0)?;
             file.write_all_at(&log.header(), 0)?;
+            if durable {
+                file.sync_all()?;
+            }
             return Ok((log, Live::new()));
         }
         state.end = (bytes.len() - bytes.len() % RECORD_BYTES) as u64;
@@ -424,6 +428,8 @@ mod tests {
         log.rewrite(&Live::new()).expect("rewritten");
         assert!(matches!(IntentLog::open(&path, Tier::Disk, true, None), Err(LogError::Taken)));
         drop(log);
+        fs::write(&path, [0; RECORD_BYTES]).expect("a header that a power loss emptied");
+        drop(open(&path));
         fs::write(&path, [7; 200]).expect("write");
         assert!(matches!(IntentLog::open(&path, Tier::Disk, true, None), Err(LogError::Foreign)));
     }

@@ -171,8 +171,12 @@ fn given_no_room_at_the_destination_when_copied_then_full_and_the_source_is_as_g
         for (from, to) in [(Tier::Ram, Tier::Disk), (Tier::Disk, Tier::Ram)] {
             let bytes = sample(100_000);
             let source = committed(&mut rig, from, &bytes);
-            let target = ReplicaRef { size: ByteCount(1 << 50), ..twin(source, to) };
-            let result = rig.copy(source, target, None);
+            // Eight tebibytes, all but the first page a hole: more than any destination has.
+            let vast = ReplicaRef { size: ByteCount(8 << 40), ..committed(&mut rig, from, &bytes) };
+            fs::set_permissions(rig.path(vast), fs::Permissions::from_mode(0o660)).expect("writable");
+            let file = OpenOptions::new().write(true).open(rig.path(vast)).expect("opened");
+            file.set_len(vast.size.0).expect("stretched");
+            let result = rig.copy(vast, twin(vast, to), None);
             let Err(TransferError::Destination(error)) = result else { panic!("{result:?}") };
             assert_eq!(error.kind, DriverErrorKind::Full, "{}", error.message);
             assert_eq!(rig.copy(source, twin(source, to), None), Ok(checksum(&bytes)));
@@ -197,5 +201,20 @@ fn given_a_tier_without_a_driver_when_copied_to_then_an_error_and_the_next_copy_
         assert!(matches!(rig.copy(source, twin(source, Tier::Disk), wrong), Err(TransferError::Source(_))));
         assert_eq!(rig.copy(source, twin(source, Tier::Disk), None), Ok(checksum(&sample(5000))));
         assert!(rig.path(source).exists());
+    }
+}
+
+#[test]
+fn given_an_op_that_makes_a_thread_panic_when_carried_out_then_it_is_answered_and_the_next_one_works() {
+    for (place, mut rig) in rigs() {
+        let source = committed(&mut rig, Tier::Ram, &sample(5000));
+        let other_size = ReplicaRef { size: ByteCount(4000), ..twin(source, Tier::Disk) };
+        for _ in 0..5 {
+            let result = rig.copy(source, other_size, None);
+            let Err(TransferError::Destination(error)) = result else { panic!("{result:?}") };
+            assert_eq!(error.kind, DriverErrorKind::Io, "{}", error.message);
+        }
+        assert!(place.files().is_empty());
+        assert_eq!(rig.copy(source, twin(source, Tier::Disk), None), Ok(checksum(&sample(5000))));
     }
 }
