@@ -1,0 +1,76 @@
+//! Planted bugs: each breaks one promise between the shards and the world, and the oracle must notice.
+//!
+//! A check that cannot fail proves nothing. A canary does what a shard, a driver or the catalog with that bug would
+//! do; the oracle is not told. The world asks at the few places where a bug could sit.
+
+use super::faults::Rng;
+use super::oracle::Rule;
+
+/// A planted bug.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Canary {
+    /// When a copy is done its source is dropped, although somebody leases it.
+    LeaseSpillRace,
+    /// A dropped replica is reported free while somebody still has it mapped.
+    EarlyFree,
+    /// A change of the catalog is acknowledged when it is queued.
+    AcknowledgementBeforeTransaction,
+    /// One reply in twenty never leaves.
+    LostReply,
+    /// One reply in twenty leaves twice.
+    RepeatedReply,
+    /// One descriptor in twenty shows the version before.
+    VersionRegress,
+    /// Capacity is granted without the arbiter's books.
+    MissingCharge,
+    /// A copy writes other bytes and reports the right checksum.
+    WrongBytes,
+    /// One transaction in ten is acknowledged and never happens.
+    LostTransaction,
+    /// A segment's name is reported free before it is.
+    EarlyDetach,
+    /// A file is reported synced, and is not.
+    SkippedSync,
+}
+
+impl Canary {
+    /// Each of them.
+    pub const ALL: [Self; 11] = [
+        Self::LeaseSpillRace,
+        Self::EarlyFree,
+        Self::AcknowledgementBeforeTransaction,
+        Self::LostReply,
+        Self::RepeatedReply,
+        Self::VersionRegress,
+        Self::MissingCharge,
+        Self::WrongBytes,
+        Self::LostTransaction,
+        Self::EarlyDetach,
+        Self::SkippedSync,
+    ];
+
+    /// The rules by which it may be noticed: what it breaks itself, not what breaks later because of it.
+    pub const fn rules(self) -> &'static [Rule] {
+        match self {
+            Self::LeaseSpillRace => &[Rule::LiveLease],
+            Self::EarlyFree => &[Rule::Accounting],
+            Self::AcknowledgementBeforeTransaction => {
+                &[Rule::Acknowledgement, Rule::FreeBeforeDurable, Rule::CommitLost]
+            }
+            Self::LostReply => &[Rule::Answers, Rule::Deadline],
+            Self::RepeatedReply => &[Rule::Answers],
+            Self::VersionRegress => &[Rule::Version],
+            Self::MissingCharge => &[Rule::Budget],
+            Self::WrongBytes => &[Rule::CommitLost, Rule::LiveLease],
+            Self::LostTransaction => &[Rule::Acknowledgement, Rule::CommitLost, Rule::FreeBeforeDurable],
+            Self::EarlyDetach => &[Rule::SegmentName],
+            Self::SkippedSync => &[Rule::Row, Rule::Acknowledgement],
+        }
+    }
+
+    /// Whether a bug of low frequency strikes now. Draws only when it is planted, so that a healthy run is the same
+    /// with and without this file.
+    pub(super) fn strikes(planted: Option<Self>, which: Self, permille: u64, rng: &mut Rng) -> bool {
+        planted == Some(which) && rng.chance(permille)
+    }
+}

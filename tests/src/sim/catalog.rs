@@ -1,0 +1,78 @@
+//! The catalog as a shard meets it: one FIFO for all shards, one transaction a batch, acknowledged when it is durable.
+//!
+//! Drives a shipped `Store`; this file only decides when a batch is taken, when its transaction ends, and whether it
+//! fails. `rows` is what the store holds, read back from it after every transaction.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use payload_catalog::{MemoryStore, Store};
+use payload_types::effect::{CatalogChange, CatalogOp};
+use payload_types::{Epoch, PayloadKey, PayloadRow};
+
+/// See the module.
+pub(super) struct Catalog {
+    store: MemoryStore,
+    /// What the store holds.
+    pub(super) rows: BTreeMap<PayloadKey, PayloadRow>,
+    /// Keys that had a row at some time: their first commit was durable.
+    pub(super) ever_stored: BTreeSet<PayloadKey>,
+    pub(super) queue: VecDeque<CatalogOp>,
+    pub(super) batch: Vec<CatalogOp>,
+}
+
+impl Catalog {
+    /// An empty store.
+    pub(super) fn new() -> Self {
+        Self {
+            store: MemoryStore::new(),
+            rows: BTreeMap::new(),
+            ever_stored: BTreeSet::new(),
+            queue: VecDeque::new(),
+            batch: Vec::new(),
+        }
+    }
+
+    /// A boot: the next epoch.
+    pub(super) fn begin_epoch(&mut self) -> Epoch {
+        self.store.begin_epoch("sim").expect("the memory store does not fail")
+    }
+
+    /// Takes up to `batch_max` queued changes into a transaction; false when there is nothing to do.
+    pub(super) fn begin(&mut self, batch_max: usize) -> bool {
+        let count = batch_max.min(self.queue.len());
+        self.batch = self.queue.drain(..count).collect();
+        count > 0
+    }
+
+    /// The transaction commits.
+    pub(super) fn apply(&mut self) {
+        let changes: Vec<CatalogChange> = self.batch.iter().map(|op| op.change.clone()).collect();
+        self.store.apply(&changes).expect("the memory store does not fail");
+        for change in &changes {
+            if let CatalogChange::Put(row) = change {
+                self.ever_stored.insert(row.key);
+            }
+        }
+        self.reload();
+    }
+
+    /// Reads the store back.
+    pub(super) fn reload(&mut self) {
+        let rows = &mut self.rows;
+        rows.clear();
+        self.store
+            .load(&mut |row| {
+                rows.insert(row.key, row);
+            })
+            .expect("the memory store does not fail");
+    }
+
+    /// The server dies: the queue is lost, the transaction under way may have happened.
+    pub(super) fn crash(&mut self, batch_happened: bool) {
+        self.queue.clear();
+        if batch_happened && !self.batch.is_empty() {
+            self.apply();
+        }
+        self.batch.clear();
+    }
+}

@@ -1,0 +1,494 @@
+//! The clients: what they ask, what they do with the answers, and what they do wrong.
+//!
+//! Most of what they ask makes sense, so that runs get somewhere; the rest names what is gone, what never was, or what
+//! belongs to another namespace. Producers write once, between Allocate and Commit.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use payload_types::effect::ReplyTo;
+use payload_types::event::Event;
+use payload_types::reply::{Reply, ReplyResult, ShardPage, Summary};
+use payload_types::request::{Acquire, Allocate, List, Request, Spill};
+use payload_types::tier::SpillTarget;
+use payload_types::{
+    ByteCount, Checksum, EvictionPolicy, EvictionPriority, LeaseId, LeaseNonce, Monotonic, NamespaceId,
+    PayloadId, PayloadKey, PromotionPolicy, SpillPolicy, Tier, Version,
+};
+
+use super::agenda::Task;
+use super::answers::VERSION_NEVER;
+use super::faults::{MICROS, MILLIS, SECONDS};
+use super::oracle::{Breach, Pending, Rule, breach, key_of};
+use super::world::{NAMESPACES, World};
+
+/// The ttl of a crowd, long enough to commit most of it.
+const CROWD_TTL_MS: u64 = 60_000;
+
+/// A listing under way: the front's part, merging the pages of all shards.
+#[derive(Debug)]
+struct Scan {
+    namespace: NamespaceId,
+    tier: Option<Tier>,
+    page_size: usize,
+    waiting: BTreeSet<u64>,
+    rows: Vec<Summary>,
+    seen: BTreeSet<PayloadId>,
+    /// Those that existed when it began; who still does at its end must have been seen.
+    expected: Vec<PayloadKey>,
+    pages: u32,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Client {
+    pub(super) stopped: bool,
+    request_last: u64,
+    tick_last: u64,
+    leases: Vec<LeaseId>,
+    readers: BTreeMap<LeaseId, u64>,
+    scan: Option<Scan>,
+    crowd_done: bool,
+}
+
+impl Client {
+    /// The server died: leases and the listing under way are void.
+    pub(super) fn crash(&mut self) {
+        self.leases.clear();
+        self.readers.clear();
+        self.scan = None;
+    }
+}
+
+impl World {
+    /// Clients think of one thing to ask, and of when to ask the next.
+    pub(super) fn client_tick(&mut self) -> Result<(), Breach> {
+        if self.client.stopped {
+            return Ok(());
+        }
+        let pause = self.rng.between(1, 2 * self.plan.think_ns);
+        self.agenda.add(Monotonic(self.now.0 + pause), Task::ClientTick);
+        if !self.is_up() {
+            return Ok(());
+        }
+        if self.rng.below(10_000) < self.plan.crash_per_10k {
+            return self.crash();
+        }
+        if self.rng.chance(self.plan.damage_permille) {
+            self.damage_something();
+        }
+        if self.plan.crowd && !self.client.crowd_done {
+            self.client.crowd_done = true;
+            for _ in 0..self.plan.payloads_wanted {
+                let mut request = self.allocation();
+                (request.size, request.ttl_ms) = (ByteCount(1), Some(CROWD_TTL_MS));
+                (request.no_evict, request.policy) = (false, EvictionPolicy::default());
+                self.ask(Request::Allocate(request));
+            }
+        }
+        let request = self.think();
+        self.ask(request);
+        Ok(())
+    }
+
+    /// Sends a request to the shard that must answer it; to all of them when it is a listing.
+    pub(super) fn ask(&mut self, request: Request) {
+        if self.is_up() {
+            let shard = match (&request, request.routing_id()) {
+                (Request::Release { lease }, _) => lease.shard().0,
+                (_, Some(id)) => id.shard(self.shard_count()).0,
+                (_, None) => self.rng.below(u64::from(self.shard_count())) as u16,
+            };
+            if shard < self.shard_count() {
+                self.send(usize::from(shard), request);
+            }
+        }
+    }
+
+    fn send(&mut self, shard: usize, request: Request) -> u64 {
+        let deadline = self.rng.chance(self.plan.deadline_permille).then(|| {
+            let wait = self.rng.pick(&[50 * MICROS, MILLIS, 20 * MILLIS, SECONDS, 10 * SECONDS]);
+            Monotonic(self.now.0 + wait)
+        });
+        self.client.request_last += 1;
+        let to = ReplyTo(self.client.request_last);
+        let key = key_of(&request);
+        let fact = key.and_then(|key| self.oracle.facts.get(&key));
+        let pending = Pending {
+            unknown: key.is_some()
+                && !matches!(request, Request::Allocate(_))
+                && fact.is_none_or(|fact| fact.gone),
+            pinned: fact.is_some_and(|fact| fact.pinned),
+            leased: key.is_some_and(|key| self.oracle.may_be_leased(key)),
+            sent: self.now,
+            deadline,
+            request: request.clone(),
+        };
+        self.oracle.sent(to, pending);
+        let at = Monotonic(self.now.0 + self.plan.hop_delay(&mut self.rng));
+        let event = Event::Request { reply_to: to, deadline, request };
+        self.agenda.add(at, Task::Deliver { shard, event, work: None });
+        to.0
+    }
+
+    pub(super) fn release(&mut self, lease: LeaseId) {
+        self.unmap(lease);
+        self.client.leases.retain(|held| *held != lease);
+        self.ask(Request::Release { lease });
+    }
+
+    /// The reader is done: it closes its mapping, now or some time later.
+    fn unmap(&mut self, lease: LeaseId) {
+        let until = Monotonic(self.now.0 + self.plan.linger(&mut self.rng));
+        if let Some(fact) = self.oracle.leases.get(&lease)
+            && let Some(block) = self.storage.blocks.get_mut(&fact.block)
+            && let Some(reader) = self.client.readers.get(&lease)
+        {
+            block.readers.insert(*reader, until);
+        }
+    }
+
+    /// One request, chosen at random.
+    fn think(&mut self) -> Request {
+        let wanted = self.plan.payloads_wanted;
+        let alive = self.oracle.facts.values().filter(|fact| !fact.gone && !fact.lost).count() as u64;
+        let hungry = if alive < wanted { 400 } else { 30 };
+        if self.rng.chance(hungry) {
+            return Request::Allocate(self.allocation());
+        }
+        let key = self.some_key();
+        let expected_version = self.some_fence(key);
+        match self.rng.below(100) {
+            0..=5 => Request::Commit { key, checksum: None },
+            6..=13 => Request::Delete { key, force: self.rng.chance(400), expected_version },
+            14..=36 => Request::Acquire(Acquire {
+                key,
+                min_tier: self.rng.pick(&[
+                    None,
+                    None,
+                    Some(Tier::Ram),
+                    Some(Tier::Ram),
+                    Some(Tier::Disk),
+                    Some(Tier::Gpu),
+                ]),
+                policy: self.rng.pick(&[PromotionPolicy::Blocking, PromotionPolicy::BestEffort]),
+                duration_ms: self.rng.pick(&[0, 1, 5, 100, 3_000, u64::MAX / 4]),
+                expected_version,
+                nonce: self.nonce(),
+            }),
+            37..=46 => match self.client.leases.is_empty() || self.rng.chance(150) {
+                true => Request::Release { lease: self.bogus_lease() },
+                false => {
+                    let at = self.rng.below(self.client.leases.len() as u64) as usize;
+                    let lease = self.client.leases[at];
+                    self.unmap(lease);
+                    // A lease stays in the list now and then, and is released twice.
+                    if self.rng.chance(900) {
+                        self.client.leases.swap_remove(at);
+                    }
+                    Request::Release { lease }
+                }
+            },
+            47..=57 => Request::Promote {
+                key,
+                target: self.rng.pick(&[Tier::Ram, Tier::Ram, Tier::Ram, Tier::Disk, Tier::Gpu]),
+                policy: self.rng.pick(&[PromotionPolicy::Blocking, PromotionPolicy::BestEffort]),
+                expected_version,
+            },
+            58..=73 => self.some_spill(key, expected_version),
+            74..=78 => Request::Prefetch {
+                key,
+                target: self.rng.pick(&[Tier::Ram, Tier::Ram, Tier::Disk, Tier::Gpu]),
+            },
+            79..=83 => {
+                Request::Pin { key, duration_ms: self.rng.pick(&[None, Some(1), Some(50), Some(5_000)]) }
+            }
+            84..=87 => Request::Unpin { key },
+            88..=91 if self.client.scan.is_none() => self.scan_begin(),
+            92..=93 => Request::Stats,
+            _ => Request::Resolve { key },
+        }
+    }
+
+    fn some_spill(&mut self, key: PayloadKey, expected_version: Option<Version>) -> Request {
+        Request::Spill(Spill {
+            key,
+            target: self.rng.pick(&[
+                None,
+                None,
+                Some(SpillTarget::Tier(Tier::Disk)),
+                Some(SpillTarget::Tier(Tier::Disk)),
+                Some(SpillTarget::Tier(Tier::Ram)),
+                Some(SpillTarget::Tier(Tier::Object)),
+                Some(SpillTarget::Void),
+            ]),
+            policy: self.rng.pick(&[SpillPolicy::Blocking, SpillPolicy::Blocking, SpillPolicy::BestEffort]),
+            wait_for_leases: self.rng.chance(500),
+            fsync: self.rng.chance(400),
+            expected_version,
+        })
+    }
+
+    fn nonce(&mut self) -> LeaseNonce {
+        let mut nonce = [0; 10];
+        nonce[..8].copy_from_slice(&self.rng.next().to_le_bytes());
+        LeaseNonce(nonce)
+    }
+
+    fn bogus_lease(&mut self) -> LeaseId {
+        let shard = payload_types::ShardIndex(self.rng.below(6) as u16);
+        let slot = self.rng.pick(&[0, 1, 7, u32::MAX]);
+        LeaseId::new(shard, slot, self.nonce())
+    }
+
+    /// Mostly a payload that is alive; else one that was, never was, or is somebody else's.
+    fn some_key(&mut self) -> PayloadKey {
+        let dice = self.rng.below(100);
+        let alive = dice < 88 || dice == 95;
+        let keys: Vec<PayloadKey> =
+            self.oracle.facts.values().filter(|fact| fact.gone != alive).map(|fact| fact.key).collect();
+        if dice >= 96 || keys.is_empty() {
+            let id = PayloadId::mint(self.rng.next() >> 4, self.rng.next());
+            return PayloadKey { namespace: NAMESPACES[0], id };
+        }
+        let mut key = self.rng.pick(&keys);
+        if dice == 95 {
+            key.namespace = if key.namespace == NAMESPACES[0] { NAMESPACES[1] } else { NAMESPACES[0] };
+        }
+        key
+    }
+
+    fn some_fence(&mut self, key: PayloadKey) -> Option<Version> {
+        if !self.rng.chance(120) {
+            return None;
+        }
+        let seen = self.oracle.facts.get(&key).map_or(Version(1), |fact| fact.version_max);
+        Some(if self.rng.chance(700) { seen } else { VERSION_NEVER })
+    }
+
+    fn allocation(&mut self) -> Allocate {
+        let wall_ms = self.clock().wall.as_millis();
+        self.client.tick_last = (self.client.tick_last + 1).max(wall_ms << 12);
+        let namespace = if self.rng.chance(100) { NAMESPACES[1] } else { NAMESPACES[0] };
+        let key = PayloadKey { namespace, id: PayloadId::mint(self.client.tick_last, self.rng.next()) };
+        let tier = if self.rng.chance(20) {
+            Tier::Gpu
+        } else {
+            self.rng.pick(&[Tier::Ram, Tier::Ram, Tier::Ram, Tier::Disk])
+        };
+        let units = if self.rng.chance(15) { 5_000 } else { self.rng.between(1, 12) };
+        let size = (units * self.plan.grain).saturating_sub(self.rng.below(self.plan.grain)).max(1);
+        let mut policy = EvictionPolicy {
+            priority: self.rng.pick(&[
+                EvictionPriority::Unspecified,
+                EvictionPriority::Low,
+                EvictionPriority::High,
+                EvictionPriority::Never,
+            ]),
+            require_durable: self.rng.chance(150),
+            spill_target: self.rng.pick(&[
+                None,
+                None,
+                None,
+                Some(SpillTarget::Tier(Tier::Disk)),
+                Some(SpillTarget::Void),
+                Some(SpillTarget::Tier(Tier::Ram)),
+            ]),
+            min_residency: self.rng.pick(&[None, None, None, Some(Tier::Ram), Some(Tier::Disk)]),
+        };
+        if policy.validate().is_err() {
+            policy = EvictionPolicy::default();
+        }
+        let no_evict = self.rng.chance(100);
+        let mortal = !no_evict
+            && policy.priority != EvictionPriority::Never
+            && self.rng.chance(self.plan.ttl_permille);
+        let ttl_ms = mortal.then(|| self.rng.pick(&[1, 5, 50, 1_000, 20_000, 3_600_000]));
+        Allocate { key, size: ByteCount(size), tier, ttl_ms, no_evict, policy }
+    }
+
+    /// An answer reaches its client, who goes on from there.
+    pub(super) fn client_reply(
+        &mut self,
+        to: ReplyTo,
+        pending: Pending,
+        result: ReplyResult,
+    ) -> Result<(), Breach> {
+        match result {
+            Ok(Reply::Allocated(seen)) => {
+                if let Request::Allocate(request) = pending.request {
+                    self.produce(request.key, seen.tier);
+                }
+            }
+            Ok(Reply::Leased(grant)) => {
+                self.client.leases.push(grant.lease);
+                self.read(grant.lease);
+                let slow = self.now.0 > pending.sent.0 + 5 * MILLIS;
+                if let Request::Acquire(request) = &pending.request
+                    && request.min_tier == Some(Tier::Ram)
+                    && request.policy == PromotionPolicy::Blocking
+                    && slow
+                {
+                    self.oracle.coverage.hit("acquire_blocking_promoted_first");
+                }
+            }
+            Ok(Reply::Page(page)) => self.scan_page(to.0, page)?,
+            Err(error) => {
+                if let Request::Allocate(request) = &pending.request {
+                    let full = error.kind == payload_types::ErrorKind::ResourceExhausted;
+                    let over = self.plan.capacity[request.tier]
+                        .is_none_or(|capacity| request.size.in_pages() > capacity);
+                    match (full, over) {
+                        (true, true) => self.oracle.coverage.hit("allocation_refused_over_capacity"),
+                        (true, false) => self.oracle.coverage.hit("allocation_refused_tier_full"),
+                        _ => {}
+                    }
+                }
+                let other = key_of(&pending.request).is_some_and(|key| {
+                    NAMESPACES.into_iter().any(|namespace| {
+                        namespace != key.namespace
+                            && self
+                                .oracle
+                                .facts
+                                .get(&PayloadKey { namespace, ..key })
+                                .is_some_and(|fact| !fact.gone)
+                    })
+                });
+                if other {
+                    self.oracle.coverage.hit("namespace_kept_apart");
+                }
+            }
+            Ok(_) => {}
+        }
+        Ok(())
+    }
+
+    /// The producer writes its bytes and commits, mostly.
+    fn produce(&mut self, key: PayloadKey, tier: Tier) {
+        let content = self.rng.next();
+        let linger = self.plan.linger(&mut self.rng);
+        let fact = self.oracle.facts.get_mut(&key).expect("just born");
+        fact.content = content;
+        let location =
+            self.storage.blocks.iter_mut().find(|(name, _)| name.id == key.id && name.tier == tier);
+        let (_, block) = location.expect("Allocated was checked to name a block");
+        block.content = content;
+        let dice = self.rng.below(100);
+        let commit_at = self.now.0 + self.rng.between(0, 5 * MILLIS);
+        block.readers.insert(0, Monotonic(commit_at + linger));
+        if dice >= 90 {
+            return; // Never committed, unless somebody guesses.
+        }
+        let honest = dice >= 3;
+        let checksum = match dice {
+            0..=2 => Some(Checksum(content ^ 0xFF)),
+            3..=45 => Some(Checksum(content)),
+            _ => None,
+        };
+        if !honest {
+            fact.wrong_checksum = true;
+            self.oracle.coverage.hit("commit_with_wrong_checksum");
+        }
+        self.agenda.add(Monotonic(commit_at), Task::ClientCommit(key, checksum));
+        if self.rng.chance(200) {
+            let again = commit_at + self.rng.between(0, 3 * MILLIS);
+            self.agenda.add(Monotonic(again), Task::ClientCommit(key, checksum));
+        }
+    }
+
+    /// A reader maps what it leased, and stays until it releases the lease or the lease ends.
+    fn read(&mut self, lease: LeaseId) {
+        let reader = self.client.request_last;
+        self.client.readers.insert(lease, reader);
+        let fact = self.oracle.leases[&lease];
+        let left_ms = fact.expires_at.as_millis().saturating_sub(self.clock().wall.as_millis());
+        let end = self.now.0 + left_ms * MILLIS + self.plan.linger(&mut self.rng);
+        if let Some(block) = self.storage.blocks.get_mut(&fact.block) {
+            block.readers.insert(reader, Monotonic(end));
+        }
+        if self.rng.chance(600) {
+            let reads_for = self.rng.between(10 * MICROS, (left_ms + 1) * MILLIS);
+            self.agenda.add(Monotonic(self.now.0 + reads_for), Task::ClientRelease(lease));
+        }
+    }
+
+    // ---- listing ----
+
+    fn must_be_listed(&self, namespace: NamespaceId) -> impl Iterator<Item = PayloadKey> + '_ {
+        let now = self.clock();
+        self.oracle
+            .facts
+            .values()
+            .filter(move |fact| {
+                fact.key.namespace == namespace && !fact.damaged && fact.must_exist(now, &self.plan)
+            })
+            .map(|fact| fact.key)
+    }
+
+    /// Begins a listing, and hands back something else to ask beside it.
+    fn scan_begin(&mut self) -> Request {
+        let namespace = self.rng.pick(&NAMESPACES);
+        let tier = self.rng.pick(&[None, None, Some(Tier::Ram), Some(Tier::Disk)]);
+        let page_size = self.rng.pick(&[1, 2, 3, 5, 50, 500]);
+        let expected = if tier.is_none() { self.must_be_listed(namespace).collect() } else { Vec::new() };
+        self.client.scan = Some(Scan {
+            namespace,
+            tier,
+            page_size,
+            waiting: BTreeSet::new(),
+            rows: Vec::new(),
+            seen: BTreeSet::new(),
+            expected,
+            pages: 0,
+        });
+        self.scan_next(None);
+        Request::Stats
+    }
+
+    /// Asks every shard for its part of the next page.
+    fn scan_next(&mut self, before: Option<PayloadId>) {
+        let Some(mut scan) = self.client.scan.take() else { return };
+        scan.pages += 1;
+        let list = List { namespace: scan.namespace, tier: scan.tier, before, page_size: scan.page_size };
+        for shard in 0..usize::from(self.shard_count()) {
+            scan.waiting.insert(self.send(shard, Request::List(list.clone())));
+        }
+        self.client.scan = Some(scan);
+    }
+
+    /// A shard's part of a page arrives. When all are there the page is merged, as the front does it.
+    fn scan_page(&mut self, to: u64, page: ShardPage) -> Result<(), Breach> {
+        let Some(scan) = self.client.scan.as_mut() else { return Ok(()) };
+        if !scan.waiting.remove(&to) {
+            return Ok(()); // Of a listing that was given up.
+        }
+        scan.rows.extend(page.rows);
+        if !scan.waiting.is_empty() {
+            return Ok(());
+        }
+        let mut rows = std::mem::take(&mut scan.rows);
+        rows.sort_by_key(|row| std::cmp::Reverse(row.id));
+        let more = rows.len() >= scan.page_size;
+        rows.truncate(scan.page_size);
+        for row in &rows {
+            if !scan.seen.insert(row.id) {
+                return breach(Rule::Listing, format!("{row:?} is listed twice"));
+            }
+        }
+        if more && !self.client.stopped {
+            self.scan_next(rows.last().map(|row| row.id));
+            return Ok(());
+        }
+        let scan = self.client.scan.take().expect("it was there");
+        if scan.pages > 2 {
+            self.oracle.coverage.hit("list_of_several_pages");
+        }
+        let still: BTreeSet<PayloadKey> = self.must_be_listed(scan.namespace).collect();
+        let skipped = scan.expected.iter().find(|key| still.contains(key) && !scan.seen.contains(&key.id));
+        match skipped {
+            Some(key) if !more => {
+                breach(Rule::Listing, format!("{key:?} existed throughout and was skipped"))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Which interesting situations a run came across. A simulator that never meets them proves nothing, so a test fails
+//! when one of [`SITUATIONS`] was never reached.
+
+use std::collections::BTreeMap;
+
+/// Every situation that must be reached.
+pub const SITUATIONS: &[&str] = &[
+    "acquire_blocking_promoted_first",
+    "acquire_best_effort_on_slower_replica",
+    "acquire_fenced",
+    "allocation_timed_out",
+    "allocation_refused_tier_full",
+    "allocation_refused_over_capacity",
+    "batch_of_many_changes",
+    "boot_with_other_shard_count",
+    "budget_asked",
+    "budget_denied",
+    "budget_recalled_from_another_shard",
+    "catalog_transaction_failed",
+    "catalog_unavailable_answered",
+    "commit_joined",
+    "commit_repeated_refused",
+    "commit_refused_truncated_or_missing",
+    "commit_with_wrong_checksum",
+    "copy_destination_failed",
+    "copy_source_failed",
+    "crash",
+    "crash_with_copy_in_flight",
+    "crash_with_transaction_that_happened",
+    "crash_with_transaction_that_did_not",
+    "crash_with_effects_in_the_outbox",
+    "create_failed",
+    "data_loss_answered",
+    "deadline_while_waiting",
+    "delete_during_copy",
+    "delete_forced_under_lease",
+    "delete_refused_leased",
+    "delete_while_committing",
+    "expiry_under_lease",
+    "expiry_while_committing",
+    "freed_long_after_detached",
+    "lease_during_copy",
+    "lease_expired_by_itself",
+    "lease_on_file",
+    "list_of_several_pages",
+    "lost_answered",
+    "mass_expiry",
+    "namespace_kept_apart",
+    "pinned_spill_refused",
+    "power_loss",
+    "promote_added_replica",
+    "promote_as_spill",
+    "promote_while_segment_in_limbo",
+    "seal_failed",
+    "segment_made_again_after_detach",
+    "spill_best_effort",
+    "spill_fsync_of_unsynced_replica",
+    "spill_leased_refused",
+    "spill_to_void",
+    "spill_waited_for_lease",
+    "sync_failed",
+    "ttl_reclaimed",
+    "version_fence_refused",
+    "volatile_payload_lost_with_power",
+];
+
+/// How often each situation was met.
+#[derive(Clone, Debug)]
+pub struct Coverage {
+    counts: BTreeMap<&'static str, u64>,
+}
+
+impl Default for Coverage {
+    fn default() -> Self {
+        Self { counts: SITUATIONS.iter().map(|name| (*name, 0)).collect() }
+    }
+}
+
+impl Coverage {
+    /// Counts a situation.
+    ///
+    /// # Panics
+    /// For a name that is not one of [`SITUATIONS`].
+    pub(super) fn hit(&mut self, name: &'static str) {
+        *self.counts.get_mut(name).unwrap_or_else(|| panic!("`{name}` is not listed in SITUATIONS")) += 1;
+    }
+
+    /// Adds another run's counts.
+    pub fn add(&mut self, other: &Self) {
+        for (name, count) in &other.counts {
+            *self.counts.entry(name).or_default() += count;
+        }
+    }
+
+    /// Names and counts, in the order of names.
+    pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.counts.iter().map(|(name, count)| (*name, *count))
+    }
+
+    /// Situations never met.
+    pub fn missed(&self) -> Vec<&'static str> {
+        self.counts.iter().filter(|(_, count)| **count == 0).map(|(name, _)| *name).collect()
+    }
+}

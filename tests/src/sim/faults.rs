@@ -1,0 +1,194 @@
+//! The seeded generator, and what one seed makes of a run: how big the node is, how slow and how faulty its parts are.
+//!
+//! Everything random in a run comes from one [`Rng`], so that a seed names a run. Chances are in permille.
+
+use payload_types::event::{DriverError, DriverErrorKind};
+use payload_types::{ByteCount, PerTier, Tier};
+
+/// SplitMix64 (Steele, Lea, Flood 2014): tiny, and good enough to choose what happens next.
+#[derive(Clone, Debug)]
+pub(super) struct Rng(u64);
+
+impl Rng {
+    /// The generator of this seed; neighbouring seeds give unrelated runs.
+    pub(super) fn new(seed: u64) -> Self {
+        let mut rng = Self(seed ^ 0x5851_F42D_4C95_7F2D);
+        rng.next();
+        Self(rng.next())
+    }
+
+    /// 64 random bits.
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut value = self.0;
+        value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        value ^ (value >> 31)
+    }
+
+    /// Below `end`, which is not 0.
+    pub(super) fn below(&mut self, end: u64) -> u64 {
+        ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
+    }
+
+    /// From `low` to `high`, both included.
+    pub(super) fn between(&mut self, low: u64, high: u64) -> u64 {
+        low + self.below(high - low + 1)
+    }
+
+    /// True in `permille` of 1,000 cases.
+    pub(super) fn chance(&mut self, permille: u64) -> bool {
+        self.below(1000) < permille
+    }
+
+    /// One of these.
+    pub(super) fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len() as u64) as usize]
+    }
+}
+
+/// One microsecond, in the unit of the virtual clock.
+pub(super) const MICROS: u64 = 1_000;
+/// One millisecond.
+pub(super) const MILLIS: u64 = 1_000_000;
+/// One second.
+pub(super) const SECONDS: u64 = 1_000_000_000;
+
+/// How often the oracle looks into the shards with List, Stats and Resolve.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Probing {
+    /// After every step: sees each state, but its own requests are steps too.
+    EveryStep,
+    /// Now and then: leaves the shards alone.
+    Rarely,
+}
+
+/// What a seed makes of a run.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    /// Shards at the first start; drawn anew at each restart.
+    pub(super) shard_count: u16,
+    /// Capacity by tier.
+    pub(super) capacity: PerTier<Option<ByteCount>>,
+    /// The unit sizes are drawn in.
+    pub(super) grain: u64,
+    pub(super) lease_ms_default: u64,
+    pub(super) lease_ms_max: u64,
+    pub(super) allocation_timeout_ms: u64,
+    pub(super) disk_fsync: bool,
+    /// Mean time between two client requests, in nanoseconds.
+    pub(super) think_ns: u64,
+    /// Payloads the clients try to keep alive.
+    pub(super) payloads_wanted: u64,
+    /// All of them allocated at once, at the start, with one ttl: mass expiry.
+    pub(super) crowd: bool,
+    /// Requests with a deadline.
+    pub(super) deadline_permille: u64,
+    /// Payloads with a ttl.
+    pub(super) ttl_permille: u64,
+    /// Driver ops that fail.
+    pub(super) driver_fault_permille: u64,
+    /// Catalog transactions that fail.
+    pub(super) catalog_fault_permille: u64,
+    /// Replicas damaged behind the server's back, per client request.
+    pub(super) damage_permille: u64,
+    /// Crashes, per 10,000 client requests.
+    pub(super) crash_per_10k: u64,
+    /// Of those: with loss of power.
+    pub(super) power_loss_permille: u64,
+    /// Slow parts: a driver op or transaction takes seconds.
+    pub(super) slow_permille: u64,
+    /// Effects that stay in the outbox for a while.
+    pub(super) lazy_pump_permille: u64,
+    /// Readers and producers that keep a replica mapped after their lease, or forever.
+    pub(super) linger_permille: u64,
+    pub(super) probing: Probing,
+}
+
+impl Plan {
+    /// Draws the plan of a seed.
+    pub(super) fn draw(rng: &mut Rng) -> Self {
+        let grain = rng.pick(&[1, 4096, 4096, 1 << 20, 1 << 28]);
+        let page_grain = grain.max(4096);
+        let roomy = rng.chance(400);
+        let ram_units = if roomy { rng.between(200, 2000) } else { rng.between(4, 60) };
+        let disk_units = if rng.chance(700) { rng.between(200, 3000) } else { rng.between(4, 60) };
+        let mut capacity = PerTier::default();
+        capacity[Tier::Ram] = Some(ByteCount(ram_units * page_grain));
+        if rng.chance(930) {
+            capacity[Tier::Disk] = Some(ByteCount(disk_units * page_grain));
+        }
+        let lease_ms_max = rng.pick(&[50, 500, 5_000, 120_000]);
+        let crowd = rng.chance(30);
+        let calm = rng.chance(150);
+        let fault = |rng: &mut Rng, high: u64| if calm { 0 } else { rng.pick(&[0, high / 5, high]) };
+        Self {
+            shard_count: rng.between(1, 5) as u16,
+            capacity,
+            grain,
+            lease_ms_default: rng.between(10, lease_ms_max.min(20_000)),
+            lease_ms_max,
+            allocation_timeout_ms: rng.pick(&[200, 2_000, 20_000, 3_600_000]),
+            disk_fsync: rng.chance(700),
+            think_ns: rng.pick(&[20 * MICROS, 200 * MICROS, 2 * MILLIS, 20 * MILLIS, 100 * MILLIS]),
+            payloads_wanted: if crowd { 700 } else { rng.pick(&[2, 6, 15, 30]) },
+            crowd,
+            deadline_permille: rng.pick(&[0, 200, 500, 900]),
+            ttl_permille: rng.pick(&[0, 100, 400]),
+            driver_fault_permille: fault(rng, 100),
+            catalog_fault_permille: fault(rng, 150),
+            damage_permille: fault(rng, 10),
+            crash_per_10k: rng.pick(&[0, 10, 40]),
+            power_loss_permille: rng.pick(&[0, 300, 1000]),
+            slow_permille: rng.pick(&[0, 20, 200]),
+            lazy_pump_permille: rng.pick(&[0, 50, 400]),
+            linger_permille: rng.pick(&[0, 100, 500]),
+            probing: if rng.chance(500) { Probing::EveryStep } else { Probing::Rarely },
+        }
+    }
+
+    /// No more faults: clients have stopped, and time shall heal everything.
+    pub(super) fn pacify(&mut self) {
+        self.driver_fault_permille = 0;
+        self.catalog_fault_permille = 0;
+        self.damage_permille = 0;
+        self.crash_per_10k = 0;
+        self.slow_permille = 0;
+        self.deadline_permille = 0;
+    }
+
+    /// How long a driver op takes.
+    pub(super) fn driver_delay(&self, rng: &mut Rng) -> u64 {
+        if rng.chance(self.slow_permille) {
+            return rng.between(100 * MILLIS, 5 * SECONDS);
+        }
+        if rng.chance(300) { rng.between(1, 20) * MILLIS } else { rng.between(5, 300) * MICROS }
+    }
+
+    /// How long a catalog transaction takes.
+    pub(super) fn catalog_delay(&self, rng: &mut Rng) -> u64 {
+        if rng.chance(self.slow_permille) {
+            rng.between(50 * MILLIS, 3 * SECONDS)
+        } else {
+            rng.between(30, 4000) * MICROS
+        }
+    }
+
+    /// How long a message takes from one thread to another.
+    pub(super) fn hop_delay(&self, rng: &mut Rng) -> u64 {
+        if rng.chance(50) { rng.between(100, 2000) * MICROS } else { rng.between(0, 40) * MICROS }
+    }
+
+    /// How long somebody keeps a replica mapped after the lease, or the producer after Commit.
+    pub(super) fn linger(&self, rng: &mut Rng) -> u64 {
+        if !rng.chance(self.linger_permille) {
+            return 0;
+        }
+        if rng.chance(200) { rng.between(1, 200) * SECONDS } else { rng.between(1, 500) * MILLIS }
+    }
+}
+
+/// An error as a driver words it.
+pub(super) fn driver_error(kind: DriverErrorKind) -> DriverError {
+    DriverError { kind, message: format!("simulated {kind:?}") }
+}

@@ -1,0 +1,644 @@
+//! A whole node in virtual time: the shipped shards and arbiter, simulated drivers, catalog writer and clients.
+//!
+//! ```text
+//!   client --request--> [hop] --> shard.step --> outbox --> execute: Reply -> oracle, client
+//!                                    ^                      Storage, Transfer -> job ... -> completion
+//!                                    |                      Catalog -> FIFO -> batch ... -> acknowledgements
+//!                                    +------ completions -- Budget -> arbiter -> replies
+//! ```
+//!
+//! Every message takes a random time; what the real parts keep in order (one lane to and from the arbiter, the
+//! catalog's FIFO and its acknowledgements) stays in order. After every task the oracle looks at everything.
+
+use std::collections::BTreeMap;
+
+use payload_shards::{Arbiter, Outbox, Shard, ShardConfig};
+use payload_types::effect::{
+    BudgetRequest, CatalogChange, CatalogOp, Effect, ReplyTo, StorageAction, StorageOp, TransferOp,
+};
+use payload_types::event::{BudgetReply, CatalogAck, Completion, Event};
+use payload_types::reply::{Reply, ReplyResult};
+use payload_types::request::{List, Request};
+use payload_types::{
+    Monotonic, NamespaceId, Now, PayloadId, PayloadKey, PerTier, ShardIndex, Tier, WallMs, limits,
+};
+
+use super::agenda::{Agenda, Task};
+use super::audit::Look;
+use super::canary::Canary;
+use super::catalog::Catalog;
+use super::client::Client;
+use super::faults::{MICROS, MILLIS, Plan, Probing, Rng, SECONDS};
+use super::oracle::{Breach, Oracle, Rule, Scene, breach};
+use super::storage::{BlockName, Storage};
+use super::trace::Trace;
+
+/// Reply numbers from here on are the oracle's own questions.
+const PROBE: u64 = 1 << 63;
+
+/// The wall clock at the start of a run: 2026-01-01.
+const WALL_START_MS: u64 = 1_767_225_600_000;
+
+/// Both namespaces that clients use.
+pub(super) const NAMESPACES: [NamespaceId; 2] = [NamespaceId::DEFAULT, NamespaceId(2)];
+
+/// The recall by which the oracle asks a shard for its spare capacity.
+pub(super) const RECALL_OWN: u64 = u64::MAX;
+
+/// Timer steps in a row that may find nothing to do.
+const IDLE_TIMERS_MAX: u32 = 10_000;
+
+/// Work that a driver was given.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Job {
+    /// Create, Seal or Sync.
+    Storage(StorageOp),
+    /// A copy.
+    Transfer(TransferOp),
+}
+
+/// One message lane: nothing overtakes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Lane(u64);
+
+impl Lane {
+    fn arrival(&mut self, now: Monotonic, delay: u64) -> Monotonic {
+        self.0 = self.0.max(now.0 + delay);
+        Monotonic(self.0)
+    }
+}
+
+/// A running shard and what surrounds it.
+pub(super) struct Core {
+    pub(super) shard: Shard,
+    pub(super) outbox: Outbox,
+    timer: Option<Monotonic>,
+    idle_timers: u32,
+    to_arbiter: Lane,
+    from_arbiter: Lane,
+    from_catalog: Lane,
+}
+
+/// See the module.
+pub(super) struct World {
+    pub(super) rng: Rng,
+    pub(super) plan: Plan,
+    pub(super) now: Monotonic,
+    pub(super) agenda: Agenda,
+    pub(super) oracle: Oracle,
+    pub(super) client: Client,
+    pub(super) storage: Storage,
+    pub(super) catalog: Catalog,
+    pub(super) trace: Trace,
+    pub(super) canary: Option<Canary>,
+    pub(super) jobs: BTreeMap<u64, Job>,
+    /// Drivers' and catalog's work under way, by payload.
+    pub(super) works: BTreeMap<PayloadId, u32>,
+    /// Asks for capacity that the arbiter has not answered.
+    pub(super) asks_open: u64,
+    pub(super) cores: Vec<Core>,
+    pub(super) arbiter: Arbiter,
+    /// What the arbiter granted and did not get back.
+    pub(super) granted: PerTier<u64>,
+    pub(super) catalog_running: bool,
+    pub(super) power_loss: bool,
+    job_last: u64,
+    probe_last: u64,
+    probed: Option<ReplyResult>,
+    pub(super) tasks: u64,
+}
+
+impl Core {
+    pub(super) fn new(config: ShardConfig) -> Self {
+        Self {
+            shard: Shard::new(config),
+            outbox: Outbox::new(),
+            timer: None,
+            idle_timers: 0,
+            to_arbiter: Lane::default(),
+            from_arbiter: Lane::default(),
+            from_catalog: Lane::default(),
+        }
+    }
+}
+
+impl World {
+    pub(super) fn new(seed: u64, canary: Option<Canary>, trace: Trace) -> Self {
+        let mut rng = Rng::new(seed);
+        let plan = Plan::draw(&mut rng);
+        let arbiter = Arbiter::new(plan.capacity, 1);
+        Self {
+            rng,
+            plan,
+            now: Monotonic(SECONDS),
+            agenda: Agenda::default(),
+            oracle: Oracle::default(),
+            client: Client::default(),
+            storage: Storage::default(),
+            catalog: Catalog::new(),
+            trace,
+            canary,
+            jobs: BTreeMap::new(),
+            works: BTreeMap::new(),
+            asks_open: 0,
+            cores: Vec::new(),
+            arbiter,
+            granted: PerTier::default(),
+            catalog_running: false,
+            power_loss: false,
+            job_last: 0,
+            probe_last: PROBE,
+            probed: None,
+            tasks: 0,
+        }
+    }
+
+    /// Both clocks.
+    pub(super) fn clock(&self) -> Now {
+        Now { monotonic: self.now, wall: WallMs::from_millis(WALL_START_MS + self.now.0 / MILLIS) }
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        !self.cores.is_empty()
+    }
+
+    pub(super) fn shard_count(&self) -> u16 {
+        self.cores.len().max(1) as u16
+    }
+
+    fn strikes(&mut self, which: Canary, permille: u64) -> bool {
+        Canary::strikes(self.canary, which, permille, &mut self.rng)
+    }
+
+    /// The oracle, and what it may look at.
+    pub(super) fn judge<T>(&mut self, look: impl FnOnce(&mut Oracle, Scene<'_>) -> T) -> T {
+        let (now, shard_count) = (self.clock(), self.shard_count());
+        let Self { storage, catalog, plan, oracle, .. } = self;
+        look(oracle, Scene { now, storage, catalog, plan, shard_count })
+    }
+
+    /// Handles the next task; false when there is none before `end`.
+    pub(super) fn turn(&mut self, end: Monotonic) -> Result<bool, Breach> {
+        if self.agenda.next_at().is_none_or(|at| at > end) {
+            return Ok(false);
+        }
+        let (at, task) = self.agenda.pop().expect("just seen");
+        self.now = self.now.max(at);
+        self.tasks += 1;
+        self.handle(task)?;
+        if self.is_up() {
+            self.audit()?;
+        }
+        Ok(true)
+    }
+
+    fn audit(&mut self) -> Result<(), Breach> {
+        let works = std::mem::take(&mut self.works);
+        // What is under way: work for the payload, asks for capacity, effects that no pump has seen.
+        let anything = self.asks_open > 0 || self.cores.iter().any(|core| !core.outbox.is_empty());
+        let audited = self.judge(|oracle, scene| {
+            oracle.audit(scene, |key| anything || works.get(&key.id).is_some_and(|count| *count > 0))
+        });
+        self.works = works;
+        audited?;
+        for tier in Tier::ALL {
+            let held: u64 = self.cores.iter().map(|core| core.shard.budget_held()[tier].0).sum();
+            if held > self.granted[tier] {
+                return breach(
+                    Rule::Budget,
+                    format!("shards hold {held} bytes of {tier}, {} were granted", self.granted[tier]),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, task: Task) -> Result<(), Breach> {
+        match task {
+            Task::ClientTick => self.client_tick(),
+            Task::ClientCommit(key, checksum) => {
+                self.ask(Request::Commit { key, checksum });
+                Ok(())
+            }
+            Task::ClientRelease(lease) => {
+                self.release(lease);
+                Ok(())
+            }
+            Task::Boot => self.boot(),
+            Task::Deliver { shard, event, work } => {
+                if let Some(id) = work {
+                    *self.works.entry(id).or_default() -= 1;
+                }
+                if let Event::Request { request, .. } = &event {
+                    self.request_arrives(request);
+                }
+                self.step(shard, event)
+            }
+            Task::Timer { shard, at } => {
+                if self.cores[shard].timer != Some(at) {
+                    return Ok(());
+                }
+                self.cores[shard].timer = None;
+                self.step(shard, Event::Timer)
+            }
+            Task::Pump { shard } => self.drain(shard),
+            Task::Arbiter(request) => self.arbiter_step(request),
+            Task::Job(job) => self.finish_job(job),
+            Task::Detach { shard, name } => self.finish_detach(shard, name),
+            Task::Free { shard, name, detached } => {
+                self.finish_free(shard, name, detached);
+                Ok(())
+            }
+            Task::CatalogBegin => {
+                self.catalog_begin();
+                Ok(())
+            }
+            Task::CatalogEnd => self.catalog_end(),
+        }
+    }
+
+    fn request_arrives(&mut self, request: &Request) {
+        if let Request::Delete { key, .. } = request {
+            if self.copies_of(key.id) {
+                self.oracle.coverage.hit("delete_during_copy");
+            }
+            if self.oracle.facts.get(key).is_some_and(|fact| fact.commits_pending > 0) {
+                self.oracle.coverage.hit("delete_while_committing");
+            }
+        }
+        self.judge(|oracle, scene| oracle.delivered(request, scene));
+    }
+
+    pub(super) fn copies_of(&self, id: PayloadId) -> bool {
+        self.jobs.values().any(|job| matches!(job, Job::Transfer(op) if op.from.id == id))
+    }
+
+    // ---- shards ----
+
+    pub(super) fn step(&mut self, shard: usize, event: Event) -> Result<(), Breach> {
+        if !self.cores[shard].outbox.has_credit() {
+            self.drain(shard)?;
+        }
+        let now = self.clock();
+        self.trace.add(self.now, format_args!("shard {shard} <- {event:?}"));
+        let core = &mut self.cores[shard];
+        let before = core.outbox.len();
+        let is_timer = event == Event::Timer;
+        core.shard.step(now, event, &mut core.outbox);
+        let added = core.outbox.len() - before;
+        core.idle_timers = if is_timer && added == 0 { core.idle_timers + 1 } else { 0 };
+        if added > limits::OUTBOX_STEP_MAX || core.idle_timers > IDLE_TIMERS_MAX {
+            return breach(
+                Rule::Limits,
+                format!("shard {shard}: {added} effects, {} idle timers", core.idle_timers),
+            );
+        }
+        self.arm(shard);
+        if self.rng.chance(self.plan.lazy_pump_permille) {
+            let at = Monotonic(self.now.0 + self.rng.between(10, 100) * MICROS);
+            self.agenda.add(at, Task::Pump { shard });
+            return Ok(());
+        }
+        self.drain(shard)?;
+        let index = ShardIndex(shard as u16);
+        let looks = match self.plan.probing {
+            Probing::EveryStep => !self.plan.crowd || self.rng.chance(20),
+            Probing::Rarely => self.rng.chance(20),
+        };
+        if looks {
+            let look = self.look(shard)?;
+            self.judge(|oracle, scene| oracle.judge_look(index, &look, scene))?;
+            let key =
+                look.rows.get(self.rng.below(look.rows.len().max(1) as u64) as usize).map(|(key, _)| *key);
+            if let Some(key) = key {
+                self.resolve_now(shard, key)?;
+            }
+        }
+        let exact = false;
+        let (now, shard_count) = (self.clock(), self.shard_count());
+        let Self { storage, catalog, plan, oracle, cores, .. } = self;
+        oracle.audit_space(
+            &cores[shard].shard,
+            index,
+            Scene { now, storage, catalog, plan, shard_count },
+            exact,
+        )
+    }
+
+    /// Keeps exactly one timer armed for what the shard asks for.
+    pub(super) fn arm(&mut self, shard: usize) {
+        let next = self.cores[shard].shard.next_timer();
+        if next == self.cores[shard].timer {
+            return;
+        }
+        self.cores[shard].timer = next;
+        if let Some(at) = next {
+            let late = if self.rng.chance(100) { self.rng.between(0, 2000) } else { self.rng.between(0, 50) };
+            self.agenda.add(Monotonic(at.0.max(self.now.0) + late * MICROS), Task::Timer { shard, at });
+        }
+    }
+
+    fn drain(&mut self, shard: usize) -> Result<(), Breach> {
+        while let Some(effect) = self.cores[shard].outbox.pop() {
+            self.execute(shard, effect)?;
+        }
+        Ok(())
+    }
+
+    /// Asks a shard at this very moment, past its mailbox.
+    fn ask_now(&mut self, shard: usize, request: Request) -> Result<ReplyResult, Breach> {
+        self.drain(shard)?;
+        self.probe_last += 1;
+        let reply_to = ReplyTo(self.probe_last);
+        self.probed = None;
+        let now = self.clock();
+        self.trace.add(self.now, format_args!("shard {shard} <- probe {request:?}"));
+        let asked = format!("{request:?}");
+        let core = &mut self.cores[shard];
+        core.shard.step(now, Event::Request { reply_to, deadline: None, request }, &mut core.outbox);
+        self.arm(shard);
+        self.drain(shard)?;
+        match self.probed.take() {
+            Some(result) => Ok(result),
+            None => breach(Rule::Answers, format!("not answered at once: {asked}")),
+        }
+    }
+
+    /// All that a shard lists, and its statistics.
+    pub(super) fn look(&mut self, shard: usize) -> Result<Look, Breach> {
+        let mut look = Look::default();
+        for namespace in NAMESPACES {
+            let mut before = None;
+            loop {
+                let list = List { namespace, tier: None, before, page_size: limits::LIST_PAGE_MAX };
+                let Ok(Reply::Page(page)) = self.ask_now(shard, Request::List(list))? else {
+                    return breach(Rule::Listing, "List was refused");
+                };
+                if before.is_none() {
+                    look.total += page.total;
+                }
+                before = page.rows.last().map(|row| row.id);
+                let full = page.rows.len() == limits::LIST_PAGE_MAX;
+                look.rows
+                    .extend(page.rows.into_iter().map(|row| (PayloadKey { namespace, id: row.id }, row)));
+                if !full {
+                    break;
+                }
+            }
+        }
+        let Ok(Reply::Stats(stats)) = self.ask_now(shard, Request::Stats)? else {
+            return breach(Rule::Accounting, "Stats was refused");
+        };
+        look.stats = stats;
+        Ok(look)
+    }
+
+    /// The descriptor of a listed payload.
+    pub(super) fn resolve_now(&mut self, shard: usize, key: PayloadKey) -> Result<(), Breach> {
+        match self.ask_now(shard, Request::Resolve { key })? {
+            Ok(Reply::Resolved(seen)) => self.judge(|oracle, scene| oracle.see(key, &seen, scene)),
+            Ok(other) => breach(Rule::WrongAnswer, format!("Resolve was answered with {other:?}")),
+            Err(error) => {
+                let fact = self.oracle.facts[&key].clone();
+                if fact.must_exist(self.clock(), &self.plan) && !fact.damaged {
+                    return breach(Rule::CommitLost, format!("listed and not resolved: {error:?} {fact:?}"));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    // ---- effects ----
+
+    fn execute(&mut self, shard: usize, effect: Effect) -> Result<(), Breach> {
+        self.trace.add(self.now, format_args!("shard {shard} -> {effect:?}"));
+        match effect {
+            Effect::Reply { to, result } => self.reply(to, result),
+            Effect::Storage(op) if op.action == StorageAction::Drop => self.begin_drop(shard, op),
+            Effect::Storage(op) => {
+                match op.action {
+                    StorageAction::Create => self.storage.begin_create(&op)?,
+                    _ => self.storage.begin_use(&op)?,
+                }
+                if op.action == StorageAction::Sync {
+                    self.oracle.coverage.hit("spill_fsync_of_unsynced_replica");
+                }
+                self.begin_job(op.replica.id, Job::Storage(op));
+                Ok(())
+            }
+            Effect::Transfer(op) => {
+                self.storage.begin_transfer(&op)?;
+                let born_in_ram = self.fact_of(op.to.id).is_some_and(|fact| fact.tier == Tier::Ram);
+                if op.to.tier == Tier::Ram && born_in_ram {
+                    self.oracle.coverage.hit("segment_made_again_after_detach");
+                }
+                self.begin_job(op.to.id, Job::Transfer(op));
+                Ok(())
+            }
+            Effect::Catalog(op) => self.submit_catalog(op),
+            Effect::Budget(request) => {
+                if matches!(request, BudgetRequest::Ask { .. }) {
+                    self.oracle.coverage.hit("budget_asked");
+                }
+                if let BudgetRequest::Ask { op, tier, bytes, .. } = request
+                    && self.strikes(Canary::MissingCharge, 300)
+                {
+                    let reply = BudgetReply::Granted { op, tier, bytes };
+                    self.deliver_at(self.now, shard, Completion::Budget(reply), None);
+                    return Ok(());
+                }
+                self.asks_open += u64::from(matches!(request, BudgetRequest::Ask { .. }));
+                let delay = self.plan.hop_delay(&mut self.rng);
+                let at = self.cores[shard].to_arbiter.arrival(self.now, delay);
+                self.agenda.add(at, Task::Arbiter(request));
+                Ok(())
+            }
+        }
+    }
+
+    fn deliver_at(&mut self, at: Monotonic, shard: usize, completion: Completion, work: Option<PayloadId>) {
+        self.agenda.add(at, Task::Deliver { shard, event: Event::Completion(completion), work });
+    }
+
+    pub(super) fn complete(&mut self, shard: ShardIndex, completion: Completion, work: Option<PayloadId>) {
+        let at = Monotonic(self.now.0 + self.plan.hop_delay(&mut self.rng));
+        self.deliver_at(at, usize::from(shard.0), completion, work);
+    }
+
+    fn reply(&mut self, to: ReplyTo, mut result: ReplyResult) -> Result<(), Breach> {
+        if to.0 >= PROBE {
+            if self.probed.replace(result).is_some() || to.0 != self.probe_last {
+                return breach(Rule::Answers, format!("{to:?} was answered twice"));
+            }
+            return Ok(());
+        }
+        if self.strikes(Canary::LostReply, 50) {
+            return Ok(());
+        }
+        if let Ok(Reply::Resolved(seen) | Reply::Promoted(seen)) = &mut result
+            && self.strikes(Canary::VersionRegress, 50)
+        {
+            seen.version.0 -= 1;
+        }
+        let pending = self.judge(|oracle, scene| oracle.answered(to, &result, scene))?;
+        if self.strikes(Canary::RepeatedReply, 50) {
+            self.judge(|oracle, scene| oracle.answered(to, &result, scene))?;
+        }
+        self.client_reply(to, pending, result)
+    }
+
+    fn begin_job(&mut self, id: PayloadId, job: Job) {
+        self.job_last += 1;
+        self.jobs.insert(self.job_last, job);
+        *self.works.entry(id).or_default() += 1;
+        let at = Monotonic(self.now.0 + self.plan.driver_delay(&mut self.rng));
+        self.agenda.add(at, Task::Job(self.job_last));
+    }
+
+    fn begin_drop(&mut self, shard: usize, op: StorageOp) -> Result<(), Breach> {
+        let name = BlockName::from(op.replica);
+        if self.oracle.is_leased(name, self.clock()) {
+            return breach(Rule::LiveLease, format!("{name:?} is dropped while it is leased"));
+        }
+        let names_it = |row: &payload_types::PayloadRow| {
+            row.key.id == name.id
+                && row
+                    .replicas
+                    .iter()
+                    .any(|replica| (replica.tier, replica.generation) == (name.tier, name.generation))
+        };
+        if let Some(row) = self.catalog.rows.values().find(|row| names_it(row)) {
+            return breach(
+                Rule::FreeBeforeDurable,
+                format!("{name:?} is dropped, and the durable row names it: {row:?}"),
+            );
+        }
+        let mut waiting = self.catalog.batch.iter().chain(&self.catalog.queue);
+        let last = waiting.rfind(|change| match &change.change {
+            CatalogChange::Put(row) => row.key.id == name.id,
+            CatalogChange::Remove { key, .. } => key.id == name.id,
+        });
+        if let Some(CatalogChange::Put(row)) = last.map(|op| &op.change)
+            && names_it(row)
+        {
+            return breach(
+                Rule::FreeBeforeDurable,
+                format!("{name:?} is dropped, and a row on its way names it: {row:?}"),
+            );
+        }
+        self.storage.begin_drop(&op)?;
+        if self.strikes(Canary::EarlyDetach, 1000) {
+            let done =
+                payload_types::event::StorageDone::Detached { tier: name.tier, generation: name.generation };
+            self.deliver_at(self.now, shard, Completion::Storage(done), None);
+        }
+        let early = self.canary == Some(Canary::EarlyDetach);
+        let delay = self.plan.driver_delay(&mut self.rng) + if early { 100 * MILLIS } else { 0 };
+        self.agenda.add(Monotonic(self.now.0 + delay), Task::Detach { shard, name });
+        Ok(())
+    }
+
+    fn submit_catalog(&mut self, op: CatalogOp) -> Result<(), Breach> {
+        let id = match &op.change {
+            CatalogChange::Put(row) => {
+                self.judge(|oracle, scene| oracle.judge_row(row, scene))?;
+                row.key.id
+            }
+            CatalogChange::Remove { key, .. } => key.id,
+        };
+        *self.works.entry(id).or_default() += 1;
+        if self.canary == Some(Canary::AcknowledgementBeforeTransaction) {
+            let ack = CatalogAck { op: op.op, result: Ok(()) };
+            self.complete(op.shard, Completion::Catalog(ack), None);
+        }
+        self.catalog.queue.push_back(op);
+        if !self.catalog_running {
+            self.catalog_running = true;
+            let at = Monotonic(self.now.0 + self.plan.hop_delay(&mut self.rng));
+            self.agenda.add(at, Task::CatalogBegin);
+        }
+        Ok(())
+    }
+
+    fn catalog_begin(&mut self) {
+        let batch_max = self.rng.between(1, 64) as usize;
+        self.catalog_running = self.catalog.begin(batch_max);
+        if self.catalog_running {
+            if self.catalog.batch.len() >= 8 {
+                self.oracle.coverage.hit("batch_of_many_changes");
+            }
+            let at = Monotonic(self.now.0 + self.plan.catalog_delay(&mut self.rng));
+            self.agenda.add(at, Task::CatalogEnd);
+        }
+    }
+
+    fn catalog_end(&mut self) -> Result<(), Breach> {
+        let result = if self.rng.chance(self.plan.catalog_fault_permille) {
+            self.oracle.catalog_fault_last = self.now;
+            self.oracle.coverage.hit("catalog_transaction_failed");
+            Err("simulated: the database is locked".to_owned())
+        } else {
+            if !self.strikes(Canary::LostTransaction, 100) {
+                self.catalog.apply();
+            }
+            Ok(())
+        };
+        self.trace.add(self.now, format_args!("catalog: {} changes {result:?}", self.catalog.batch.len()));
+        let delay = self.plan.hop_delay(&mut self.rng);
+        for op in std::mem::take(&mut self.catalog.batch) {
+            let id = match &op.change {
+                CatalogChange::Put(row) => row.key.id,
+                CatalogChange::Remove { key, .. } => key.id,
+            };
+            if self.canary == Some(Canary::AcknowledgementBeforeTransaction) {
+                *self.works.entry(id).or_default() -= 1;
+                continue;
+            }
+            let shard = usize::from(op.shard.0);
+            let at = self.cores[shard].from_catalog.arrival(self.now, delay);
+            let ack = CatalogAck { op: op.op, result: result.clone() };
+            self.deliver_at(at, shard, Completion::Catalog(ack), Some(id));
+        }
+        self.catalog_begin();
+        Ok(())
+    }
+
+    fn arbiter_step(&mut self, mut request: BudgetRequest) -> Result<(), Breach> {
+        let asker = match &mut request {
+            BudgetRequest::Ask { shard, .. } => *shard,
+            BudgetRequest::Return { shard, tier, bytes, recall, .. } => {
+                self.granted[*tier] -= bytes.0;
+                *recall = recall.filter(|recall| *recall != RECALL_OWN);
+                *shard
+            }
+        };
+        let mut replies = Vec::new();
+        self.arbiter.step(request, &mut replies);
+        for (shard, reply) in replies {
+            self.trace.add(self.now, format_args!("arbiter -> shard {} {reply:?}", shard.0));
+            self.asks_open -= u64::from(!matches!(reply, BudgetReply::Recall { .. }));
+            match reply {
+                BudgetReply::Granted { tier, bytes, .. } => {
+                    self.granted[tier] += bytes.0;
+                    let capacity = self.plan.capacity[tier].unwrap_or_default().0;
+                    if self.granted[tier] > capacity {
+                        return breach(
+                            Rule::Budget,
+                            format!("{} of {capacity} bytes of {tier} granted", self.granted[tier]),
+                        );
+                    }
+                }
+                BudgetReply::Denied { .. } => self.oracle.coverage.hit("budget_denied"),
+                BudgetReply::Recall { .. } if shard != asker => {
+                    self.oracle.coverage.hit("budget_recalled_from_another_shard");
+                }
+                BudgetReply::Recall { .. } => {}
+            }
+            let delay = self.plan.hop_delay(&mut self.rng);
+            let core = usize::from(shard.0);
+            let at = self.cores[core].from_arbiter.arrival(self.now, delay);
+            self.deliver_at(at, core, Completion::Budget(reply), None);
+        }
+        Ok(())
+    }
+}

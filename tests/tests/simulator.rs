@@ -1,0 +1,47 @@
+//! The simulator's own tests: the shipped core keeps its promises, a broken one is noticed, runs are repeatable, and
+//! the situations that matter are met.
+
+use payload_tests::sim::{self, Canary, Coverage, Options};
+
+/// Seeds of the ordinary run. `tests/sim --seeds N --from S` runs more.
+const SEEDS: u64 = 200;
+
+/// Seeds within which each planted bug must be noticed.
+const CANARY_SEEDS: u64 = 60;
+
+#[test]
+fn given_200_seeds_when_run_then_every_promise_is_kept_and_every_situation_was_met() {
+    let mut coverage = Coverage::default();
+    for seed in 0..SEEDS {
+        match sim::run(seed, Options::default()) {
+            Ok(passed) => coverage.add(&passed.coverage),
+            Err(failure) => panic!("{failure}"),
+        }
+    }
+    assert_eq!(coverage.missed(), Vec::<&str>::new(), "situations that no seed met");
+}
+
+#[test]
+fn given_a_planted_bug_when_run_then_the_oracle_notices_it_by_the_promise_it_breaks() {
+    for canary in Canary::ALL {
+        let options = Options { canary: Some(canary), ..Options::default() };
+        let failure = (0..CANARY_SEEDS).find_map(|seed| sim::run(seed, options).err());
+        let failure = failure.unwrap_or_else(|| panic!("{canary:?} was not noticed in {CANARY_SEEDS} seeds"));
+        assert!(
+            canary.rules().contains(&failure.breach.rule),
+            "{canary:?} was noticed for another reason: {failure}"
+        );
+    }
+}
+
+#[test]
+fn given_one_seed_when_run_twice_then_the_traces_are_equal_and_another_seed_differs() {
+    let hash = |seed| match sim::run(seed, Options::default()) {
+        Ok(passed) => passed.trace_hash,
+        Err(failure) => panic!("{failure}"),
+    };
+    let hashes: Vec<u64> = (0..10).map(hash).collect();
+    assert_eq!(hashes, (0..10).map(hash).collect::<Vec<_>>());
+    let distinct: std::collections::BTreeSet<u64> = hashes.iter().copied().collect();
+    assert_eq!(distinct.len(), hashes.len());
+}
