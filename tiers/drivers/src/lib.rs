@@ -192,6 +192,17 @@ impl Drivers {
         }
     }
 
+    /// Boot: how many replicas the intent log of this tier names; 0 once [`reclaim`](Self::reclaim) was called.
+    pub fn named(&self, tier: Tier) -> usize {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(found) = found.as_ref() else { return 0 };
+        match tier {
+            Tier::Ram => found.ram.len(),
+            Tier::Disk => found.disk.as_ref().map_or(0, Found::len),
+            Tier::Gpu | Tier::Object => 0,
+        }
+    }
+
     /// Boot: removes what the intent logs name and nobody vouched for, and writes the logs anew. What clients still
     /// hold is removed when they let go, once the threads run. A second call does nothing.
     pub fn reclaim(&mut self) -> PerTier<Reclaimed> {

@@ -54,6 +54,11 @@ impl Found {
         Self { replicas, newest }
     }
 
+    /// How many replicas the log named.
+    pub(crate) fn len(&self) -> usize {
+        self.replicas.len()
+    }
+
     /// Whether the replica is there at its full size. It is kept if so.
     pub(crate) fn verify(&mut self, store: &FileStore, replica: &ReplicaRef) -> bool {
         let key = (replica.id, replica.generation);
