@@ -209,10 +209,14 @@ impl Limbo {
         entry
     }
 
-    /// The payload is gone; its entries go on without it.
-    pub fn forget_payload(&mut self, key: SlotKey) {
+    /// The payload is gone; its entry goes on without it, and with `forced` without its leases.
+    pub fn forget_payload(&mut self, key: SlotKey, forced: bool) {
         if let Some(entry) = self.entries.get_mut(key) {
             entry.payload = None;
+            if forced {
+                entry.leases = 0;
+                self.queue_if_unused(key);
+            }
         }
     }
 }

@@ -119,8 +119,6 @@ pub struct Copy {
     pub sync: bool,
     /// How far it has come.
     pub step: Step,
-    /// True when the payload was removed, or began to be: the result is dropped.
-    pub orphaned: bool,
 }
 
 impl Copy {

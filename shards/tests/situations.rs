@@ -282,6 +282,34 @@ fn given_a_copy_under_way_when_deleted_then_answered_at_once_and_what_the_copy_m
 }
 
 #[test]
+fn given_a_copy_under_way_when_a_delete_fails_then_the_copy_goes_on() {
+    let mut world = World::new();
+    let key = world.committed(Tier::Ram, 100);
+    let spilling = world.send(spill(key, DISK, false));
+    let deleting = world.send(Request::Delete { key, force: false, expected_version: None });
+    world.ack_one(Err("disk full".to_owned()));
+    assert_eq!(kind(world.answer(deleting)), Some(ErrorKind::Unavailable));
+    world.settle();
+    assert!(matches!(world.answer(spilling), Some(Ok(Reply::Spilled(Some(_))))));
+    assert_eq!(world.describe(key).tier, Tier::Disk);
+}
+
+#[test]
+fn given_a_newer_lease_when_discarded_by_a_waiting_spill_then_its_bytes_stay_until_the_release() {
+    let mut world = World::new();
+    let key = world.committed(Tier::Ram, 100);
+    let old = world.lease(key);
+    let waiting = world.send(spill(key, SpillTarget::Void, true));
+    let newer = world.lease_now(key);
+    world.send(Request::Release { lease: old.lease });
+    world.settle();
+    assert_eq!(world.answer(waiting), Some(Ok(Reply::Spilled(None))));
+    assert_eq!(world.shard.usage(Tier::Ram).limbo, 4096);
+    world.ask(Request::Release { lease: newer.lease }).expect("released");
+    assert_eq!(world.shard.usage(Tier::Ram).limbo, 0);
+}
+
+#[test]
 fn given_a_full_disk_when_spilled_then_exhausted_and_the_payload_stays_readable() {
     let mut world = World::new();
     let key = world.committed(Tier::Ram, 100);

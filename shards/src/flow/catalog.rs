@@ -34,7 +34,8 @@ impl Shard {
         match result {
             Ok(()) => {
                 self.ops.end(op);
-                self.finalize_removal(slot);
+                // A spill to VOID waited for older leases only; newer ones still hold the bytes.
+                self.finalize_removal(slot, matches!(caller, Some((_, Removal::Delete))));
                 if let Some((reply_to, removal)) = caller {
                     let reply = match removal {
                         Removal::Delete => Reply::Deleted,

@@ -92,7 +92,7 @@ impl Shard {
         self.check_slot(class)?;
         let from = payload.replica_ref(payload.tier()).expect("the fastest replica");
         let to = ReplicaRef { tier: to, id: from.id, generation: self.mint_generation(), size: from.size };
-        let copy = Copy { from, to, sync, step: op::Step::Budget, orphaned: false };
+        let copy = Copy { from, to, sync, step: op::Step::Budget };
         let op = self.ops.start(Op { payload: slot, class, kind: Kind::Copy(copy) });
         self.table.update(slot, |payload| {
             payload.op = Some(op);
@@ -126,7 +126,7 @@ impl Shard {
 
     /// The arbiter granted what `op` asked for; it is in the account.
     pub(crate) fn budget_granted(&mut self, step: &mut Step<'_>, op: OpId) {
-        let Some(Op { kind, .. }) = self.ops.get(slot_key(op)) else { return };
+        let Some(Op { kind, payload, .. }) = self.ops.get(slot_key(op)) else { return };
         match kind {
             Kind::Allocate { replica, .. } => {
                 let replica = *replica;
@@ -134,7 +134,7 @@ impl Shard {
                     self.create(step, op, replica);
                 }
             }
-            Kind::Copy(copy) if copy.orphaned => self.end_orphan(*copy, slot_key(op)),
+            Kind::Copy(copy) if self.is_ending(*payload) => self.end_unwanted(*copy, slot_key(op)),
             Kind::Copy(copy) => {
                 let to = copy.to;
                 if self.charge_or_ask(step.out, op, to.tier, to.size.in_pages()) {
@@ -157,7 +157,7 @@ impl Shard {
         free: payload_types::ByteCount,
         others: payload_types::effect::TierUsage,
     ) {
-        let Some(Op { kind, .. }) = self.ops.get(slot_key(op)) else { return };
+        let Some(Op { kind, payload, .. }) = self.ops.get(slot_key(op)) else { return };
         match kind {
             // What another ask of this shard brought beyond its need may cover this one: both were sent before
             // either was answered.
@@ -169,7 +169,7 @@ impl Shard {
                 let error = self.tier_full(tier, replica.size, free, others);
                 self.allocation_failed(step, op, error);
             }
-            Kind::Copy(copy) if copy.orphaned => self.end_orphan(*copy, slot_key(op)),
+            Kind::Copy(copy) if self.is_ending(*payload) => self.end_unwanted(*copy, slot_key(op)),
             Kind::Copy(copy) => {
                 let copy = *copy;
                 if self.accounts[tier].charge(copy.to.size.in_pages()) {
@@ -187,7 +187,14 @@ impl Shard {
         }
     }
 
-    fn end_orphan(&mut self, copy: Copy, op: SlotKey) {
+    /// True when the payload is gone or on its way out: what is still made for it is dropped. A removal that fails
+    /// leaves the copy to finish as if nothing had been.
+    fn is_ending(&self, slot: SlotKey) -> bool {
+        let state = self.table.get(slot).map(|payload| payload.state);
+        state.is_none_or(|state| matches!(state, PayloadState::Deleting | PayloadState::Expired))
+    }
+
+    fn end_unwanted(&mut self, copy: Copy, op: SlotKey) {
         self.release_source(copy, op);
         self.end_op(op, None);
     }
@@ -219,9 +226,9 @@ impl Shard {
         if result.is_err() {
             self.release_charge(step.out, copy.to.tier, copy.to.size.in_pages());
         }
-        if copy.orphaned {
+        if self.is_ending(slot) {
             if result.is_ok() {
-                self.limbo.insert(copy.to, None, Users::default(), Kept { synced: copy.sync, sound: false });
+                self.drop_made(slot, copy);
             }
             self.end_op(op, None);
             return;
@@ -271,11 +278,21 @@ impl Shard {
         match result {
             // A volatile replica needs no row; only the checksum that was learned on the way was not stored.
             Err(reason) if copy.to.tier.is_durable() => {
-                self.limbo.insert(copy.to, None, Users::default(), Kept { synced: copy.sync, sound: false });
+                self.drop_made(slot, copy);
                 let key = self.table.at(slot).key;
                 self.copy_failed(op, &unavailable(key, "moved", &reason));
             }
             Ok(()) | Err(_) => self.publish_copy(op, copy),
+        }
+    }
+
+    /// Drops what a copy made and nobody may use.
+    fn drop_made(&mut self, slot: SlotKey, copy: Copy) {
+        let payload = self.table.get(slot).map(|_| slot);
+        let entry =
+            self.limbo.insert(copy.to, payload, Users::default(), Kept { synced: copy.sync, sound: false });
+        if copy.to.tier == Tier::Ram && payload.is_some() {
+            self.table.links(slot).limbo_segment = Some(entry);
         }
     }
 
@@ -363,7 +380,6 @@ impl Shard {
             payload.row(epoch, payload.state, payload.version, payload.replica_rows())
         });
         if let Some(op) = self.ops.get_mut(op) {
-            debug_assert!(!copy.orphaned);
             op.kind = Kind::Mark { failure };
         }
         self.store(step, op_id(op), CatalogChange::Put(Box::new(row)));

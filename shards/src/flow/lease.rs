@@ -151,7 +151,10 @@ impl Shard {
         let lease = self.leases.end(&mut ends, key);
         self.wheel.disarm(lease.timer);
         if !alive {
-            // Deleted by force: the lease was invalid, and what it pinned is proven free by its driver.
+            // Deleted by force: nothing counts it any more. Discarded by a spill: limbo does.
+            if let Some(entry) = self.limbo.find(lease.generation) {
+                self.limbo.lease_ended(entry);
+            }
             return;
         }
         let payload = self.table.links(slot);

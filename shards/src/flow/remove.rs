@@ -78,7 +78,11 @@ impl Shard {
 
     /// True when nothing stands in the way of a removal that would not be over in a moment anyway.
     pub(crate) fn may_remove(&self, slot: SlotKey) -> bool {
-        let Some(op) = self.table.at(slot).op.and_then(|op| self.ops.get(op)) else { return true };
+        let payload = self.table.at(slot);
+        if payload.state == PayloadState::Deleting {
+            return false;
+        }
+        let Some(op) = payload.op.and_then(|op| self.ops.get(op)) else { return true };
         match &op.kind {
             Kind::Copy(copy) => matches!(copy.step, op::Step::Budget | op::Step::Driver),
             Kind::Allocate { .. }
@@ -98,13 +102,11 @@ impl Shard {
         caller: Option<(ReplyTo, Removal)>,
     ) -> Result<(), PayloadError> {
         if !self.table.at(slot).stored {
-            self.orphan_copy(slot);
-            self.finalize_removal(slot);
+            self.finalize_removal(slot, true);
             return Ok(());
         }
         let class = if caller.is_some() { Class::Request } else { Class::Upkeep };
         self.check_slot(class)?;
-        self.orphan_copy(slot);
         let payload = self.table.at(slot);
         let prior = if payload.state == PayloadState::Expired {
             PayloadState::Expired
@@ -112,9 +114,9 @@ impl Shard {
             payload.settled_state()
         };
         let change = CatalogChange::Remove { key: payload.key, epoch: self.config.epoch };
+        // A copy that is under way stays the payload's operation: should the removal fail, it goes on.
         let op = self.ops.start(Op { payload: slot, class, kind: Kind::Remove { caller, prior } });
         self.table.update(slot, |payload| {
-            payload.op = Some(op);
             payload.set_state(PayloadState::Deleting);
             payload.version = payload.version.next();
         });
@@ -122,17 +124,9 @@ impl Shard {
         Ok(())
     }
 
-    /// Lets a copy go on without its payload: what it makes is dropped when it is done.
-    fn orphan_copy(&mut self, slot: SlotKey) {
-        let Some(op) = self.table.links(slot).op else { return };
-        if let Some(Op { kind: Kind::Copy(copy), .. }) = self.ops.get_mut(op) {
-            copy.orphaned = true;
-            self.table.links(slot).op = None;
-        }
-    }
-
-    /// Takes a payload out whose row is gone, or never was.
-    pub(crate) fn finalize_removal(&mut self, slot: SlotKey) {
+    /// Takes a payload out whose row is gone, or never was. With `forced` the leases that are left are invalid from
+    /// here on, and hold nothing back; drivers prove that its space is free before it is reused.
+    pub(crate) fn finalize_removal(&mut self, slot: SlotKey, forced: bool) {
         let mut payload = self.table.remove(slot);
         payload.set_state(PayloadState::Deleted);
         for timer in [payload.timer, payload.pin_timer].into_iter().flatten() {
@@ -140,13 +134,13 @@ impl Shard {
         }
         for tier in Tier::ALL {
             if let (Some(replica), Some(reference)) = (payload.replicas[tier], payload.replica_ref(tier)) {
-                // Leases that are still there were made invalid by force; only copies hold the replica back.
-                let users = Users { leases: 0, copies: replica.users.copies };
+                let leases = if forced { 0 } else { replica.users.leases };
+                let users = Users { leases, copies: replica.users.copies };
                 self.limbo.insert(reference, None, users, Kept { synced: replica.synced, sound: false });
             }
         }
         if let Some(segment) = payload.limbo_segment {
-            self.limbo.forget_payload(segment);
+            self.limbo.forget_payload(segment, forced);
         }
         self.parked.wake(&mut payload.parked, None);
         self.parked.wake(&mut payload.retries, None);
@@ -177,7 +171,6 @@ impl Shard {
     /// Ends a committed payload's life: no new leases from here on, removed when the last one ends.
     fn expire(&mut self, step: &mut Step<'_>, slot: SlotKey) {
         if self.table.at(slot).state != PayloadState::Expired {
-            self.orphan_copy(slot);
             self.table.update(slot, |payload| {
                 payload.set_state(PayloadState::Expired);
                 payload.version = payload.version.next();

@@ -86,7 +86,9 @@ impl Shard {
             return Err(unconfigured(target));
         }
         if target == present
-            && (!request.fsync || payload.replicas[target].is_some_and(|replica| replica.synced))
+            && (!request.fsync
+                || !target.is_durable()
+                || payload.replicas[target].is_some_and(|replica| replica.synced))
         {
             return Ok((slot, Plan::Nothing));
         }

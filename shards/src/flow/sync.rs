@@ -2,8 +2,8 @@
 
 use payload_ledger::SlotKey;
 use payload_types::effect::{Effect, StorageAction, StorageOp};
-use payload_types::event::DriverError;
-use payload_types::{OpId, PayloadError, Tier};
+use payload_types::event::{DriverError, DriverErrorKind};
+use payload_types::{ErrorKind, OpId, PayloadError, PayloadKey, Tier};
 
 use crate::flow::commit::data_loss;
 use crate::flow::copy::Progress;
@@ -46,16 +46,26 @@ impl Shard {
             return;
         };
         let (slot, tier) = (*payload, replica.tier);
-        let synced = result.is_ok();
         let current =
             self.table.links(slot).replicas[tier].as_mut().expect("a replica stays while it is synced");
-        (current.synced, current.sync_failed) = (synced, !synced);
-        let failure = result.err().map(|error| {
-            data_loss(
-                self.table.at(slot).key,
-                &format!("bringing its file to stable storage failed: {}", error.message),
-            )
-        });
+        current.synced = result.is_ok();
+        current.sync_failed = result.as_ref().is_err_and(|error| error.kind == DriverErrorKind::SyncFailed);
+        let key = self.table.at(slot).key;
+        let failure = result.err().map(|error| sync_error(key, &error));
         self.end_op(slot_key(id), failure.as_ref());
+    }
+}
+
+fn sync_error(key: PayloadKey, error: &DriverError) -> PayloadError {
+    let message = format!("bringing its file to stable storage failed: {}", error.message);
+    match error.kind {
+        DriverErrorKind::Full | DriverErrorKind::Io => PayloadError::new(
+            ErrorKind::Unavailable,
+            format!("payload {key}: {message}; try again", key = key.id),
+        ),
+        DriverErrorKind::Missing
+        | DriverErrorKind::Truncated
+        | DriverErrorKind::Corrupt
+        | DriverErrorKind::SyncFailed => data_loss(key, &message),
     }
 }

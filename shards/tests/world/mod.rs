@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use payload_shards::{Arbiter, Outbox, Shard, ShardConfig};
-use payload_types::effect::{BudgetRequest, CatalogOp, Effect, ReplyTo, StorageAction, StorageOp, TransferOp};
+use payload_types::effect::{
+    BudgetRequest, CatalogOp, Effect, ReplyTo, StorageAction, StorageOp, TransferOp,
+};
 use payload_types::event::{CatalogAck, Completion, Event, StorageDone, TransferDone};
 use payload_types::reply::{LeaseGrant, Reply, ReplyResult};
 use payload_types::request::{Acquire, Allocate, Request, Spill};
