@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde::Serialize;
 
@@ -260,7 +260,7 @@ const RIGHT: std::ops::RangeInclusive<usize> = 1..=7;
 
 fn table(lines: &[Line]) -> String {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header([
         "bench",
         "value",
@@ -312,7 +312,7 @@ fn table(lines: &[Line]) -> String {
 /// What `payload-bench list` prints.
 pub fn list(specs: impl Iterator<Item = &'static Spec>) -> String {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(["bench", "unit", "floor", "target", "what"]);
     for spec in specs {
         let sign = if spec.better == Better::Lower { "<=" } else { ">=" };

@@ -17,23 +17,14 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use io_uring::{IoUring, opcode, squeue, types};
-use payload_types::limits::{IO_BYTES_MAX, IO_DEPTH, PAGE_BYTES};
+use memmap2::{Advice, MmapMut};
+use payload_types::limits::{IO_BYTES_MAX, PAGE_BYTES};
 
 use crate::context::Skip;
 use crate::noise::Noise;
 
-/// Entries of the ring: every block in flight, and a sync beside each.
-const RING_ENTRIES: u32 = 2 * IO_DEPTH as u32;
-
 /// `user_data` of a sync; a block's is `slot | file << 32`.
 const SYNC: u64 = u64::MAX;
-
-const PAGES_PER_BLOCK: usize = IO_BYTES_MAX / PAGE_BYTES as usize;
-
-/// Aligned as O_DIRECT asks.
-#[derive(Clone, Copy)]
-#[repr(C, align(4096))]
-struct Page([u8; PAGE_BYTES as usize]);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Direction {
@@ -44,7 +35,8 @@ enum Direction {
 /// Files and the ring they are read and written with.
 pub struct RawFiles {
     ring: IoUring,
-    pages: Vec<Page>,
+    depth: usize,
+    buffers: MmapMut,
     is_registered: bool,
     files: Vec<File>,
     file_bytes: u64,
@@ -52,24 +44,28 @@ pub struct RawFiles {
 }
 
 impl RawFiles {
-    /// Makes `count` files of `file_bytes` in `directory` and writes them once.
+    /// Makes `count` files of `file_bytes` in `directory` and writes them once. `depth` blocks are kept in flight.
     ///
     /// # Errors
     /// [`Skip`] where io_uring or O_DIRECT is refused, or there is no room.
-    pub fn create(directory: &Path, count: usize, file_bytes: u64) -> anyhow::Result<Self> {
+    pub fn create(directory: &Path, count: usize, file_bytes: u64, depth: usize) -> anyhow::Result<Self> {
         assert!(file_bytes.is_multiple_of(IO_BYTES_MAX as u64), "whole blocks");
-        let ring = IoUring::new(RING_ENTRIES).map_err(|error| {
+        // A sync may be in flight beside each block.
+        let ring = IoUring::new(2 * depth as u32).map_err(|error| {
             Skip(format!(
                 "io_uring is refused ({error}); allow it with kernel.io_uring_disabled=0 and seccomp"
             ))
         })?;
-        let mut pages = vec![Page([0; PAGE_BYTES as usize]); IO_DEPTH * PAGES_PER_BLOCK];
-        let mut noise = Noise::new(1);
-        pages.iter_mut().for_each(|page| noise.fill(&mut page.0));
+        let mut buffers =
+            MmapMut::map_anon(depth * IO_BYTES_MAX).context("no memory for the floor's buffers")?;
+        // Each block is then one piece of memory to the disk and not 256. Where huge pages are refused, it is slower.
+        drop(buffers.advise(Advice::HugePage));
+        Noise::new(1).fill(&mut buffers);
         std::fs::create_dir(directory).context("the floor's directory cannot be made")?;
         let files =
             (0..count).map(|number| open(directory, number, file_bytes)).collect::<anyhow::Result<_>>()?;
-        let mut raw = Self { ring, pages, is_registered: false, files, file_bytes, blocks_written: 0 };
+        let mut raw =
+            Self { ring, depth, buffers, is_registered: false, files, file_bytes, blocks_written: 0 };
         raw.register();
         raw.write().context("the floor's files cannot be written")?;
         Ok(raw)
@@ -100,11 +96,11 @@ impl RawFiles {
     /// Registered buffers save the kernel a look-up of their pages for each block. RLIMIT_MEMLOCK may refuse them.
     fn register(&mut self) {
         let buffers: Vec<libc::iovec> = self
-            .pages
-            .chunks_exact_mut(PAGES_PER_BLOCK)
+            .buffers
+            .chunks_exact_mut(IO_BYTES_MAX)
             .map(|block| libc::iovec { iov_base: block.as_mut_ptr().cast(), iov_len: IO_BYTES_MAX })
             .collect();
-        // SAFETY: `pages` is never resized, and outlives what is in flight (see the head of the file).
+        // SAFETY: the buffers are never moved, and outlive what is in flight (see the head of the file).
         self.is_registered = unsafe { self.ring.submitter().register_buffers(&buffers) }.is_ok();
     }
 
@@ -126,7 +122,7 @@ impl RawFiles {
         let blocks_per_file = self.file_bytes / IO_BYTES_MAX as u64;
         let blocks = blocks_per_file * self.files.len() as u64;
         let mut blocks_left = vec![blocks_per_file; self.files.len()];
-        let mut free: Vec<usize> = (0..IO_DEPTH).collect();
+        let mut free: Vec<usize> = (0..self.depth).collect();
         let mut next = 0;
         loop {
             while next < blocks
@@ -177,16 +173,16 @@ impl RawFiles {
 
     fn block(&mut self, direction: Direction, slot: usize, file: u64, block: u64) -> squeue::Entry {
         let fd = types::Fd(self.files[file as usize].as_raw_fd());
-        let pages = &mut self.pages[slot * PAGES_PER_BLOCK..][..PAGES_PER_BLOCK];
+        let buffer = &mut self.buffers[slot * IO_BYTES_MAX..][..IO_BYTES_MAX];
         if direction == Direction::Write {
             // No two pages are ever the same: nothing below can write one of them only once.
             self.blocks_written += 1;
-            for (number, page) in (0u64..).zip(pages.iter_mut()) {
-                page.0[..8].copy_from_slice(&(self.blocks_written << 16 | number).to_le_bytes());
+            for (number, page) in (0u64..).zip(buffer.chunks_exact_mut(PAGE_BYTES as usize)) {
+                page[..8].copy_from_slice(&(self.blocks_written << 16 | number).to_le_bytes());
             }
         }
         let (pointer, length, offset) =
-            (pages.as_mut_ptr().cast(), IO_BYTES_MAX as u32, block * IO_BYTES_MAX as u64);
+            (buffer.as_mut_ptr(), IO_BYTES_MAX as u32, block * IO_BYTES_MAX as u64);
         let entry = match (direction, self.is_registered) {
             (Direction::Read, true) => {
                 opcode::ReadFixed::new(fd, pointer, length, slot as u16).offset(offset).build()
@@ -201,7 +197,7 @@ impl RawFiles {
     }
 
     fn push(&mut self, entry: &squeue::Entry, in_flight: &mut usize) {
-        // SAFETY: the entry points into `pages` and at an open file; both stay as they are until its completion was
+        // SAFETY: the entry points into the buffers and at an open file; both stay as they are until its completion was
         // reaped (see the head of the file).
         unsafe { self.ring.submission().push(entry) }
             .expect("the ring has an entry for everything in flight");

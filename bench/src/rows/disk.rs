@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use payload_client::{AllocateOptions, Client, ClientError, SpillOptions};
+use payload_types::limits::IO_DEPTH;
 use payload_types::tier::SpillTarget;
 use payload_types::{ByteCount, ErrorKind, PayloadId, PromotionPolicy, SpillPolicy, Tier};
 use tokio::runtime::Runtime;
@@ -43,7 +44,8 @@ pub fn run(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
     context.require_own()?;
     let volume =
         if context.quick { Volume { payloads: 8, rounds: 3 } } else { Volume { payloads: 16, rounds: 5 } };
-    let mut raw = match RawFiles::create(&context.directory().join("raw"), volume.payloads, PAYLOAD_BYTES) {
+    let directory = context.directory().join("raw");
+    let mut raw = match RawFiles::create(&directory, volume.payloads, PAYLOAD_BYTES, IO_DEPTH) {
         Ok(raw) => Some(raw),
         Err(error) => {
             findings.absent("disk/write", &error);

@@ -35,7 +35,7 @@ pub fn run(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
         runtime.block_on(client.stats())?;
         clients.push(client);
     }
-    let idle = |duration: Duration| runtime.block_on(tokio::time::sleep(duration));
+    let idle = |duration: Duration| runtime.block_on(async { tokio::time::sleep(duration).await });
     idle(SETTLE);
     let mut series = Series::default();
     for _ in 0..ROUNDS {

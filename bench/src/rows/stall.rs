@@ -22,7 +22,7 @@ use crossbeam::queue::ArrayQueue;
 use payload_front::bootstrap::{self, Node};
 use payload_front::config::Config;
 use payload_front::mint::Mint;
-use payload_reactor::{Envelope, ReactorHandle, TurnStats, clock};
+use payload_reactor::{Envelope, Handled, ReactorHandle, TurnStats, clock};
 use payload_types::reply::{Reply, ReplyResult};
 use payload_types::request::{Acquire, Allocate, Request, Spill};
 use payload_types::tier::SpillTarget;
@@ -105,8 +105,8 @@ fn measure(plant: &Plant, node: &Node, cycles: usize) -> anyhow::Result<Figure> 
         wall: Some(found.wall_ns as f64 / 1e3),
         rounds: cycles,
         note: Some(format!(
-            "{} turns, on the CPU over 100 µs: {}, over 1 ms: {}, by the clock over 1 ms: {}; {rate:.0} leases/s while {cycles} GiB went down and up",
-            found.turns, found.over_100us, found.over_1ms, found.wall_over_1ms
+            "{} turns, on the CPU over 100 µs: {}, over 1 ms: {}, by the clock over 1 ms: {}; the longest handled {}; {rate:.0} leases/s while {cycles} GiB went down and up",
+            found.turns, found.over_100us, found.over_1ms, found.wall_over_1ms, found.handled
         )),
         ..Figure::default()
     })
@@ -311,20 +311,31 @@ struct Found {
     over_100us: u64,
     over_1ms: u64,
     wall_over_1ms: u64,
+    /// What the longest turn did.
+    handled: String,
 }
 
 impl Found {
     /// Since `started`, over all shards. The detector keeps the ten longest turns of each shard since its start: if
     /// those of the load are not among them, the shortest of the ten is an upper bound.
     fn since(started: Monotonic, before: &[TurnStats], after: &[TurnStats]) -> Self {
-        let mut found = Self::default();
+        let mut found = Self { handled: "less than is recorded".to_owned(), ..Self::default() };
         for (before, after) in before.iter().zip(after) {
             found.turns += after.turns - before.turns;
             found.over_100us += after.over_100us - before.over_100us;
             found.over_1ms += after.over_1ms - before.over_1ms;
             found.wall_over_1ms += after.wall_over_1ms - before.wall_over_1ms;
             let ours = || after.longest.iter().filter(|turn| turn.started >= started);
-            let mut on_cpu_ns = ours().map(|turn| turn.on_cpu_ns).max().unwrap_or(0);
+            let longest = ours().max_by_key(|turn| turn.on_cpu_ns);
+            let mut on_cpu_ns = longest.map_or(0, |turn| turn.on_cpu_ns);
+            if on_cpu_ns > found.on_cpu_ns
+                && let Some(turn) = longest
+            {
+                let Handled { completions, budget_requests, requests, timers } = turn.handled;
+                found.handled = format!(
+                    "{requests} requests, {completions} completions, {budget_requests} budget requests, {timers} timers"
+                );
+            }
             if on_cpu_ns == 0 && after.over_100us > before.over_100us {
                 on_cpu_ns = after.longest.iter().map(|turn| turn.on_cpu_ns).min().unwrap_or(0);
             }
@@ -338,7 +349,7 @@ impl Found {
 
 #[cfg(test)]
 mod tests {
-    use payload_reactor::{Handled, Turn};
+    use payload_reactor::Turn;
 
     use super::*;
 
