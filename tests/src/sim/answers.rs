@@ -93,7 +93,7 @@ impl Oracle {
         if pending.unknown && !matches!(pending.request, Request::Release { .. } | Request::Allocate(_)) {
             return breach(Rule::WrongAnswer, format!("granted on a payload that does not exist: {reply:?}"));
         }
-        if fence_of(&pending.request) == Some(VERSION_NEVER) {
+        if pending.stale || fence_of(&pending.request) == Some(VERSION_NEVER) {
             return breach(Rule::WrongAnswer, format!("granted with a version it never had: {reply:?}"));
         }
         match (&pending.request, reply) {
@@ -372,8 +372,14 @@ impl Oracle {
                 if excused || self.failed_since(pending) { Ok(()) } else { wrong("nothing was damaged") }
             }
             (ErrorKind::ResourceExhausted, request) => match request {
-                Request::Allocate(_)
-                | Request::Promote { .. }
+                Request::Allocate(request) => {
+                    let least = pending.free_min.unwrap_or(0);
+                    if least >= request.size.in_pages().0 && least < u64::MAX && !self.failed_since(pending) {
+                        return wrong(&format!("{least} bytes were free all the time"));
+                    }
+                    Ok(())
+                }
+                Request::Promote { .. }
                 | Request::Prefetch { .. }
                 | Request::Spill(_)
                 | Request::Acquire(_) => Ok(()),
@@ -474,7 +480,8 @@ fn check_page(request: &payload_types::request::List, page: &ShardPage) -> Resul
     breach(Rule::Listing, format!("{request:?}: {page:?}"))
 }
 
-fn fence_of(request: &Request) -> Option<Version> {
+/// The version that a request expects.
+pub(super) fn fence_of(request: &Request) -> Option<Version> {
     match request {
         Request::Acquire(request) => request.expected_version,
         Request::Spill(request) => request.expected_version,

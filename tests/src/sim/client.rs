@@ -16,7 +16,7 @@ use payload_types::{
 };
 
 use super::agenda::Task;
-use super::answers::VERSION_NEVER;
+use super::answers::{VERSION_NEVER, fence_of};
 use super::faults::{MICROS, MILLIS, SECONDS};
 use super::oracle::{Breach, Pending, Rule, breach, key_of};
 use super::world::{NAMESPACES, World};
@@ -117,6 +117,8 @@ impl World {
             unknown: key.is_some()
                 && !matches!(request, Request::Allocate(_))
                 && fact.is_none_or(|fact| fact.gone),
+            stale: fact.zip(fence_of(&request)).is_some_and(|(fact, version)| version < fact.version_max),
+            free_min: Some(u64::MAX),
             pinned: fact.is_some_and(|fact| fact.pinned),
             leased: key.is_some_and(|key| self.oracle.may_be_leased(key)),
             sent: self.now,
@@ -262,7 +264,11 @@ impl World {
             return None;
         }
         let seen = self.oracle.facts.get(&key).map_or(Version(1), |fact| fact.version_max);
-        Some(if self.rng.chance(700) { seen } else { VERSION_NEVER })
+        Some(if self.rng.chance(700) {
+            seen
+        } else {
+            self.rng.pick(&[VERSION_NEVER, Version(seen.0.saturating_sub(1))])
+        })
     }
 
     fn allocation(&mut self) -> Allocate {

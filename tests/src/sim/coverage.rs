@@ -12,6 +12,7 @@ pub const SITUATIONS: &[&str] = &[
     "allocation_refused_tier_full",
     "allocation_refused_over_capacity",
     "batch_of_many_changes",
+    "boot_with_less_capacity",
     "boot_with_other_shard_count",
     "budget_asked",
     "budget_denied",

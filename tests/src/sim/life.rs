@@ -30,6 +30,13 @@ impl World {
                 self.oracle.coverage.hit("boot_with_other_shard_count");
             }
         }
+        if epoch.0 > 1 && self.rng.chance(200) {
+            let tier = self.rng.pick(&[Tier::Ram, Tier::Disk]);
+            if let Some(capacity) = &mut self.plan.capacity[tier] {
+                *capacity = ByteCount((capacity.0 / 2).max(limits::PAGE_BYTES));
+                self.oracle.coverage.hit("boot_with_less_capacity");
+            }
+        }
         let shard_count = self.plan.shard_count;
         let config = |shard: u16| ShardConfig {
             shard: ShardIndex(shard),

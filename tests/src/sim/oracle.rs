@@ -168,6 +168,10 @@ pub(super) struct Pending {
     pub(super) deadline: Option<Monotonic>,
     /// Names nothing, or something that was known to be gone.
     pub(super) unknown: bool,
+    /// It expects a version that was past when this was sent.
+    pub(super) stale: bool,
+    /// Allocate: the least that nobody was charged for while it waited; `None` once others asked for space too.
+    pub(super) free_min: Option<u64>,
     /// It was pinned until Unpin when this was sent.
     pub(super) pinned: bool,
     /// A lease was live when it was sent (Spill with wait_for_leases).

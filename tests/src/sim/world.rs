@@ -202,6 +202,7 @@ impl World {
         self.works = works;
         audited?;
         for tier in Tier::ALL {
+            self.watch_free(tier);
             let held: u64 = self.cores.iter().map(|core| core.shard.budget_held()[tier].0).sum();
             if held > self.granted[tier] {
                 return breach(
@@ -211,6 +212,18 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Notes for allocations that wait how much is free, as long as nobody else asks for space.
+    fn watch_free(&mut self, tier: Tier) {
+        let used: u64 = self.cores.iter().map(|core| core.shard.usage(tier).allocated).sum();
+        let free = self.plan.capacity[tier].unwrap_or_default().0.saturating_sub(used);
+        let alone = self.asks_open <= 1;
+        for pending in self.oracle.pending.values_mut() {
+            if matches!(&pending.request, Request::Allocate(request) if request.tier == tier) {
+                pending.free_min = pending.free_min.filter(|_| alone).map(|least| least.min(free));
+            }
+        }
     }
 
     fn handle(&mut self, task: Task) -> Result<(), Breach> {
