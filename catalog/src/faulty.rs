@@ -64,6 +64,14 @@ impl<S: Store> Store for Faulty<S> {
         self.inner.begin_epoch(node)
     }
 
+    fn disk_roots(&mut self) -> Result<Vec<String>, StoreError> {
+        self.inner.disk_roots()
+    }
+
+    fn disk_root_bind(&mut self, node: &str, root_id: &str) -> Result<(), StoreError> {
+        self.inner.disk_root_bind(node, root_id)
+    }
+
     fn apply(&mut self, batch: &[CatalogChange]) -> Result<(), StoreError> {
         let doubt = || StoreError::Unknown("the outcome of the transaction was lost, as planned".to_owned());
         match self.applies.pop_front().unwrap_or(Fault::None) {

@@ -17,6 +17,7 @@ use crate::store::{EPOCH_MAX, Store, epochs_exhausted, storable, supersedes};
 pub struct MemoryStore {
     rows: BTreeMap<PayloadKey, PayloadRow>,
     nodes: BTreeMap<String, u32>,
+    disk_roots: BTreeMap<String, String>,
 }
 
 impl MemoryStore {
@@ -52,6 +53,15 @@ impl Store for MemoryStore {
         }
         self.nodes.insert(node.to_owned(), epoch);
         Ok(Epoch(epoch))
+    }
+
+    fn disk_roots(&mut self) -> Result<Vec<String>, StoreError> {
+        Ok(self.disk_roots.values().cloned().collect())
+    }
+
+    fn disk_root_bind(&mut self, node: &str, root_id: &str) -> Result<(), StoreError> {
+        self.disk_roots.insert(node.to_owned(), root_id.to_owned());
+        Ok(())
     }
 
     fn apply(&mut self, batch: &[CatalogChange]) -> Result<(), StoreError> {

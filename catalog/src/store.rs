@@ -27,6 +27,19 @@ pub trait Store: Send {
     /// [`StoreError::Unstorable`] after 2^20 - 1 starts; [`StoreError::Unavailable`] and what opening can report.
     fn begin_epoch(&mut self, node: &str) -> Result<Epoch, StoreError>;
 
+    /// The ids of the disk roots that rows of this catalog may speak of, one a node.
+    ///
+    /// # Errors
+    /// As [`Store::get`].
+    fn disk_roots(&mut self) -> Result<Vec<String>, StoreError>;
+
+    /// Notes that `node`, whose start was registered, keeps its files on the disk root with this id. Durable when it
+    /// returns.
+    ///
+    /// # Errors
+    /// As [`Store::begin_epoch`].
+    fn disk_root_bind(&mut self, node: &str, root_id: &str) -> Result<(), StoreError>;
+
     /// Makes all changes, in order, in one transaction; durable when it returns `Ok`.
     ///
     /// # Errors

@@ -6,9 +6,11 @@ PRAGMA application_id = 0x5061796C;
 
 -- One row a start-up identity. `epoch` is the number of its latest start; numbers are shared by all names, so that
 -- renaming a node never makes its new rows look older than its old ones.
+-- `disk_root` is the id of the disk root that its rows speak of: what another root holds is not this catalog's.
 CREATE TABLE node (
-    name  TEXT PRIMARY KEY,
-    epoch INTEGER NOT NULL
+    name      TEXT PRIMARY KEY,
+    epoch     INTEGER NOT NULL,
+    disk_root TEXT
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE namespace (

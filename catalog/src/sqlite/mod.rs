@@ -125,6 +125,21 @@ impl Store for SqliteStore {
         Ok(Epoch(epoch))
     }
 
+    fn disk_roots(&mut self) -> Result<Vec<String>, StoreError> {
+        let mut statement = self
+            .connection
+            .prepare("SELECT disk_root FROM node WHERE disk_root IS NOT NULL ORDER BY name")
+            .map_err(|error| rolled_back(&error))?;
+        let roots = statement.query_map([], |row| row.get(0)).and_then(Iterator::collect);
+        roots.map_err(|error| rolled_back(&error))
+    }
+
+    fn disk_root_bind(&mut self, node: &str, root_id: &str) -> Result<(), StoreError> {
+        let update = "UPDATE node SET disk_root = ?2 WHERE name = ?1";
+        self.connection.execute(update, [node, root_id]).map_err(|error| committing(&error))?;
+        Ok(())
+    }
+
     fn apply(&mut self, batch: &[CatalogChange]) -> Result<(), StoreError> {
         batch.iter().try_for_each(storable)?;
         if batch.is_empty() {

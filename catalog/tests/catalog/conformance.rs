@@ -46,6 +46,24 @@ pub fn given_starts_when_numbered_then_each_is_one_more_whatever_the_nodes_name<
     }
 }
 
+pub fn given_a_node_when_bound_to_a_disk_root_then_the_catalog_knows_it_and_a_new_one_replaces_it<
+    B: Backend,
+>() {
+    let (home, mut store) = opened::<B>();
+    store.begin_epoch("a").expect("registered");
+    assert_eq!(store.disk_roots(), Ok(Vec::new()));
+    store.disk_root_bind("a", "first").expect("bound");
+    store.disk_root_bind("a", "second").expect("bound anew");
+    store.begin_epoch("b").expect("registered");
+    assert_eq!(store.disk_roots(), Ok(vec!["second".to_owned()]));
+    if B::KEEPS {
+        store.close().expect("closes");
+        store = B::open(&home);
+        store.begin_epoch("a").expect("registered");
+        assert_eq!(store.disk_roots(), Ok(vec!["second".to_owned()]));
+    }
+}
+
 pub fn given_rows_of_every_kind_when_stored_then_they_return_as_they_were_in_key_order<B: Backend>() {
     let (home, mut store) = opened::<B>();
     let rows: Vec<PayloadRow> = (0..400).map(varied).collect();

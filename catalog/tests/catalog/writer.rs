@@ -75,6 +75,12 @@ impl Store for Gate {
     fn begin_epoch(&mut self, node: &str) -> Result<Epoch, StoreError> {
         self.inner.begin_epoch(node)
     }
+    fn disk_roots(&mut self) -> Result<Vec<String>, StoreError> {
+        self.inner.disk_roots()
+    }
+    fn disk_root_bind(&mut self, node: &str, root_id: &str) -> Result<(), StoreError> {
+        self.inner.disk_root_bind(node, root_id)
+    }
     fn apply(&mut self, batch: &[CatalogChange]) -> Result<(), StoreError> {
         self.entered.send(batch.len()).expect("the test listens");
         self.release.recv_timeout(HANG).expect("the test opens the gate");

@@ -46,7 +46,9 @@ impl Node {
         let reactor = reactor_config(config, plan);
         let mut drivers = Drivers::open(drivers_config(config))?;
         let mut store = store_open(&config.database)?;
+        let root_id = root_of_catalog(config, &drivers, store.as_mut())?;
         let epoch = store.begin_epoch(&config.node.name)?;
+        store.disk_root_bind(&config.node.name, &root_id)?;
 
         let capacity = capacity(config);
         let mut shards = shards_new(config, epoch, capacity);
@@ -126,6 +128,29 @@ pub fn preflight(config: &Config) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The id of the disk root, if its files are this catalog's. What no row vouches for is reclaimed at every start, so a
+/// catalog beside a root that it does not know would destroy what another catalog knows.
+fn root_of_catalog(config: &Config, drivers: &Drivers, store: &mut dyn Store) -> anyhow::Result<String> {
+    let root_id = drivers.root_id().context("this version needs a disk root")?.to_owned();
+    let known = store.disk_roots()?;
+    let root = config.storage.disk.root_path.display();
+    if known.contains(&root_id) {
+        return Ok(root_id);
+    }
+    if !known.is_empty() {
+        anyhow::bail!(
+            "the catalog belongs to another disk root than {root}; name its root in storage.disk.root_path, or start with a new catalog on an empty root"
+        );
+    }
+    let files = drivers.named(Tier::Disk);
+    if files > 0 {
+        anyhow::bail!(
+            "the disk root {root} holds {files} files of another catalog, which this one does not know; name that catalog in database.sqlite.path, restore it, or choose an empty storage.disk.root_path"
+        );
+    }
+    Ok(root_id)
 }
 
 fn store_open(database: &DatabaseConfig) -> anyhow::Result<Box<dyn Store>> {

@@ -57,6 +57,9 @@ pub const LANE_PER_SHARD: usize = OPS_PER_SHARD_MAX + DROPS_IN_FLIGHT_MAX;
 /// Takes completions to their shard. Called on driver threads; it must neither block nor panic.
 pub type CompletionSink = Arc<dyn Fn(ShardIndex, Completion) + Send + Sync>;
 
+/// Digits of the disk root's random id that tell one owner of segments from another: 48 bits.
+const OWNER_DIGITS: usize = 12;
+
 /// What the drivers are told at start.
 #[derive(Clone, Debug)]
 pub struct DriversConfig {
@@ -149,11 +152,17 @@ impl Drivers {
                 IoEngine::Plain
             }
         };
-        let (ram, ram_live) = segments::open(&config.shm_prefix, &config.node, config.segment_mode)?;
         let disk = match &config.disk_root {
             Some(root) => Some(disk::open(root, &config.node)?),
             None => None,
         };
+        // Segments belong to the data they were made beside: another data directory's are not ours to reclaim, even
+        // when prefix and node are called the same.
+        let owner = disk.as_ref().map_or_else(
+            || config.node.clone(),
+            |root| format!("{}-{}", config.node, &root.root_id[..root.root_id.len().min(OWNER_DIGITS)]),
+        );
+        let (ram, ram_live) = segments::open(&config.shm_prefix, &owner, config.segment_mode)?;
         let (root_id, lock, disk, disk_live) = match disk {
             Some(root) => (Some(root.root_id), Some(root.lock), Some(root.store), Some(root.live)),
             None => (None, None, None, None),

@@ -123,12 +123,28 @@ fn given_a_running_server_when_a_second_one_opens_its_root_or_its_node_then_it_i
     let error = open(same_root.clone());
     assert!(matches!(error, OpenError::RootTaken { .. }), "{error}");
     assert!(error.to_string().contains(&*place.root().to_string_lossy()));
-    let same_node = DriversConfig { disk_root: other.config.disk_root.clone(), ..place.config.clone() };
-    let error = open(same_node);
+    let without_disk = DriversConfig { disk_root: None, ..place.config.clone() };
+    let first = payload_drivers::Drivers::open(without_disk.clone()).expect("another owner of segments");
+    let error = open(without_disk);
     assert!(matches!(error, OpenError::NodeTaken { .. }), "{error}");
     assert!(error.to_string().contains(&place.config.node));
+    first.shutdown();
     drivers.shutdown();
     assert!(payload_drivers::Drivers::open(same_root).is_ok(), "the lock ends with its holder");
+}
+
+#[test]
+fn given_another_data_directory_with_the_same_names_when_opened_then_the_first_ones_segments_stay() {
+    let place = Place::new();
+    let mut rig = Rig::start(&place);
+    rig.create(numbered(Tier::Ram, 1, 1)).expect("created");
+    let segment = rig.path(numbered(Tier::Ram, 1, 1));
+    let other = Place::new();
+    let same_names = DriversConfig { disk_root: other.config.disk_root.clone(), ..place.config.clone() };
+    let mut second = payload_drivers::Drivers::open(same_names).expect("another root is another owner");
+    let reclaimed = second.reclaim();
+    assert_eq!((reclaimed[Tier::Ram].removed, segment.exists()), (0, true));
+    second.shutdown();
 }
 
 #[test]
