@@ -66,6 +66,25 @@ async fn given_a_lost_segment_when_restarted_then_not_found_with_the_reason_lost
 }
 
 #[tokio::test]
+async fn given_a_missing_catalog_when_started_on_its_disk_root_then_refused_and_the_files_stay() {
+    let place = Place::new();
+    let server = place.start();
+    let client = server.client().await;
+    let content = bytes(1, 5000);
+    let id = put(&client, Tier::Disk, content.clone()).await.id;
+    server.stop();
+    let moved = place.directory.path().join("moved.db");
+    std::fs::rename(place.directory.path().join("catalog.db"), &moved).expect("moved");
+    for _ in 0..2 {
+        let said = place.start_refused();
+        assert!(said.contains("of another catalog"), "{said}");
+    }
+    let place = place.with("DATABASE__SQLITE__PATH", moved.to_str().expect("text"));
+    let server = place.start();
+    assert_eq!(read(&server.client().await, id).await, (Tier::Disk, content));
+}
+
+#[tokio::test]
 async fn given_a_running_server_when_a_second_one_wants_what_it_holds_then_it_is_refused_by_name() {
     let place = Place::new();
     let server = place.start();
@@ -150,18 +169,19 @@ async fn given_as_many_calls_as_allowed_when_one_more_comes_then_exhausted_and_h
     let id = put(&client, Tier::Ram, bytes(1, 5000)).await.id;
     let lease = client.acquire_read_lease(id, &AcquireOptions::default()).await.expect("leased");
     let waiting = client.clone();
-    let spill = tokio::spawn(async move { waiting.spill(&[id], &to_disk(true)).await });
+    // The only place may be taken by one of the calls below when the spill arrives: then it tries again.
+    let spill = tokio::spawn(async move { while waiting.spill(&[id], &to_disk(true)).await.is_err() {} });
     let refused = loop {
-        // Until the spill has arrived there is room; its arrival is what this waits for.
+        // Until the spill has arrived there is room; its arrival is what this waits for. The pause lets it in.
         match client.resolve(id).await {
-            Ok(_) => tokio::task::yield_now().await,
+            Ok(_) => tokio::time::sleep(Duration::from_millis(1)).await,
             Err(error) => break error,
         }
     };
     assert_eq!(refused.kind(), Some(ErrorKind::ResourceExhausted));
     assert!(refused.to_string().contains("limits.requests_in_flight"), "{refused}");
     assert!(client.is_serving().await.expect("health takes no place"));
-    drop(spill);
+    spill.abort();
     drop(lease);
 }
 
