@@ -6,8 +6,8 @@ use payload_types::reply::{LeaseGrant, Reply, ReplyResult, ShardPage};
 use payload_types::request::{Acquire, Request, Spill};
 use payload_types::tier::SpillTarget;
 use payload_types::{
-    Descriptor, ErrorKind, PayloadError, PayloadKey, PayloadState, Pin, PromotionPolicy, SpillPolicy, Tier,
-    Version,
+    ByteCount, Descriptor, ErrorKind, PayloadError, PayloadKey, PayloadState, Pin, PromotionPolicy,
+    SpillPolicy, Tier, Version,
 };
 
 use super::faults::MILLIS;
@@ -372,13 +372,7 @@ impl Oracle {
                 if excused || self.failed_since(pending) { Ok(()) } else { wrong("nothing was damaged") }
             }
             (ErrorKind::ResourceExhausted, request) => match request {
-                Request::Allocate(request) => {
-                    let least = pending.free_min.unwrap_or(0);
-                    if least >= request.size.in_pages().0 && least < u64::MAX && !self.failed_since(pending) {
-                        return wrong(&format!("{least} bytes were free all the time"));
-                    }
-                    Ok(())
-                }
+                Request::Allocate(request) => self.full(pending, request.size, error),
                 Request::Promote { .. }
                 | Request::Prefetch { .. }
                 | Request::Spill(_)
@@ -389,6 +383,16 @@ impl Oracle {
             (ErrorKind::FailedPrecondition, request) => {
                 self.precondition(pending, request, error, scene, exists)
             }
+        }
+    }
+
+    /// An allocation may be refused for want of space only when there was no space.
+    fn full(&self, pending: &Pending, size: ByteCount, error: &PayloadError) -> Result<(), Breach> {
+        match pending.free_min {
+            Some(least) if least < u64::MAX && least >= size.in_pages().0 && !self.failed_since(pending) => {
+                breach(Rule::WrongAnswer, format!("{least} bytes were free all the time: {error:?}"))
+            }
+            _ => Ok(()),
         }
     }
 
