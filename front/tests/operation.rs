@@ -8,6 +8,9 @@ use common::{Place, bytes, put, read};
 use payload_client::{AcquireOptions, AllocateOptions, SpillOptions};
 use payload_types::tier::SpillTarget;
 use payload_types::{ByteCount, ErrorKind, Tier};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
@@ -146,6 +149,20 @@ async fn given_a_stopping_server_when_signalled_again_then_it_leaves_at_once_wit
     server.signal("INT");
     assert_eq!(server.wait().code(), Some(130));
     assert!(spill.await.expect("no panic").is_err());
+}
+
+#[tokio::test]
+async fn given_somebody_who_watches_health_when_the_server_stops_then_not_serving() {
+    let place = Place::new();
+    let mut server = place.start();
+    let channel = server.client().await.channel();
+    let request = HealthCheckRequest { service: "payload.manager.services.v1.PayloadDataService".to_owned() };
+    let mut watch = HealthClient::new(channel).watch(request).await.expect("health").into_inner();
+    let mut next = async || watch.message().await.expect("an answer").expect("one more").status();
+    assert_eq!(next().await, ServingStatus::Serving);
+    server.signal("TERM");
+    assert_eq!(next().await, ServingStatus::NotServing);
+    assert_eq!(server.wait().code(), Some(0), "a watcher keeps nobody from stopping");
 }
 
 #[tokio::test]

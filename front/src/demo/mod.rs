@@ -128,6 +128,7 @@ async fn batch_move(
             name: input.name.clone(),
             size: input.size,
             checksum: input.checksum.to_string(),
+            id: descriptor.id.to_string(),
             segment: shown(descriptor.location.as_ref()),
             file: String::new(),
         });
@@ -196,13 +197,11 @@ async fn all_verify(
     Ok(())
 }
 
-/// A location as the table shows it: its last part, which is what differs.
+/// A location as the report shows it.
 fn shown(location: Option<&Location>) -> String {
     match location {
         Some(Location::Segment { shm_name, .. }) => shm_name.clone(),
-        Some(Location::File { path, .. }) => {
-            path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-        }
+        Some(Location::File { path, .. }) => path.display().to_string(),
         Some(Location::Gpu { .. } | Location::Object { .. }) | None => "-".to_owned(),
     }
 }

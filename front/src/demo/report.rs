@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
 use payload_types::ByteCount;
 
@@ -60,9 +60,11 @@ pub struct PayloadLine {
     pub size: ByteCount,
     /// XXH3-64.
     pub checksum: String,
+    /// Its payload id.
+    pub id: String,
     /// Where it lay first.
     pub segment: String,
-    /// Where it lay then; below the demo's directory.
+    /// Where it lay then.
     pub file: String,
 }
 
@@ -75,7 +77,13 @@ impl Report {
     /// Both tables and the last lines, for a run in which every byte matched.
     pub fn print(&self, wire_bytes: u64) {
         let total: u64 = self.payloads.iter().map(|line| line.size.0).sum();
-        println!("{}\n", self.payload_table());
+        println!("{}", self.payload_table());
+        if let Some(line) = self.payloads.last() {
+            println!(
+                "\n{} lay in shared memory as {},\nthen on disk as {}, and so did the others.\n",
+                line.name, line.segment, line.file
+            );
+        }
         println!("{}\n", self.step_table(total));
         // Put, spill and promote move every byte once, the three reads once each.
         let moved = ByteCount(total.saturating_mul(6));
@@ -94,9 +102,9 @@ impl Report {
     }
 
     fn payload_table(&self) -> Table {
-        let mut table = table(&["payload", "size", "XXH3-64", "in RAM as", "on disk as"]);
+        let mut table = table(&["payload", "size", "XXH3-64", "id"]);
         for line in &self.payloads {
-            table.add_row([&line.name, &line.size.to_string(), &line.checksum, &line.segment, &line.file]);
+            table.add_row([&line.name, &line.size.to_string(), &line.checksum, &line.id]);
         }
         align_right(&mut table, &[1]);
         table
@@ -126,7 +134,7 @@ impl Report {
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY).set_header(header);
+    table.load_style(UTF8_BORDERS_ONLY).set_header(header);
     table
 }
 
@@ -155,6 +163,7 @@ mod tests {
             name: "README.md".to_owned(),
             size: ByteCount(2 << 20),
             checksum: "0123".to_owned(),
+            id: "0190".to_owned(),
             segment: "/pm-x".to_owned(),
             file: "payloads/x.bin".to_owned(),
         });

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use payload_types::ByteCount;
@@ -18,6 +18,9 @@ use tokio::process::{Child, Command};
 const START_WITHIN: Duration = Duration::from_secs(30);
 /// See [`START_WITHIN`].
 const STOP_WITHIN: Duration = Duration::from_secs(12);
+
+/// How often the end of a killed server is looked for.
+const KILL_LOOK: Duration = Duration::from_millis(2);
 
 /// What the server prints before its address.
 const ANNOUNCEMENT: &str = "payload-manager listening on ";
@@ -114,6 +117,10 @@ impl Drop for DemoServer {
     fn drop(&mut self) {
         // Already gone after `stop`. Segments outlive a killed server by design; these are nobody's but ours.
         drop(self.child.start_kill());
+        let asked = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && asked.elapsed() < STOP_WITHIN {
+            std::thread::sleep(KILL_LOOK);
+        }
         let Ok(entries) = fs::read_dir("/dev/shm") else { return };
         for entry in entries.flatten() {
             if entry.file_name().as_encoded_bytes().starts_with(self.shm_prefix.as_bytes()) {
