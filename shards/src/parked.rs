@@ -17,6 +17,8 @@ pub struct Caller {
     pub reply_to: Option<ReplyTo>,
     /// The caller's deadline.
     pub deadline: Option<Monotonic>,
+    /// Where it has no deadline: until when it waits for leases.
+    pub lease_wait_end: Option<Monotonic>,
     /// Only leases up to this sequence number are waited for.
     pub lease_fence: Option<u64>,
     /// True when the work it joined has succeeded.

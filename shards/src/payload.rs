@@ -23,8 +23,8 @@ pub struct Replica {
     pub users: Users,
     /// On stable storage.
     pub synced: bool,
-    /// True when bringing it to stable storage failed: the kernel may have dropped the dirty pages, so asking again
-    /// would prove nothing.
+    /// True when bringing it to stable storage failed, or may have in an earlier run: the kernel may have dropped the
+    /// dirty pages, so asking again would prove nothing.
     pub sync_failed: bool,
 }
 

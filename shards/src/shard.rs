@@ -116,7 +116,8 @@ impl Shard {
     /// The next replica generation.
     pub(crate) fn mint_generation(&mut self) -> Generation {
         self.generations += 1;
-        Generation::new(self.config.epoch, self.generations)
+        let (shards, shard) = (u64::from(self.config.shard_count), u64::from(self.config.shard.0));
+        Generation::new(self.config.epoch, self.generations * shards + shard)
     }
 
     /// Handles a request and answers it, unless something else will.
@@ -266,7 +267,7 @@ impl Shard {
                 limits::REQUESTS_PER_SHARD_MAX
             ))));
         }
-        let deadline = caller.deadline;
+        let deadline = caller.deadline.or(caller.lease_wait_end);
         let payload = self.table.links(slot);
         let why = joined.map_or(Why::Queues, Why::Joins);
         let key = self.parked.add(&mut payload.parked, slot, why, caller, request);

@@ -15,9 +15,17 @@ impl Shard {
         if self.accounts[tier].charge(bytes) {
             return true;
         }
+        // What is spare here counts: nobody recalls it on the asker's behalf.
+        let bytes = ByteCount(bytes.0 - self.accounts[tier].spare().0);
         let shard = self.config.shard;
         out.push(Effect::Budget(BudgetRequest::Ask { shard, op, tier, bytes }));
         false
+    }
+
+    /// True when a refused ask is worth repeating: what another ask of this shard brought meanwhile, and what the
+    /// arbiter had left, are enough together.
+    pub(crate) fn would_fit(&self, tier: Tier, size: ByteCount, free: ByteCount) -> bool {
+        self.accounts[tier].spare().0 + free.0 >= size.in_pages().0
     }
 
     /// Ends a charge, and gives the arbiter what is more than a spare.

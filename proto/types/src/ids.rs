@@ -233,8 +233,8 @@ pub struct Epoch(pub u32);
 
 /// Distinguishes every replica a node ever made, across restarts and changes of the shard count.
 ///
-/// `epoch 20 bits | counter 36 bits`: 56 together, as direct leases require. The counter is the shard's own. A
-/// payload belongs to one shard for a whole epoch, so {id, generation} is unique, which is all that is needed.
+/// `epoch 20 bits | counter 36 bits`: 56 together, as direct leases require. Each shard counts in steps of the shard
+/// count from its own number, so no two replicas of a node ever share one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Generation(pub u64);
 

@@ -29,7 +29,8 @@ impl Shard {
                 generation: replica.generation,
                 users: Users::default(),
                 synced: replica.synced,
-                sync_failed: false,
+                // A failed fdatasync of an earlier run is forgotten by the kernel: a new one would prove nothing.
+                sync_failed: !replica.synced && replica.tier.is_durable(),
             });
             self.accounts[replica.tier].adopt(row.size.in_pages());
         }

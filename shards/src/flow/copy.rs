@@ -163,8 +163,11 @@ impl Shard {
             // either was answered.
             Kind::Allocate { replica, .. } => {
                 let replica = *replica;
-                if self.accounts[tier].charge(replica.size.in_pages()) {
-                    return self.create(step, op, replica);
+                if self.would_fit(tier, replica.size, free) {
+                    if self.charge_or_ask(step.out, op, tier, replica.size.in_pages()) {
+                        self.create(step, op, replica);
+                    }
+                    return;
                 }
                 let error = self.tier_full(tier, replica.size, free, others);
                 self.allocation_failed(step, op, error);
@@ -172,8 +175,11 @@ impl Shard {
             Kind::Copy(copy) if self.is_ending(*payload) => self.end_unwanted(*copy, slot_key(op)),
             Kind::Copy(copy) => {
                 let copy = *copy;
-                if self.accounts[tier].charge(copy.to.size.in_pages()) {
-                    return self.transfer(step, slot_key(op));
+                if self.would_fit(tier, copy.to.size, free) {
+                    if self.charge_or_ask(step.out, op, tier, copy.to.size.in_pages()) {
+                        self.transfer(step, slot_key(op));
+                    }
+                    return;
                 }
                 let error = self.tier_full(tier, copy.to.size, free, others);
                 self.release_source(copy, slot_key(op));
@@ -239,7 +245,17 @@ impl Shard {
                 let refusal = destination_error(copy.to.tier, &error);
                 self.copy_failed(op, &refusal);
             }
-            Err(TransferError::Source(error)) => self.source_damaged(step, op, slot, copy, &error),
+            Err(TransferError::Source(error)) => match error.kind {
+                DriverErrorKind::Missing | DriverErrorKind::Truncated | DriverErrorKind::Corrupt => {
+                    self.source_damaged(step, op, slot, copy, &error);
+                }
+                // Not being able to read now says nothing about the bytes.
+                DriverErrorKind::Full | DriverErrorKind::SyncFailed | DriverErrorKind::Io => {
+                    let message =
+                        format!("reading it from {} failed: {}; try again", copy.from.tier, error.message);
+                    self.copy_failed(op, &PayloadError::new(ErrorKind::Unavailable, message));
+                }
+            },
         }
     }
 
@@ -250,8 +266,8 @@ impl Shard {
         let learned = payload.checksum.is_none();
         payload.checksum = Some(checksum);
         let row = if copy.to.tier.is_durable() {
-            let mut replicas: Vec<ReplicaRow> =
-                payload.replica_rows().into_iter().filter(|row| row.tier.is_durable()).collect();
+            let others = |row: &ReplicaRow| row.tier.is_durable() && row.tier != copy.to.tier;
+            let mut replicas: Vec<ReplicaRow> = payload.replica_rows().into_iter().filter(others).collect();
             replicas.push(ReplicaRow {
                 tier: copy.to.tier,
                 generation: copy.to.generation,
@@ -299,6 +315,8 @@ impl Shard {
     /// Shows the new replica; a spill retires the faster ones.
     fn publish_copy(&mut self, op: SlotKey, copy: Copy) {
         let slot = self.ops.get(op).expect("the copy has not ended").payload;
+        // One that could not be brought to stable storage is written anew, and replaced here.
+        self.retire(slot, copy.to.tier, false);
         self.table.update(slot, |payload| {
             payload.replicas[copy.to.tier] = Some(Replica::new(copy.to.generation, copy.sync));
             if copy.to.tier.is_durable() {

@@ -95,7 +95,7 @@ impl Shard {
             }
         }
         match parked.caller.reply_to {
-            None => self.attempt(step, Caller { deadline: None, ..parked.caller }, parked.request),
+            None => self.attempt(step, Caller { lease_wait_end: None, ..parked.caller }, parked.request),
             Some(to) => {
                 let answer = self.too_late(&parked.request, slot);
                 step.out.reply(to, answer);

@@ -55,9 +55,9 @@ impl Shard {
         match progress {
             Ok(Progress::There) => Some(self.spilled(slot)),
             Ok(Progress::Waits(joined)) => {
-                if leased && caller.deadline.is_none() {
-                    caller.deadline = Some(step.now.monotonic.plus_millis(self.config.lease_ms_max));
-                }
+                let lease_wait_end = step.now.monotonic.plus_millis(self.config.lease_ms_max);
+                caller.lease_wait_end = (leased && caller.deadline.is_none())
+                    .then(|| caller.lease_wait_end.unwrap_or(lease_wait_end));
                 self.park(slot, joined, caller, Request::Spill(Spill { expected_version: None, ..request }))
             }
             Err(error) => Some(Err(error)),
@@ -165,6 +165,12 @@ impl Shard {
             return Ok(Progress::Waits(self.joins(op, target)));
         }
         match payload.replicas[target] {
+            Some(replica)
+                if request.fsync && !replica.synced && replica.sync_failed && payload.tier() != target =>
+            {
+                // Asking the same file again would prove nothing: the bytes are written anew from the faster replica.
+                self.start_copy(step, slot, target, true, caller).map(|op| Progress::Waits(Some(op)))
+            }
             Some(replica) if request.fsync && !replica.synced => self.start_sync(step, slot, target, caller),
             Some(_) => {
                 if payload.tier() != target {

@@ -21,10 +21,10 @@ impl Shard {
     ) -> Result<Progress, PayloadError> {
         let payload = self.table.at(slot);
         if payload.replicas[tier].is_some_and(|replica| replica.sync_failed) {
-            return Err(data_loss(
-                payload.key,
-                "bringing its file to stable storage failed before, and is not tried again on the same file; make the payload anew",
-            ));
+            return Err(PayloadError::precondition(format!(
+                "payload {} has a file on {tier} that cannot be proven to be on stable storage: it was written without fsync before a restart, or its fdatasync failed; promote the payload and spill it with fsync again, which writes a new file",
+                payload.key.id
+            )));
         }
         let class = if caller.reply_to.is_some() { Class::Request } else { Class::Upkeep };
         self.check_slot(class)?;
