@@ -12,6 +12,7 @@ use clap::Parser;
 
 use crate::context::Context;
 use crate::floors::echo;
+use crate::interrupt;
 use crate::report::{Findings, Printer, Spec};
 use crate::rows::{self, FAMILIES, Family};
 
@@ -80,6 +81,7 @@ impl Cli {
         }
         let context = Context::new(seconds, self.quick, &self.data_dir, self.target, with_floors(&asked))
             .context("the bench cannot start")?;
+        interrupt::watch(context.directory().to_owned())?;
         measure(&context, &asked, self.json)
     }
 }

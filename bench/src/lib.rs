@@ -14,6 +14,7 @@ pub mod context;
 #[allow(unsafe_code, reason = "raw disk I/O is the floor that the disk rows are measured against")]
 pub mod floors;
 pub mod histogram;
+pub mod interrupt;
 pub mod lease_load;
 pub mod noise;
 pub mod report;

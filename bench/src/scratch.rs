@@ -53,20 +53,30 @@ impl Scratch {
     }
 }
 
+/// Begins the names of every segment of every server that this process starts.
+pub fn prefix_of_process(process: u32) -> String {
+    format!("pm-bench-{process:010}-")
+}
+
 /// Of one length for every process, so that descriptors of every run have the same size on the wire.
 pub fn prefix(process: u32, number: u32) -> String {
-    format!("pm-bench-{process:010}-{:03}", number % 1000)
+    format!("{}{:03}", prefix_of_process(process), number % 1000)
+}
+
+/// Removes what begins with `prefix` from /dev/shm, as far as that can be done.
+pub fn remove_segments(prefix: &str) {
+    let Ok(entries) = fs::read_dir("/dev/shm") else { return };
+    for entry in entries.flatten() {
+        if entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes()) {
+            drop(fs::remove_file(entry.path()));
+        }
+    }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
         // What cannot be removed is in the context's directory, which goes next.
         drop(fs::remove_dir_all(&self.directory));
-        let Ok(entries) = fs::read_dir("/dev/shm") else { return };
-        for entry in entries.flatten() {
-            if entry.file_name().as_encoded_bytes().starts_with(self.shm_prefix.as_bytes()) {
-                drop(fs::remove_file(entry.path()));
-            }
-        }
+        remove_segments(&self.shm_prefix);
     }
 }

@@ -17,18 +17,23 @@ impl Series {
 
     /// The middle value; of an even number the lower of the two. `None` before the first round.
     pub fn median(&self) -> Option<f64> {
-        let mut sorted = self.0.clone();
-        sorted.sort_by(f64::total_cmp);
+        let sorted = self.sorted();
         sorted.get(sorted.len().saturating_sub(1) / 2).copied()
     }
 
-    /// How far the rounds are apart: (largest - smallest) / median.
+    /// How far the middle half of the rounds is apart: (third quartile - first) / median. Of four rounds and fewer
+    /// these are the largest and the smallest.
     pub fn spread(&self) -> f64 {
+        let sorted = self.sorted();
         let Some(median) = self.median().filter(|median| *median != 0.0) else { return 0.0 };
-        let (least, most) = self.0.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), value| {
-            (least.min(*value), most.max(*value))
-        });
-        (most - least) / median.abs()
+        let quarter = (sorted.len() - 1) / 4;
+        (sorted[sorted.len() - 1 - quarter] - sorted[quarter]) / median.abs()
+    }
+
+    fn sorted(&self) -> Vec<f64> {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted
     }
 }
 
@@ -44,7 +49,9 @@ mod tests {
             series.push(value);
         }
         assert_eq!((series.median(), series.spread(), series.rounds()), (Some(20.0), 1.0, 3));
-        series.push(40.0);
-        assert_eq!(series.median(), Some(20.0));
+        for value in [40.0, 1000.0] {
+            series.push(value);
+        }
+        assert_eq!((series.median(), series.spread()), (Some(30.0), 20.0 / 30.0), "10 and 1000 are left out");
     }
 }

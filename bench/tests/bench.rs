@@ -1,6 +1,7 @@
 //! The binary as a user runs it: real processes, real files, short rounds. Figures are looked at, never judged.
 
-use std::process::{Command, Output};
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -71,4 +72,24 @@ fn given_a_mistyped_row_when_run_then_usage_is_explained_and_the_exit_code_is_2(
     let list = bench(&["list"]);
     let text = String::from_utf8(list.stdout).expect("UTF-8");
     assert!(list.status.success() && text.contains("disk/promote-64MiB"), "{text}");
+}
+
+#[test]
+fn given_a_run_when_interrupted_then_it_ends_as_shells_expect_and_leaves_nothing() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let left = || std::fs::read_dir(directory.path()).expect("it is still there").count();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_payload-bench"))
+        .args(["shard/lease", "--seconds", "600", "--data-dir"])
+        .arg(directory.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    let mut first_line = String::new();
+    let messages = child.stderr.take().expect("piped");
+    BufReader::new(messages).read_line(&mut first_line).expect("it says what it measures");
+    assert_eq!((first_line.trim(), left()), ("measuring shard/lease", 1));
+    let asked = Command::new("sh").args(["-c", "kill -INT \"$0\"", &child.id().to_string()]).status();
+    assert!(asked.expect("a shell").success());
+    assert_eq!(child.wait().expect("our child").code(), Some(130));
+    assert_eq!(left(), 0);
 }

@@ -6,7 +6,7 @@
 use payload_types::{ByteCount, PayloadId};
 use tokio::runtime::Runtime;
 
-use crate::context::{Context, ROUNDS};
+use crate::context::{Context, ROUNDS_SHORT};
 use crate::floors::echo::{EchoServer, Mode};
 use crate::histogram::{Latencies, Unit};
 use crate::lease_load::{LeaseLoad, PAYLOADS, put_payloads};
@@ -96,9 +96,9 @@ pub fn one_by_one(context: &Context, findings: &mut Findings) -> anyhow::Result<
         }
     }
     // The first turn warms up what it calls.
-    for turn in 0..=ROUNDS {
+    for turn in 0..=ROUNDS_SHORT {
         for side in &mut sides {
-            let latencies = runtime.block_on(side.load.one_by_one(context.slice()))?;
+            let latencies = runtime.block_on(side.load.one_by_one(context.slice(ROUNDS_SHORT)))?;
             if turn > 0 {
                 side.series.push(latencies.p50(Unit::Microseconds));
                 side.latencies.merge(&latencies);
@@ -124,9 +124,9 @@ pub fn many_in_flight(context: &Context, findings: &mut Findings) -> anyhow::Res
             Err(error) => findings.absent("grpc/acquire-64", &error),
         }
     }
-    for turn in 0..=ROUNDS {
+    for turn in 0..=ROUNDS_SHORT {
         for side in &mut sides {
-            let burst = runtime.block_on(side.load.burst(IN_FLIGHT, context.slice()))?;
+            let burst = runtime.block_on(side.load.burst(IN_FLIGHT, context.slice(ROUNDS_SHORT)))?;
             if turn > 0 {
                 side.series.push(burst.calls_per_s);
                 side.latencies.merge(&burst.latencies);

@@ -132,13 +132,13 @@ pub fn run(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
     let mut ours = Ours::start(&context.directory().join("catalog.db"))?;
     let mut raw = RawSqlite::create(&context.directory().join("raw.db"))?;
     let mut raw_rows = Rows::new(ours.rows.epoch);
-    let (_, mut group_len) = ours.commit_for(context.slice(), &mut Latencies::default())?;
-    raw.insert_for(context.slice(), group_len, || raw_rows.next())?;
+    let (_, mut group_len) = ours.commit_for(context.slice(ROUNDS), &mut Latencies::default())?;
+    raw.insert_for(context.slice(ROUNDS), group_len, || raw_rows.next())?;
 
     let (mut floor, mut commit, mut latencies) = (Series::default(), Series::default(), Latencies::default());
     for _ in 0..ROUNDS {
-        floor.push(raw.insert_for(context.slice(), group_len, || raw_rows.next())?);
-        let (rows_per_s, next_group_len) = ours.commit_for(context.slice(), &mut latencies)?;
+        floor.push(raw.insert_for(context.slice(ROUNDS), group_len, || raw_rows.next())?);
+        let (rows_per_s, next_group_len) = ours.commit_for(context.slice(ROUNDS), &mut latencies)?;
         commit.push(rows_per_s);
         group_len = next_group_len;
     }

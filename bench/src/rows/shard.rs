@@ -19,7 +19,7 @@ use payload_types::{
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use crate::context::{Context, ROUNDS};
+use crate::context::{Context, ROUNDS_SHORT};
 use crate::histogram::{Latencies, Unit};
 use crate::report::{Figure, Findings};
 use crate::series::Series;
@@ -193,10 +193,10 @@ fn stored(action: StorageAction) -> Option<fn(payload_types::OpId) -> StorageDon
 pub fn run(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
     context.require_own()?;
     let mut world = World::new()?;
-    world.lease_for(context.slice(), &mut Latencies::default())?;
+    world.lease_for(context.slice(ROUNDS_SHORT), &mut Latencies::default())?;
     let (mut series, mut latencies) = (Series::default(), Latencies::default());
-    for _ in 0..ROUNDS {
-        series.push(world.lease_for(context.slice(), &mut latencies)?);
+    for _ in 0..ROUNDS_SHORT {
+        series.push(world.lease_for(context.slice(ROUNDS_SHORT), &mut latencies)?);
     }
     let note = format!("percentiles of batches of {BATCH_PAIRS} pairs, a pair each");
     findings.put("shard/lease", Figure::of(&series)?.with(&latencies, Unit::Nanoseconds).noted(note));
