@@ -7,12 +7,13 @@
 //!
 //! The answer to a deadline must still reach the client: a full tier owes a breakdown, a BEST_EFFORT promotion owes
 //! the present descriptor (behaviour.md). An answer given at the very moment of the deadline loses that race, and
-//! tonic's own layer would answer CANCELLED. So shards are given a deadline that is earlier by a small margin.
+//! tonic's own layer would answer CANCELLED (`dispatch` sees to that it never does). So shards are given a deadline that is earlier by a small margin.
 
 use std::time::Duration;
 
 use payload_reactor::clock;
-use payload_types::Monotonic;
+use payload_types::{ErrorKind, Monotonic, PayloadError};
+use tonic::codegen::http::HeaderMap;
 use tonic::metadata::MetadataMap;
 
 /// The share of a timeout that is kept back for the answer's way, and the most it may be: an eighth of 200 ms is
@@ -20,6 +21,9 @@ use tonic::metadata::MetadataMap;
 const MARGIN_SHARE: u32 = 8;
 /// See [`MARGIN_SHARE`].
 const MARGIN_MAX: Duration = Duration::from_millis(100);
+
+/// Where gRPC carries it.
+const HEADER: &str = "grpc-timeout";
 
 /// gRPC allows eight digits (PROTOCOL-HTTP2, "TimeoutValue").
 const TIMEOUT_DIGITS_MAX: usize = 8;
@@ -37,7 +41,7 @@ impl Deadline {
     /// The deadline that the request's metadata states; `None` where there is none, or none that can be read (tonic
     /// ignores those as well).
     pub fn of(metadata: &MetadataMap) -> Option<Self> {
-        let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+        let text = metadata.get(HEADER)?.to_str().ok()?;
         timeout_parse(text).map(Self::after)
     }
 
@@ -56,6 +60,19 @@ impl Deadline {
     pub fn of_server(wait_ms: u64) -> Self {
         Self { shard: clock::monotonic().plus_millis(wait_ms), give_up: None }
     }
+}
+
+/// How long a call may take, by its headers.
+pub fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
+    timeout_parse(headers.get(HEADER)?.to_str().ok()?)
+}
+
+/// The answer to a call whose deadline has passed.
+pub fn late() -> PayloadError {
+    PayloadError::new(
+        ErrorKind::DeadlineExceeded,
+        "the deadline passed before the server had an answer; whether a change was made is not known: look, or call again with more time",
+    )
 }
 
 /// Reads `TimeoutValue TimeoutUnit` of the gRPC protocol.

@@ -8,23 +8,29 @@
 //! tonic's own router is axum's: it boxes a future and walks a path tree for every call. A few comparisons are less,
 //! and this is the path whose cost is measured against a bare echo. Health and reflection take no permit: whoever
 //! asks whether a full server is alive must get an answer.
+//!
+//! tonic ends a call at its deadline with CANCELLED, which clients read as their own doing. [`Answer`] is polled just
+//! before tonic's timer and knows the same deadline, counted from a moment earlier, so that it ends the call first.
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use payload_wire::pb::services::v1::payload_admin_service_server::PayloadAdminServiceServer;
 use payload_wire::pb::services::v1::payload_catalog_service_server::PayloadCatalogServiceServer;
 use payload_wire::pb::services::v1::payload_data_service_server::PayloadDataServiceServer;
 use payload_wire::pb::services::v1::payload_stream_service_server::PayloadStreamServiceServer;
+use payload_wire::status::to_status;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::server::NamedService;
 
 use crate::admission::{Gate, Permit};
+use crate::deadline;
 use crate::services::{AdminService, CatalogService, DataService, StreamService};
 
 type Data = PayloadDataServiceServer<DataService>;
@@ -99,6 +105,8 @@ impl Service<http::Request<Body>> for Dispatch {
 
     fn call(&mut self, request: http::Request<Body>) -> Answer {
         let services = &self.services;
+        let end =
+            deadline::timeout_of(request.headers()).and_then(|timeout| Instant::now().checked_add(timeout));
         let path = request.uri().path();
         let name = path.strip_prefix('/').and_then(|path| path.split_once('/')).map_or("", |(name, _)| name);
         let target = Target::named(name);
@@ -109,14 +117,14 @@ impl Service<http::Request<Body>> for Dispatch {
                     "`{path}` names no service of this server; ask its reflection service for those it has"
                 ))),
             };
-            return Answer { stage, _permit: None };
+            return Answer { stage, end, _permit: None };
         }
         let Some(permit) = services.gate.enter() else {
             let status = Status::resource_exhausted(format!(
                 "the server has {} requests in flight, which is its limit (limits.requests_in_flight); try again in a moment",
                 services.gate.limit()
             ));
-            return Answer { stage: Stage::Refused(status), _permit: None };
+            return Answer { stage: Stage::Refused(status), end, _permit: None };
         };
         let running = match target {
             Target::Data => services.data.clone().call(request),
@@ -124,7 +132,7 @@ impl Service<http::Request<Body>> for Dispatch {
             Target::Admin => services.admin.clone().call(request),
             Target::Stream | Target::Other => services.stream.clone().call(request),
         };
-        Answer { stage: Stage::Running(running), _permit: Some(permit) }
+        Answer { stage: Stage::Running(running), end, _permit: Some(permit) }
     }
 }
 
@@ -152,6 +160,8 @@ impl Target {
 /// The answer to one call, and the place it holds under the limit until it is given or dropped.
 pub struct Answer {
     stage: Stage,
+    /// When the call must have been answered.
+    end: Option<Instant>,
     _permit: Option<Permit>,
 }
 
@@ -164,10 +174,14 @@ impl Future for Answer {
     type Output = Result<http::Response<Body>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        match &mut self.stage {
+        let answer = match &mut self.stage {
             Stage::Running(future) => future.as_mut().poll(context),
             Stage::Refused(status) => Poll::Ready(Ok(status.clone().into_http())),
+        };
+        if answer.is_pending() && self.end.is_some_and(|end| Instant::now() >= end) {
+            return Poll::Ready(Ok(to_status(deadline::late()).into_http()));
         }
+        answer
     }
 }
 

@@ -10,7 +10,7 @@ use payload_types::request::Request;
 use payload_types::{ErrorKind, NamespaceId, PayloadError, ShardIndex};
 use tokio::sync::oneshot;
 
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, late};
 use crate::locate::Places;
 use crate::mint::Mint;
 
@@ -127,13 +127,6 @@ pub fn mismatch(asked: &str, reply: &Reply) -> PayloadError {
     PayloadError::new(
         ErrorKind::Internal,
         format!("{asked}: the server's own parts disagree about the answer; please report this"),
-    )
-}
-
-fn late() -> PayloadError {
-    PayloadError::new(
-        ErrorKind::DeadlineExceeded,
-        "the deadline passed before the server had an answer; whether a change was made is not known: look, or call again with more time",
     )
 }
 
