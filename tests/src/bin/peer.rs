@@ -1,0 +1,59 @@
+//! `peer ADDR`: a second process for end-to-end tests, a v1 client of its own.
+//!
+//! Reads tasks from stdin, a line each, and answers each with a line on stdout:
+//!
+//! ```text
+//! read ID          leases, maps, hashes, releases   -> TIER LENGTH XXH3
+//! hold ID          leases and maps, and keeps both  -> TIER LENGTH XXH3
+//! write TIER SEED LENGTH   allocates, writes in place, commits -> ID
+//! ```
+//! Ids are hexadecimal, tiers numbers. Ends with its standard input; a task that fails ends it with a panic.
+#![forbid(unsafe_code)]
+
+use std::io::{BufRead as _, Write as _};
+use std::path::PathBuf;
+
+use payload_tests::v1::{V1, content, id};
+use payload_wire::pb::core::v1::PayloadId;
+use xxhash_rust::xxh3::xxh3_64;
+
+fn main() {
+    let address = std::env::args().nth(1).expect("peer ADDR");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let v1 = runtime.block_on(V1::connect_at(&address, PathBuf::from("/")));
+    let mut held = Vec::new();
+    for line in std::io::stdin().lock().lines() {
+        let line = line.expect("text");
+        let words: Vec<&str> = line.split(' ').collect();
+        let answer = match words[..] {
+            ["write", tier, seed, length] => {
+                let bytes = content(seed.parse().expect("a number"), length.parse().expect("a number"));
+                let put = runtime.block_on(v1.put(tier.parse().expect("a number"), &bytes));
+                hex(&id(&put))
+            }
+            [verb @ ("read" | "hold"), name] => {
+                let lease = runtime.block_on(v1.lease(&from_hex(name))).expect("leased");
+                let descriptor = lease.payload_descriptor.as_ref().expect("one");
+                let mapping = v1.map(descriptor);
+                let answer = format!("{} {} {:016x}", descriptor.tier, mapping.len(), xxh3_64(&mapping));
+                match verb {
+                    "hold" => held.push(mapping),
+                    _ => runtime.block_on(v1.release(&lease)).expect("released"),
+                }
+                answer
+            }
+            _ => panic!("no task: {line}"),
+        };
+        println!("{answer}");
+        std::io::stdout().flush().expect("somebody reads");
+    }
+}
+
+fn hex(id: &PayloadId) -> String {
+    id.value.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn from_hex(text: &str) -> PayloadId {
+    let value = (0..text.len() / 2).map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).expect("hex"));
+    PayloadId { value: value.collect() }
+}
