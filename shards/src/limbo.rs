@@ -170,14 +170,14 @@ impl Limbo {
         self.queue.is_some() && self.dropping < limits::DROPS_IN_FLIGHT_MAX
     }
 
-    /// The driver took the name away. Gives the payload that may have waited for it.
-    pub fn detached(&mut self, generation: Generation) -> Option<SlotKey> {
+    /// The driver took the name away. Gives the entry and the payload that may wait for the name.
+    pub fn detached(&mut self, generation: Generation) -> Option<(SlotKey, SlotKey)> {
         let key = self.find(generation)?;
         let entry = self.entries.get_mut(key).expect("just found");
         assert_eq!(entry.phase, Phase::Dropping, "only a replica that a driver was told to drop is detached");
         entry.phase = Phase::Detached;
         self.dropping -= 1;
-        entry.payload
+        entry.payload.map(|payload| (key, payload))
     }
 
     /// Nobody has it open or mapped: its charge ends.

@@ -157,8 +157,8 @@ impl Shard {
             Completion::Storage(StorageDone::Sealed { op, result }) => self.commit_sealed(step, op, result),
             Completion::Storage(StorageDone::Synced { op, result }) => self.sync_done(step, op, result),
             Completion::Storage(StorageDone::Detached { generation, .. }) => {
-                if let Some(payload) = self.limbo.detached(generation) {
-                    self.limbo_segment_gone(payload);
+                if let Some((entry, payload)) = self.limbo.detached(generation) {
+                    self.limbo_segment_gone(entry, payload);
                 }
             }
             Completion::Storage(StorageDone::Freed { generation, .. }) => {

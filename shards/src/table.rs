@@ -2,7 +2,7 @@
 //!
 //! Every change that could alter a count or an order goes through [`Table::update`], which takes the payload's share
 //! out of the books, applies the change and puts the new share in: the books equal the sum of the replicas because
-//! there is no other way to change either.
+//! there is no other way to change either. Leases, the commonest change, have two short cuts beside it.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -135,6 +135,35 @@ impl Table {
             self.account_order(slot, after, true);
         }
         result
+    }
+
+    /// Counts one more lease on the payload. The commonest change of all: it touches only the count of leased bytes.
+    ///
+    /// # Panics
+    /// When it is gone.
+    pub fn lease_added(&mut self, slot: SlotKey) -> &mut Payload {
+        let payload = self.payloads.get_mut(slot).expect("the caller holds a live slot");
+        payload.lease_count += 1;
+        if payload.lease_count == 1 {
+            let pages = payload.size.in_pages().0;
+            for tier in Tier::ALL.into_iter().filter(|tier| payload.replicas[*tier].is_some()) {
+                self.books[tier].leased += pages;
+            }
+        }
+        payload
+    }
+
+    /// Counts one lease less on the payload, unless it is gone.
+    pub fn lease_ended(&mut self, slot: SlotKey) -> Option<&mut Payload> {
+        let payload = self.payloads.get_mut(slot)?;
+        payload.lease_count -= 1;
+        if payload.lease_count == 0 {
+            let pages = payload.size.in_pages().0;
+            for tier in Tier::ALL.into_iter().filter(|tier| payload.replicas[*tier].is_some()) {
+                self.books[tier].leased -= pages;
+            }
+        }
+        Some(payload)
     }
 
     fn account(&mut self, slot: SlotKey, add: bool) {

@@ -266,6 +266,26 @@ fn given_a_segment_in_limbo_when_promoted_then_it_comes_back_unless_its_driver_w
 }
 
 #[test]
+fn given_a_segment_and_a_file_in_limbo_when_the_file_is_detached_then_the_segment_still_has_its_name() {
+    let mut world = World::new();
+    let key = world.committed(Tier::Ram, 100);
+    world.send(spill(key, DISK, false));
+    world.transfer_one(Ok(Checksum(1)));
+    world.ack_one(Err("disk full".to_owned()));
+    let file = world.storage.pop_front().expect("the file that nobody may use is dropped");
+    let again = world.send(spill(key, DISK, false));
+    world.transfer_one(Ok(Checksum(1)));
+    world.ack_one(Ok(()));
+    assert!(matches!(world.answer(again), Some(Ok(Reply::Spilled(_)))));
+    world.send(promote(key, Tier::Ram));
+    let (tier, generation) = (Tier::Disk, file.replica.generation);
+    world.complete(Completion::Storage(StorageDone::Detached { tier, generation }));
+    assert!(world.transfers.is_empty(), "the segment was not detached");
+    world.store_one();
+    assert_eq!(world.transfers.len(), 1);
+}
+
+#[test]
 fn given_a_copy_under_way_when_deleted_then_answered_at_once_and_what_the_copy_made_is_dropped() {
     let mut world = World::new();
     let key = world.committed(Tier::Ram, 100);

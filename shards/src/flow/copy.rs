@@ -349,8 +349,8 @@ impl Shard {
     }
 
     /// The driver took a segment's name away: who waited for the name goes on.
-    pub(crate) fn limbo_segment_gone(&mut self, slot: SlotKey) {
-        if self.table.get(slot).is_some() {
+    pub(crate) fn limbo_segment_gone(&mut self, entry: SlotKey, slot: SlotKey) {
+        if self.table.get(slot).is_some_and(|payload| payload.limbo_segment == Some(entry)) {
             self.table.links(slot).limbo_segment = None;
             self.wake(slot);
         }

@@ -6,9 +6,7 @@
 use payload_ledger::SlotKey;
 use payload_types::reply::{LeaseGrant, Reply};
 use payload_types::request::{Acquire, Request};
-use payload_types::{
-    Health, LeaseId, LeaseNonce, PayloadError, PayloadKey, PayloadState, PromotionPolicy, limits,
-};
+use payload_types::{Health, LeaseId, PayloadError, PayloadKey, PayloadState, PromotionPolicy, limits};
 
 use crate::flow::commit::data_loss;
 use crate::flow::copy::Progress;
@@ -26,9 +24,8 @@ impl Shard {
 
     pub(crate) fn acquire(&mut self, step: &mut Step<'_>, caller: Caller, request: Acquire) -> Answer {
         match self.try_acquire(step, &caller, &request) {
-            Ok(Progress::There) => Some(self.grant(step, &request)),
-            Ok(Progress::Waits(joined)) => {
-                let slot = self.table.find(request.key).expect("just found");
+            Ok((slot, Progress::There)) => Some(Ok(self.grant(step, slot, &request))),
+            Ok((slot, Progress::Waits(joined))) => {
                 let request = Request::Acquire(Acquire { expected_version: None, ..request });
                 self.park(slot, joined, caller, request)
             }
@@ -42,7 +39,7 @@ impl Shard {
         step: &mut Step<'_>,
         caller: &Caller,
         request: &Acquire,
-    ) -> Result<Progress, PayloadError> {
+    ) -> Result<(SlotKey, Progress), PayloadError> {
         let slot = self.find_readable(step, request.key)?;
         self.check_version(slot, request.expected_version)?;
         if self.leases.is_full() {
@@ -51,14 +48,16 @@ impl Shard {
                 limits::LEASES_PER_SHARD_MAX
             )));
         }
-        let Some(wanted) = request.min_tier else { return Ok(Progress::There) };
+        let Some(wanted) = request.min_tier else { return Ok((slot, Progress::There)) };
         let present = self.table.at(slot).tier();
         if present <= wanted {
-            return Ok(Progress::There);
+            return Ok((slot, Progress::There));
         }
         self.check_capacity(wanted, self.table.at(slot).size)?;
         match request.policy {
-            PromotionPolicy::Blocking => self.move_up(step, slot, wanted, caller),
+            PromotionPolicy::Blocking => {
+                self.move_up(step, slot, wanted, caller).map(|progress| (slot, progress))
+            }
             PromotionPolicy::BestEffort => {
                 let promote = Request::Promote {
                     key: request.key,
@@ -67,7 +66,7 @@ impl Shard {
                     expected_version: None,
                 };
                 self.in_background(step, promote, None);
-                Ok(Progress::There)
+                Ok((slot, Progress::There))
             }
         }
     }
@@ -96,36 +95,20 @@ impl Shard {
     }
 
     /// Grants a lease on the fastest replica.
-    fn grant(&mut self, step: &mut Step<'_>, request: &Acquire) -> payload_types::reply::ReplyResult {
-        let slot = self.table.find(request.key).expect("just found");
+    fn grant(&mut self, step: &mut Step<'_>, slot: SlotKey, request: &Acquire) -> Reply {
         let asked = if request.duration_ms == 0 { self.config.lease_ms_default } else { request.duration_ms };
         let duration = asked.min(self.config.lease_ms_max);
-        let lease = self.lease_fastest(step, slot, request.nonce, duration);
-        let expires_at = step.now.wall.checked_plus(duration).unwrap_or(payload_types::WallMs::MAX);
-        Ok(Reply::Leased(LeaseGrant { lease, descriptor: self.table.at(slot).describe(true), expires_at }))
-    }
-
-    fn lease_fastest(
-        &mut self,
-        step: &Step<'_>,
-        slot: SlotKey,
-        nonce: LeaseNonce,
-        duration_ms: u64,
-    ) -> LeaseId {
-        if self.table.at(slot).lease_count == 0 {
-            self.table.update(slot, |payload| payload.lease_count = 1);
-        } else {
-            self.table.links(slot).lease_count += 1;
-        }
-        let payload = self.table.links(slot);
+        let due = step.now.monotonic.plus_millis(duration);
+        let payload = self.table.lease_added(slot);
         let tier = payload.tier();
         let replica = payload.replicas[tier].as_mut().expect("the fastest replica");
         replica.users.leases += 1;
         let target = LeaseTarget { payload: slot, tier, generation: replica.generation };
-        let due = step.now.monotonic.plus_millis(duration_ms);
         let wheel = &mut self.wheel;
         let arm = |lease| wheel.arm(due, Timer::Lease(lease)).expect("the wheel has room for every lease");
-        self.leases.grant(self.config.shard, &mut payload.leases, target, nonce, arm)
+        let lease = self.leases.grant(self.config.shard, &mut payload.leases, target, request.nonce, arm);
+        let expires_at = step.now.wall.checked_plus(duration).unwrap_or(payload_types::WallMs::MAX);
+        Reply::Leased(LeaseGrant { lease, descriptor: payload.describe(true), expires_at })
     }
 
     pub(crate) fn release(&mut self, step: &mut Step<'_>, id: LeaseId) -> Answer {
@@ -145,20 +128,20 @@ impl Shard {
 
     fn end_lease(&mut self, step: &mut Step<'_>, key: SlotKey) {
         let slot = self.leases.get(key).expect("the caller found it").payload;
-        let alive = self.table.get(slot).is_some();
-        let mut ends = self.table.get(slot).and_then(|payload| payload.leases);
-        let was_oldest = ends.is_some_and(|(first, _)| first == key);
-        let lease = self.leases.end(&mut ends, key);
-        self.wheel.disarm(lease.timer);
-        if !alive {
+        let Some(payload) = self.table.lease_ended(slot) else {
+            let lease = self.leases.end(&mut None, key);
+            self.wheel.disarm(lease.timer);
             // Deleted by force: nothing counts it any more. Discarded by a spill: limbo does.
             if let Some(entry) = self.limbo.find(lease.generation) {
                 self.limbo.lease_ended(entry);
             }
             return;
-        }
-        let payload = self.table.links(slot);
-        payload.leases = ends;
+        };
+        let was_oldest = payload.leases.is_some_and(|(first, _)| first == key);
+        let lease = self.leases.end(&mut payload.leases, key);
+        self.wheel.disarm(lease.timer);
+        let over = payload.state == PayloadState::Expired && payload.lease_count == 0;
+        let wanted = was_oldest && payload.parked.is_some();
         match payload.replicas[lease.tier].as_mut() {
             Some(replica) if replica.generation == lease.generation => replica.users.leases -= 1,
             _ => {
@@ -167,15 +150,9 @@ impl Shard {
                 self.limbo.lease_ended(entry);
             }
         }
-        if payload.lease_count == 1 {
-            self.table.update(slot, |payload| payload.lease_count = 0);
-        } else {
-            payload.lease_count -= 1;
-        }
-        let payload = self.table.at(slot);
-        if payload.state == PayloadState::Expired && payload.lease_count == 0 {
+        if over {
             self.remove_expired(step, slot);
-        } else if was_oldest && payload.parked.is_some() {
+        } else if wanted {
             self.wake(slot);
         }
     }
