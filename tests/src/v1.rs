@@ -178,7 +178,7 @@ impl V1 {
     /// ReleaseLease.
     pub async fn release(&self, lease: &rt::AcquireReadLeaseResponse) -> Answer<()> {
         let request = rt::ReleaseLeaseRequest { lease_id: lease.lease_id.clone() };
-        Ok(self.data().release_lease(request).await?.into_inner())
+        self.data().release_lease(request).await.map(tonic::Response::into_inner)
     }
 
     /// Leases, reads in place, releases; with the tier that was read.
@@ -234,24 +234,24 @@ impl V1 {
     /// Prefetch.
     pub async fn prefetch(&self, id: &core::PayloadId, target_tier: i32) -> Answer<()> {
         let request = rt::PrefetchRequest { id: Some(id.clone()), target_tier };
-        Ok(self.catalog().prefetch(request).await?.into_inner())
+        self.catalog().prefetch(request).await.map(tonic::Response::into_inner)
     }
 
     /// Pin.
     pub async fn pin(&self, id: &core::PayloadId, duration_ms: u64) -> Answer<()> {
         let request = rt::PinRequest { id: Some(id.clone()), duration_ms };
-        Ok(self.catalog().pin(request).await?.into_inner())
+        self.catalog().pin(request).await.map(tonic::Response::into_inner)
     }
 
     /// Unpin.
     pub async fn unpin(&self, id: &core::PayloadId) -> Answer<()> {
-        Ok(self.catalog().unpin(rt::UnpinRequest { id: Some(id.clone()) }).await?.into_inner())
+        self.catalog().unpin(rt::UnpinRequest { id: Some(id.clone()) }).await.map(tonic::Response::into_inner)
     }
 
     /// Delete.
     pub async fn delete(&self, id: &core::PayloadId, force: bool) -> Answer<()> {
         let request = rt::DeleteRequest { id: Some(id.clone()), force, expected_version: None };
-        Ok(self.catalog().delete(request).await?.into_inner())
+        self.catalog().delete(request).await.map(tonic::Response::into_inner)
     }
 
     /// ListPayloads, one page.
