@@ -76,7 +76,7 @@ impl Leases {
     ) -> LeaseId {
         self.sequence += 1;
         let LeaseTarget { payload, tier, generation } = target;
-        let placeholder = TimerId::default();
+        let placeholder = TimerId::NEVER;
         let lease = Lease {
             payload,
             tier,

@@ -13,6 +13,8 @@
 //! Rows of one payload reach the catalog in the order of their versions: a pin is not stored while an exclusive
 //! operation's row is on its way, and the catalog writer is one FIFO.
 
+use std::num::NonZeroU32;
+
 use payload_ledger::{SlotKey, Slots};
 use payload_types::effect::{ReplicaRef, ReplyTo};
 use payload_types::{ByteCount, Checksum, Monotonic, OpId, PayloadError, PayloadState, PerTier, Pin, limits};
@@ -148,12 +150,13 @@ impl Default for Ops {
 
 /// The id under which others know a slot.
 pub fn op_id(key: SlotKey) -> OpId {
-    OpId { index: key.index, generation: key.generation }
+    OpId { index: key.index, generation: key.generation.get() }
 }
 
 /// The slot that others know under an id.
 pub fn slot_key(op: OpId) -> SlotKey {
-    SlotKey { index: op.index, generation: op.generation }
+    NonZeroU32::new(op.generation)
+        .map_or(SlotKey::NOWHERE, |generation| SlotKey { index: op.index, generation })
 }
 
 impl Ops {

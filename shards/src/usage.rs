@@ -15,8 +15,11 @@ impl Shard {
         if self.accounts[tier].charge(bytes) {
             return true;
         }
-        // What is spare here counts: nobody recalls it on the asker's behalf.
-        let bytes = ByteCount(bytes.0 - self.accounts[tier].spare().0);
+        // What is spare here counts too, but asking for the difference could starve: the spare may be recalled before
+        // the answer comes. So it goes back first, and the grant is whole.
+        if self.accounts[tier].spare() > ByteCount::ZERO {
+            self.give_back(out, tier, ByteCount::ZERO, None);
+        }
         let shard = self.config.shard;
         out.push(Effect::Budget(BudgetRequest::Ask { shard, op, tier, bytes }));
         false

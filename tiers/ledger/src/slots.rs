@@ -3,21 +3,28 @@
 //!
 //! Grows by whole chunks: inserting among 10^7 entries costs what inserting among ten does, and never copies.
 
+use std::num::NonZeroU32;
+
 const CHUNK_LEN: u32 = 1024;
 const NONE: u32 = u32::MAX;
 
-/// Names one entry. The default one names none: generations in use start at 1.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+/// Names one entry. Never zero, so that an `Option` of it takes no more room.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SlotKey {
     /// The slot.
     pub index: u32,
     /// How often the slot had been taken when this entry was put there.
-    pub generation: u32,
+    pub generation: NonZeroU32,
+}
+
+impl SlotKey {
+    /// Names no entry: a table never has so many.
+    pub const NOWHERE: Self = Self { index: NONE, generation: NonZeroU32::MIN };
 }
 
 #[derive(Debug)]
 struct Slot<T> {
-    generation: u32,
+    generation: NonZeroU32,
     /// The next free slot while this one is free.
     free_next: u32,
     value: Option<T>,
@@ -65,7 +72,7 @@ impl<T> Slots<T> {
         let index = self.free_head;
         let slot = &mut self.chunks[(index / CHUNK_LEN) as usize][(index % CHUNK_LEN) as usize];
         self.free_head = slot.free_next;
-        slot.generation = slot.generation.wrapping_add(1);
+        slot.generation = slot.generation.checked_add(1).unwrap_or(NonZeroU32::MIN);
         slot.value = Some(value);
         self.len += 1;
         Ok(SlotKey { index, generation: slot.generation })
@@ -75,7 +82,7 @@ impl<T> Slots<T> {
         let first = self.chunks.len() as u32 * CHUNK_LEN;
         let chunk = (first..first + CHUNK_LEN)
             .map(|index| Slot {
-                generation: 0,
+                generation: NonZeroU32::MAX,
                 free_next: if index + 1 < first + CHUNK_LEN { index + 1 } else { NONE },
                 value: None,
             })

@@ -15,9 +15,14 @@ const NONE: u32 = u32::MAX;
 const TICK_NS: u64 = 1_000_000;
 const REACH_TICKS: u64 = 1 << (SLOT_BITS * LEVELS as u32);
 
-/// Names an armed timer; stale after it was handed out or disarmed. The default one was never armed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// Names an armed timer; stale after it was handed out or disarmed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TimerId(SlotKey);
+
+impl TimerId {
+    /// One that was never armed.
+    pub const NEVER: Self = Self(SlotKey::NOWHERE);
+}
 
 #[derive(Debug)]
 struct Node<T> {
