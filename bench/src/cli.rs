@@ -115,6 +115,7 @@ fn measure(context: &Context, asked: &[&'static Spec], json: bool) -> anyhow::Re
         printer.progress(&names.join(", "));
         let mut findings = Findings::default();
         if let Err(error) = run(context, &mut findings) {
+            interrupt::wait_if_it_came();
             findings.absent_all(&names, &error);
         }
         failed |= findings.has_failure();

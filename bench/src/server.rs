@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,9 @@ const PROGRAM: &str = "payload-manager";
 
 /// What it prints before its address.
 const ANNOUNCEMENT: &str = "payload-manager listening on ";
+
+/// The process id of the server that runs now, 0: none. Families run one after another, each with one server.
+static RUNNING: AtomicU32 = AtomicU32::new(0);
 
 /// A running server.
 #[derive(Debug)]
@@ -69,6 +73,7 @@ impl Server {
             }
             Err(error) => return Err(error).context("the server process could not be started"),
         };
+        RUNNING.store(child.id(), Ordering::Relaxed);
         let first_line = lines(&mut child)?;
         // Made before the wait, so that a server that fails to start is cleaned up behind, too.
         let mut server = Self { child, address: String::new(), _scratch: scratch };
@@ -98,10 +103,10 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // SIGTERM by the shell's own `kill`: the standard library has none.
-        let asked = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &self.pid().to_string()]).status();
+        RUNNING.store(0, Ordering::Relaxed);
+        let asked = ask_to_end(self.pid());
         let end = Instant::now() + STOP_WITHIN;
-        while asked.as_ref().is_ok_and(|status| status.success()) && Instant::now() < end {
+        while asked && Instant::now() < end {
             match self.child.try_wait() {
                 Ok(None) => std::thread::sleep(Duration::from_millis(10)),
                 Ok(Some(_)) | Err(_) => break,
@@ -111,6 +116,20 @@ impl Drop for Server {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// Asks the server that runs now, if any, to end: for when this process ends before its time.
+pub fn running_ask_to_end() {
+    let pid = RUNNING.swap(0, Ordering::Relaxed);
+    if pid != 0 {
+        ask_to_end(pid);
+    }
+}
+
+/// SIGTERM by the shell's own `kill`: the standard library has none.
+fn ask_to_end(pid: u32) -> bool {
+    let asked = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &pid.to_string()]).status();
+    asked.is_ok_and(|status| status.success())
 }
 
 /// The server's program. Tests run from `target/release/deps`, one level below it.
