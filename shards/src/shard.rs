@@ -16,6 +16,7 @@ use crate::op::{Class, Ops};
 use crate::outbox::Outbox;
 use crate::parked::{Caller, ParkedRequests, Why};
 use crate::table::Table;
+use crate::usage::{BudgetQueue, Refusal};
 
 /// What a timer is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,6 +51,7 @@ pub struct Shard {
     pub(crate) limbo: Limbo,
     pub(crate) wheel: Wheel<Timer>,
     pub(crate) accounts: PerTier<Account>,
+    pub(crate) budget: PerTier<BudgetQueue>,
     generations: u64,
 }
 
@@ -71,6 +73,7 @@ impl Shard {
             limbo: Limbo::default(),
             wheel: Wheel::new(TIMERS_MAX),
             accounts: PerTier::default(),
+            budget: PerTier::default(),
             generations: 0,
         }
     }
@@ -91,13 +94,15 @@ impl Shard {
             Event::Completion(completion) => self.completion(&mut step, completion),
             Event::Timer => self.timers(&mut step, &mut work_left),
         }
+        self.run_budget(&mut step, &mut work_left);
         self.run_ready(&mut step, &mut work_left);
         self.run_drops(&mut step, &mut work_left);
     }
 
     /// When the next `Event::Timer` is wanted: at a timer's moment, or at once while bounded work is left over.
     pub fn next_timer(&self) -> Option<Monotonic> {
-        if self.parked.has_ready() || self.limbo.has_drop() {
+        let budget_ready = Tier::ALL.into_iter().any(|tier| self.budget[tier].is_ready());
+        if budget_ready || self.parked.has_ready() || self.limbo.has_drop() {
             return Some(Monotonic(0));
         }
         self.wheel.next_due()
@@ -169,11 +174,12 @@ impl Shard {
             Completion::Transfer(done) => self.copy_done(step, done.op, done.result),
             Completion::Catalog(ack) => self.catalog_ack(step, ack.op, ack.result),
             Completion::Budget(BudgetReply::Granted { op, tier, bytes }) => {
+                self.budget[tier].asked = None;
                 self.accounts[tier].grant(bytes);
                 self.budget_granted(step, op);
             }
             Completion::Budget(BudgetReply::Denied { op, tier, free, usage }) => {
-                self.budget_denied(step, op, tier, free, usage);
+                self.budget_refused(step, op, &Refusal { tier, free, others: usage });
             }
             Completion::Budget(BudgetReply::Recall { tier, recall }) => {
                 self.give_back(step.out, tier, ByteCount::ZERO, Some(recall));

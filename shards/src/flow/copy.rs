@@ -16,6 +16,7 @@ use crate::op::{self, Class, Copy, Kind, Op, op_id, slot_key};
 use crate::parked::Caller;
 use crate::payload::Replica;
 use crate::shard::{Shard, Step};
+use crate::usage::Refusal;
 
 /// What a wish for another placement met.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -124,7 +125,7 @@ impl Shard {
         }));
     }
 
-    /// The arbiter granted what `op` asked for; it is in the account.
+    /// It is `op`'s turn: the arbiter granted what it asked for, or it waited behind another ask.
     pub(crate) fn budget_granted(&mut self, step: &mut Step<'_>, op: OpId) {
         let Some(Op { kind, payload, .. }) = self.ops.get(slot_key(op)) else { return };
         match kind {
@@ -149,18 +150,11 @@ impl Shard {
         }
     }
 
-    pub(crate) fn budget_denied(
-        &mut self,
-        step: &mut Step<'_>,
-        op: OpId,
-        tier: Tier,
-        free: payload_types::ByteCount,
-        others: payload_types::effect::TierUsage,
-    ) {
+    pub(crate) fn budget_denied(&mut self, step: &mut Step<'_>, op: OpId, refusal: &Refusal) {
+        let Refusal { tier, free, others } = *refusal;
         let Some(Op { kind, payload, .. }) = self.ops.get(slot_key(op)) else { return };
         match kind {
-            // What another ask of this shard brought beyond its need may cover this one: both were sent before
-            // either was answered.
+            // What was freed here since it was asked for may be enough by now.
             Kind::Allocate { replica, .. } => {
                 let replica = *replica;
                 if self.would_fit(tier, replica.size, free) {
