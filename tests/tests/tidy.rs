@@ -24,7 +24,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
 /// Crates that do as the system does: only these may use them.
 const SYSTEM_CRATES: &[(&[&str], &[&str])] = &[
     (&["glommio", "io-uring"], &["payload-reactor", "payload-drivers", "payload-bench"]),
-    (&["libc", "memmap2"], &["payload-reactor", "payload-drivers", "payload-client", "payload-bench", "payload-tests"]),
+    (
+        &["libc", "memmap2"],
+        &["payload-reactor", "payload-drivers", "payload-client", "payload-bench", "payload-tests"],
+    ),
     (
         &["tokio", "tonic", "tokio-stream", "tonic-health", "tonic-reflection"],
         &["payload-wire", "payload-front", "payload-client", "payload-bench", "payload-tests"],
@@ -50,7 +53,10 @@ fn sources(extension: &str) -> Vec<(String, String)> {
         for entry in std::fs::read_dir(directory).expect("readable") {
             let path = entry.expect("readable").path();
             let name = path.file_name().expect("named").to_string_lossy().into_owned();
-            if path.is_dir() && !name.starts_with('.') && !matches!(name.as_str(), "target" | "vendor" | "payload-data") {
+            if path.is_dir()
+                && !name.starts_with('.')
+                && !matches!(name.as_str(), "target" | "vendor" | "payload-data")
+            {
                 walk(&path, found);
             } else if path.is_file() {
                 found.push(path);
@@ -74,9 +80,11 @@ fn sources(extension: &str) -> Vec<(String, String)> {
 
 /// Dependencies by package: normal ones, and those of tests and builds apart.
 fn dependencies() -> BTreeMap<String, Vec<String>> {
-    let metadata = MetadataCommand::new().manifest_path(root().join("Cargo.toml")).no_deps().exec().expect("metadata");
+    let metadata =
+        MetadataCommand::new().manifest_path(root().join("Cargo.toml")).no_deps().exec().expect("metadata");
     let normal = |package: &cargo_metadata::Package| {
-        let kinds = package.dependencies.iter().filter(|other| other.kind == cargo_metadata::DependencyKind::Normal);
+        let kinds =
+            package.dependencies.iter().filter(|other| other.kind == cargo_metadata::DependencyKind::Normal);
         kinds.map(|other| other.name.clone()).collect()
     };
     metadata.packages.iter().map(|package| (package.name.to_string(), normal(package))).collect()
@@ -87,11 +95,18 @@ fn wrong_imports(packages: &BTreeMap<String, Vec<String>>) -> Vec<String> {
     for (package, uses) in packages {
         if let Some((_, allowed)) = IMPORTS.iter().find(|(name, _)| name == package) {
             let ours = uses.iter().filter(|name| name.starts_with("payload-"));
-            wrong.extend(ours.filter(|name| !allowed.contains(&name.as_str())).map(|name| format!("{package} -> {name}")));
+            wrong.extend(
+                ours.filter(|name| !allowed.contains(&name.as_str()))
+                    .map(|name| format!("{package} -> {name}")),
+            );
         }
         for (crates, users) in SYSTEM_CRATES {
             let found = uses.iter().filter(|name| crates.contains(&name.as_str()));
-            wrong.extend(found.filter(|_| !users.contains(&package.as_str())).map(|name| format!("{package} -> {name}")));
+            wrong.extend(
+                found
+                    .filter(|_| !users.contains(&package.as_str()))
+                    .map(|name| format!("{package} -> {name}")),
+            );
         }
     }
     wrong
@@ -162,10 +177,19 @@ fn offences(path: &str, text: &str) -> Vec<String> {
     if lines.len() > FILE_LINES_MAX {
         found.push(format!("{path}: {} lines, {FILE_LINES_MAX} at most", lines.len()));
     }
-    if !lines.iter().find(|line| !line.trim().is_empty() && !line.starts_with("#!")).is_some_and(|line| line.starts_with("//!")) {
+    if !lines
+        .iter()
+        .find(|line| !line.trim().is_empty() && !line.starts_with("#!"))
+        .is_some_and(|line| line.starts_with("//!"))
+    {
         found.push(format!("{path}: does not open by saying what it owns"));
     }
-    for marker in [["to", "do!("].concat(), ["unimple", "mented!("].concat(), ["FIX", "ME"].concat(), ["#[ig", "nore"].concat()] {
+    for marker in [
+        ["to", "do!("].concat(),
+        ["unimple", "mented!("].concat(),
+        ["FIX", "ME"].concat(),
+        ["#[ig", "nore"].concat(),
+    ] {
         if let Some(line) = lines.iter().position(|line| line.contains(&marker)) {
             found.push(format!("{path}:{}: {marker}", line + 1));
         }
