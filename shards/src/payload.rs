@@ -86,7 +86,54 @@ pub struct Payload {
     pub pin_timer: Option<TimerId>,
 }
 
+/// What Allocate fixes for a payload's life.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// Identity.
+    pub key: PayloadKey,
+    /// Exactly what was asked for.
+    pub size: ByteCount,
+    /// Creation time.
+    pub created_at: WallMs,
+    /// Expiry.
+    pub expires_at: Option<WallMs>,
+    /// Never evicted automatically.
+    pub no_evict: bool,
+    /// As given.
+    pub policy: EvictionPolicy,
+}
+
 impl Payload {
+    /// A payload that nobody knows of yet and that has no replica.
+    pub fn new(terms: Terms) -> Self {
+        let Terms { key, size, created_at, expires_at, no_evict, policy } = terms;
+        Self {
+            key,
+            size,
+            state: PayloadState::Allocated,
+            health: Health::Good,
+            version: Version::FIRST,
+            created_at,
+            expires_at,
+            no_evict,
+            policy,
+            checksum: None,
+            pin: Pin::None,
+            pin_stored_by: None,
+            stored: false,
+            creating: true,
+            replicas: PerTier::default(),
+            limbo_segment: None,
+            op: None,
+            leases: None,
+            lease_count: 0,
+            parked: None,
+            retries: None,
+            timer: None,
+            pin_timer: None,
+        }
+    }
+
     /// The tier its descriptor shows: the fastest replica's.
     ///
     /// # Panics

@@ -10,6 +10,7 @@ use payload_tests::v1::{
 };
 use payload_wire::pb::core::v1::PayloadState;
 use payload_wire::pb::runtime::v1 as rt;
+use payload_wire::pb::services::v1::payload_data_service_client::PayloadDataServiceClient;
 use tonic::Code;
 
 /// A file system that one foreign file has filled.
@@ -257,6 +258,71 @@ async fn given_a_disk_root_that_is_not_ours_when_started_then_refused_and_untouc
     }
     fs::write(&marker, &sound).expect("restored");
     place.start().stop();
+}
+
+#[tokio::test]
+async fn given_damaged_intent_logs_when_started_then_what_was_committed_is_served_or_the_start_refused() {
+    let place = Place::new();
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    let mut known = Vec::new();
+    for seed in 0..6 {
+        known.push((v1.put(DISK, &content(seed, 9000)).await, content(seed, 9000)));
+    }
+    let in_memory = v1.put(RAM, &content(9, 9000)).await;
+    let never_committed = v1.allocated(DISK, 9000).await;
+    server.kill();
+    let logs: Vec<_> = fs::read_dir(place.path().join("disk"))
+        .expect("the root")
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().contains("intent")))
+        .collect();
+    assert_eq!(logs.len(), 1, "{logs:?}");
+    // Records in the middle are damaged, and the last one was torn.
+    let mut log = fs::read(&logs[0]).expect("readable");
+    let middle = log.len() / 2;
+    log[middle..middle + 20].fill(0xA5);
+    log.extend_from_slice(b"torn");
+    fs::write(&logs[0], &log).expect("damaged");
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    for (payload, bytes) in &known {
+        assert_eq!(
+            v1.bytes(&id(payload)).await,
+            (DISK, bytes.clone()),
+            "the catalog vouches for it, not the log"
+        );
+    }
+    assert_eq!(v1.bytes(&id(&in_memory)).await, (RAM, content(9, 9000)));
+    refused(v1.resolve(&id(&never_committed)).await, Code::NotFound, &[]);
+    server.kill();
+    // Its head is somebody else's: not ours to overwrite.
+    fs::write(&logs[0], b"#!/bin/sh\n# not a log at all, and longer than one record of the log is\n")
+        .expect("replaced");
+    let said = place.start_refused();
+    assert!(said.contains("intent") && !said.contains("panicked"), "{said}");
+    assert!(v1.path(&known[0].0).exists());
+}
+
+#[tokio::test]
+async fn given_connections_that_only_sit_there_when_there_are_more_than_allowed_then_others_are_served_on() {
+    let place = Place::new().with("LIMITS__CONNECTIONS", "8");
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    let payload = id(&v1.put(RAM, b"served").await);
+    let idle: Vec<_> =
+        (0..50).map(|_| std::net::TcpStream::connect(&server.address).expect("the kernel accepts")).collect();
+    assert_eq!(v1.bytes(&payload).await.1, b"served");
+    drop(idle);
+    let endpoint =
+        tonic::transport::Endpoint::from_shared(format!("http://{}", server.address)).expect("an address");
+    eventually("new connections are served again", async || {
+        let channel = endpoint.connect().await.ok()?;
+        let request = rt::ResolveSnapshotRequest { id: Some(payload.clone()) };
+        PayloadDataServiceClient::new(channel).resolve_snapshot(request).await.ok()
+    })
+    .await;
 }
 
 #[tokio::test]

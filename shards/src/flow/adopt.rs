@@ -1,9 +1,9 @@
 //! Boot: a shard takes over the rows of its payloads before its first step.
 
-use payload_types::{Health, Now, PayloadRow, PayloadState, PerTier, Tier};
+use payload_types::{Health, Now, PayloadRow, PerTier, Tier};
 
 use crate::limbo::Users;
-use crate::payload::{Payload, Replica};
+use crate::payload::{Payload, Replica, Terms};
 use crate::shard::Shard;
 
 /// What became of a row.
@@ -35,30 +35,23 @@ impl Shard {
             self.accounts[replica.tier].adopt(row.size.in_pages());
         }
         let found = Tier::ALL.into_iter().any(|tier| replicas[tier].is_some());
-        let mut payload = Payload {
+        let terms = Terms {
             key: row.key,
             size: row.size,
-            state: PayloadState::Active,
-            health: if found { row.health } else { Health::Lost },
-            version: row.version.at_boot(row.epoch, self.config.epoch),
             created_at: row.created_at,
             expires_at: row.expires_at,
             no_evict: row.no_evict,
             policy: row.policy,
+        };
+        let mut payload = Payload {
+            health: if found { row.health } else { Health::Lost },
+            version: row.version.at_boot(row.epoch, self.config.epoch),
             checksum: row.checksum,
             pin: row.pin,
-            pin_stored_by: None,
             stored: true,
             creating: false,
             replicas,
-            limbo_segment: None,
-            op: None,
-            leases: None,
-            lease_count: 0,
-            parked: None,
-            retries: None,
-            timer: None,
-            pin_timer: None,
+            ..Payload::new(terms)
         };
         payload.state = payload.settled_state();
         let expired = payload.is_expired_at(now.wall);

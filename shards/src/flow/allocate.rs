@@ -6,15 +6,12 @@ use payload_types::effect::{Effect, ReplicaRef, ReplyTo, StorageAction, StorageO
 use payload_types::event::{DriverError, DriverErrorKind};
 use payload_types::reply::Reply;
 use payload_types::request::Allocate;
-use payload_types::{
-    ByteCount, ErrorKind, Health, Monotonic, Now, OpId, PayloadError, PayloadState, PerTier, Pin, Tier,
-    Version,
-};
+use payload_types::{ByteCount, ErrorKind, Monotonic, Now, OpId, PayloadError, PayloadState, Tier};
 
 use crate::limbo::{Kept, Users};
 use crate::op::{Class, Kind, Op, op_id, slot_key};
 use crate::parked::Caller;
-use crate::payload::{Payload, Replica};
+use crate::payload::{Payload, Replica, Terms};
 use crate::shard::{Answer, Shard, Step, Timer};
 
 impl Shard {
@@ -49,31 +46,14 @@ impl Shard {
                 ))
             })?),
         };
-        let payload = Payload {
+        let payload = Payload::new(Terms {
             key: request.key,
             size: request.size,
-            state: PayloadState::Allocated,
-            health: Health::Good,
-            version: Version::FIRST,
             created_at,
             expires_at,
             no_evict: request.no_evict,
             policy: request.policy,
-            checksum: None,
-            pin: Pin::None,
-            pin_stored_by: None,
-            stored: false,
-            creating: true,
-            replicas: PerTier::default(),
-            limbo_segment: None,
-            op: None,
-            leases: None,
-            lease_count: 0,
-            parked: None,
-            retries: None,
-            timer: None,
-            pin_timer: None,
-        };
+        });
         let slot = self.table.insert(payload).expect("checked above");
         let generation = self.mint_generation();
         let replica = ReplicaRef { tier: request.tier, id: request.key.id, generation, size: request.size };
