@@ -239,6 +239,7 @@ suite! {
     Memory: memory, Decorated: decorated, Sqlite: sqlite => [
         given_a_new_store_when_asked_then_it_is_empty_and_has_the_default_namespace,
         given_starts_when_numbered_then_each_is_one_more_whatever_the_nodes_name,
+        given_a_node_when_bound_to_a_disk_root_then_the_catalog_knows_it_and_a_new_one_replaces_it,
         given_rows_of_every_kind_when_stored_then_they_return_as_they_were_in_key_order,
         given_ids_of_any_bytes_when_stored_then_each_is_found_exactly_and_in_byte_order,
         given_one_id_in_two_namespaces_when_one_is_removed_then_the_other_stays,
