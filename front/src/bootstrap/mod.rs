@@ -207,6 +207,7 @@ fn drivers_config(config: &Config) -> DriversConfig {
         shm_prefix: config.storage.ram.shm_prefix.clone(),
         segment_mode: config.storage.ram.segment_mode,
         disk_root: Some(config.storage.disk.root_path.clone()),
+        file_mode: config.storage.disk.file_mode,
         node: config.node.name.clone(),
         worker_threads: config.spill_workers.threads,
         transfer_threads: config.spill_workers.threads,

@@ -178,12 +178,15 @@ fn ram(
     }
     capacity = whole_pages(PATH, capacity)?;
     settings.set(PATH, Setting::Number(capacity.0));
-    let mode = required_text(settings, "storage.ram.segment_mode");
     Ok(RamConfig {
         capacity,
         shm_prefix: required_text(settings, "storage.ram.shm_prefix"),
-        segment_mode: setting::mode(&mode).expect("the table's kind has checked it"),
+        segment_mode: mode(settings, "storage.ram.segment_mode"),
     })
+}
+
+fn mode(settings: &Settings, path: &str) -> u32 {
+    setting::mode(&required_text(settings, path)).expect("the table's kind has checked it")
 }
 
 fn disk(
@@ -215,7 +218,7 @@ fn disk(
             "`storage.disk.fsync` is false: what Commit acknowledges on disk may be lost with power".into(),
         );
     }
-    Ok(DiskConfig { root_path, capacity, fsync })
+    Ok(DiskConfig { root_path, capacity, fsync, file_mode: mode(settings, "storage.disk.file_mode") })
 }
 
 /// Capacity is charged in whole pages, so what is left over could never be used.

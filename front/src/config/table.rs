@@ -134,6 +134,7 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("storage.disk.root_path", Path, Said("disk in the data directory"), "where the disk tier's files lie; one server's alone"),
     Key::new("storage.disk.capacity_bytes", Size, Said("half of what is free or held already"), "what the disk tier may use"),
     Key::new("storage.disk.fsync", Flag, Value("true"), "bytes are on stable storage before Commit and Spill answer"),
+    Key::new("storage.disk.file_mode", Mode, Value("0440"), "permission bits of a committed file; wider ones as for segments"),
     Key::later("storage.gpu.devices[].device_id", Count(0, DEVICE_MAX), "", "CUDA's number of a device of the GPU tier"),
     Key::later("storage.gpu.devices[].capacity_bytes", Size, "", "what the tier may use of it"),
     Key::later("storage.object.root_path", ObjectRoot, "", "where objects lie; a plain path means file:///"),

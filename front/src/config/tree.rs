@@ -202,6 +202,8 @@ pub struct DiskConfig {
     pub capacity: ByteCount,
     /// Commit waits until the bytes are on stable storage.
     pub fsync: bool,
+    /// The permission bits of a committed file.
+    pub file_mode: u32,
 }
 
 /// One of `storage.gpu.devices`.

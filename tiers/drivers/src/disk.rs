@@ -31,9 +31,6 @@ const MARKER_TITLE: &str = "Payload Manager disk root";
 /// The layout described above.
 const FORMAT: u32 = 1;
 
-/// The mode of committed files: a path in a descriptor is for reading.
-const MODE_SEALED: u32 = 0o440;
-
 /// A marker is three short lines; what is longer is not ours.
 const MARKER_BYTES_MAX: u64 = 4096;
 
@@ -48,7 +45,7 @@ pub(crate) struct DiskRoot {
 }
 
 /// Locks the root, checks or writes its marker, opens its intent log.
-pub(crate) fn open(path: &Path, node: &str) -> Result<DiskRoot, OpenError> {
+pub(crate) fn open(path: &Path, node: &str, mode_sealed: u32) -> Result<DiskRoot, OpenError> {
     fs::create_dir_all(path).map_err(|source| OpenError::io("making the disk root", path, source))?;
     let root =
         fs::canonicalize(path).map_err(|source| OpenError::io("resolving the disk root", path, source))?;
@@ -69,7 +66,7 @@ pub(crate) fn open(path: &Path, node: &str) -> Result<DiskRoot, OpenError> {
         .map_err(|error| OpenError::of_log(error, &intent, node))?;
     sync_directory(&root).map_err(|source| OpenError::io("syncing", &root, source))?;
     Ok(DiskRoot {
-        store: FileStore::new(Names::Files { root: root.into() }, log, MODE_SEALED),
+        store: FileStore::new(Names::Files { root: root.into() }, log, mode_sealed),
         live,
         root_id,
         lock,

@@ -69,6 +69,8 @@ pub struct DriversConfig {
     pub segment_mode: u32,
     /// The directory of the disk tier, if there is one; made if missing, resolved to an absolute path.
     pub disk_root: Option<PathBuf>,
+    /// The mode of committed files.
+    pub file_mode: u32,
     /// Names this server among those that share /dev/shm.
     pub node: String,
     /// Threads for create, seal, sync and drop.
@@ -87,6 +89,7 @@ impl Default for DriversConfig {
             shm_prefix: "pm".to_owned(),
             segment_mode: 0o440,
             disk_root: None,
+            file_mode: 0o440,
             node: "default".to_owned(),
             worker_threads: 2,
             transfer_threads: 2,
@@ -153,7 +156,7 @@ impl Drivers {
             }
         };
         let disk = match &config.disk_root {
-            Some(root) => Some(disk::open(root, &config.node)?),
+            Some(root) => Some(disk::open(root, &config.node, config.file_mode)?),
             None => None,
         };
         // Segments belong to the data they were made beside: another data directory's are not ours to reclaim, even
