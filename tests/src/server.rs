@@ -86,7 +86,8 @@ impl Default for Place {
 }
 
 impl Place {
-    /// Nothing there yet; 64 MiB of RAM tier and of disk tier, two shards.
+    /// Nothing there yet; 64 MiB of RAM tier and of disk tier, two shards. Committed bytes stay open read-write to
+    /// the server's own user, as v1 clients open them, and as tests of hostile ones need it when they are not root.
     pub fn new() -> Self {
         let number = PLACES.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("pme2e-{}-{number}", std::process::id());
@@ -103,6 +104,8 @@ impl Place {
             .with("SHARDS__COUNT", "2")
             .with("STORAGE__RAM__SHM_PREFIX", &prefix)
             .with("STORAGE__RAM__CAPACITY_BYTES", "64MiB")
+            .with("STORAGE__RAM__SEGMENT_MODE", "0660")
+            .with("STORAGE__DISK__FILE_MODE", "0660")
             .with("STORAGE__DISK__CAPACITY_BYTES", "64MiB")
     }
 

@@ -1,6 +1,7 @@
 //! behaviour.md, "Lifecycle": AllocatePayload, CommitPayload, Delete. Listing and statistics have a file of their own.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use payload_tests::server::{PATIENCE, Place, eventually};
@@ -190,6 +191,23 @@ async fn given_written_bytes_when_committed_then_active_or_durable_once() {
 }
 
 #[tokio::test]
+async fn given_the_default_modes_when_committed_then_nobody_may_open_the_bytes_for_writing() {
+    let place = Place::new().without("STORAGE__RAM__SEGMENT_MODE").without("STORAGE__DISK__FILE_MODE");
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    let mode = |descriptor: &core::PayloadDescriptor| {
+        fs::metadata(v1.path(descriptor)).expect("exists").permissions().mode() & 0o7777
+    };
+    for tier in [RAM, DISK] {
+        let allocated = v1.allocated(tier, 100).await;
+        assert_eq!(mode(&allocated), 0o660);
+        assert_eq!(mode(&v1.commit(&id(&allocated)).await.expect("committed")), 0o440);
+        let other = if tier == RAM { DISK } else { RAM };
+        assert_eq!(mode(&v1.promote_to(&id(&allocated), other).await.expect("moved")), 0o440);
+    }
+}
+
+#[tokio::test]
 async fn given_commits_at_the_same_time_when_answered_then_one_commit_whose_repeats_join_or_are_refused() {
     let place = Place::new();
     let server = place.start();
@@ -244,7 +262,7 @@ async fn given_a_disk_file_missing_or_short_when_committed_then_refused_and_stil
 
 #[tokio::test]
 async fn given_a_v1_client_when_it_opens_sets_the_length_and_maps_then_writing_and_reading_work() {
-    let place = Place::new().with("STORAGE__RAM__SEGMENT_MODE", "0660");
+    let place = Place::new();
     let server = place.start();
     let v1 = V1::connect(&server).await;
     for tier in [RAM, DISK] {
