@@ -129,7 +129,7 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("storage.ram.capacity_bytes", Size, Said("a quarter of memory, at most /dev/shm"), "what the RAM tier may use; clamped to the cgroup's and /dev/shm's limit with a warning"),
     Key::new("storage.ram.strict_capacity", Flag, Value("false"), "refuse to start instead of clamping"),
     Key::later("storage.ram.use_hugepages", Flag, "false", "huge pages for the arenas of native sessions"),
-    Key::new("storage.ram.shm_prefix", Name, Value("pm"), "begins the names of segments in /dev/shm; two servers on one host need two"),
+    Key::new("storage.ram.shm_prefix", Name, Value("pm"), "begins the names of segments in /dev/shm"),
     Key::new("storage.ram.segment_mode", Mode, Value("0440"), "permission bits of a committed segment; wider ones admit readers of other users, or clients that open read-write"),
     Key::new("storage.disk.root_path", Path, Said("disk in the data directory"), "where the disk tier's files lie; one server's alone"),
     Key::new("storage.disk.capacity_bytes", Size, Said("half of what is free or held already"), "what the disk tier may use"),
