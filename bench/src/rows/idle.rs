@@ -4,6 +4,7 @@
 //! a second and would need minutes to tell 0.1 % from nothing.
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -64,6 +65,10 @@ fn cpu_ns(pid: u32) -> anyhow::Result<u64> {
                 let first = text.split_whitespace().next().context("schedstat is empty")?;
                 sum += first.parse::<u64>().context("schedstat is no number")?;
             }
+            // A thread that has ended since it was listed.
+            Err(error)
+                if error.kind() == std::io::ErrorKind::NotFound
+                    && Path::new("/proc/self/schedstat").exists() => {}
             Err(error) => return Err(Skip(format!("{} cannot be read: {error}", path.display())).into()),
         }
     }
@@ -72,16 +77,20 @@ fn cpu_ns(pid: u32) -> anyhow::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     #[test]
     fn given_a_process_that_works_when_looked_at_then_its_time_grows() {
-        let before = cpu_ns(std::process::id()).expect("schedstat is there");
-        let end = Instant::now() + Duration::from_millis(50);
-        while Instant::now() < end {
-            std::hint::black_box(0);
-        }
-        // Even on a machine with a lot else to do some of the 50 ms were ours.
-        assert!(cpu_ns(std::process::id()).expect("still there") > before + 1_000_000);
+        let mut busy = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().expect("sh runs");
+        let before = cpu_ns(busy.id()).expect("schedstat is there");
+        let grown = (0..10_000).any(|_| {
+            std::thread::sleep(Duration::from_millis(1));
+            cpu_ns(busy.id()).expect("still there") > before + 1_000_000
+        });
+        busy.kill().expect("killed");
+        busy.wait().expect("ended");
+        assert!(grown, "ten seconds of work show");
     }
 }
