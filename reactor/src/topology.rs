@@ -4,9 +4,8 @@
 //! [`pin_current_thread`]. The rules, first match wins:
 //! - `shards.cores` and `front.cores` are taken as they are, if the process may run on them;
 //! - shards spread over NUMA nodes in turn, one hyperthread of a core before its second, highest numbers first
-//!   (interrupts go to the low ones); with two cores that is "the shard on the last one";
-//! - more shards than cores, or a single core: nothing is pinned, the kernel balances;
-//! - the front keeps to the cores that are left from four cores on, and is not pinned below that.
+//!   (interrupts go to the low ones), and the front keeps to the cores that are left;
+//! - more shards than cores, or fewer than four cores: nothing is pinned, the kernel balances.
 
 use std::fmt;
 use std::io;
@@ -16,7 +15,7 @@ use payload_types::limits;
 
 use crate::sys;
 
-/// From this many cores on the front leaves the shards' cores alone.
+/// From this many cores on shards are pinned unasked, and the front leaves their cores alone.
 const FRONT_APART_CORES: usize = 4;
 
 /// Default shards: one for each four cores (DESIGN §2), at most 16.
@@ -144,13 +143,14 @@ impl Machine {
         Ok(())
     }
 
-    /// `count` cores, spread over the nodes; `None` when that would put two shards on one core, or on the only one.
+    /// `count` cores, spread over the nodes; `None` when that would put two shards on one core, or where cores are so
+    /// few that the kernel does better: it runs a shard where the front just went to sleep, and wakes no idle core.
     fn choose(&self, count: usize, taken: &[usize]) -> Option<Vec<usize>> {
         let free = |core: &&Core| !taken.contains(&core.id);
         let few = self.cores.iter().filter(free).count() < count;
         // The front's own cores are better than none.
         let mut candidates: Vec<Core> = self.cores.iter().filter(|core| few || free(core)).copied().collect();
-        if candidates.len() < count || self.cores.len() < 2 {
+        if candidates.len() < count || self.cores.len() < FRONT_APART_CORES {
             return None;
         }
         candidates.sort_by_key(|core| (core.sibling, std::cmp::Reverse(core.id)));
@@ -240,9 +240,13 @@ mod tests {
     }
 
     #[test]
-    fn given_two_cores_when_planned_then_the_shard_has_the_last_and_the_front_is_free() {
-        let expected = Plan { shard_count: 1, shard_cores: Some(vec![1]), front_cores: None };
-        assert_eq!(plan(&machine(2, 1, 1), None), expected);
+    fn given_fewer_than_four_cores_when_planned_then_nothing_is_pinned_unless_it_is_asked_for() {
+        for cores in [1, 2, 3] {
+            let expected = Plan { shard_count: 1, shard_cores: None, front_cores: None };
+            assert_eq!(plan(&machine(cores, 1, 1), None), expected);
+        }
+        let wanted = Wanted { shard_cores: Some(vec![1]), ..Wanted::default() };
+        assert_eq!(machine(2, 1, 1).plan(&wanted).expect("possible").shard_cores, Some(vec![1]));
     }
 
     #[test]
