@@ -112,7 +112,7 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("server.require_tls", Flag, Value("false"), "refuse to start on an address other hosts can reach without TLS, instead of warning"),
     Key::new("front.cores", Cores, Said(""), "cores that the gRPC thread may run on"),
     Key::new("shards.count", Count(1, limits::SHARD_COUNT_MAX as u64), Said("one per listed core, else cores / 4, from 1 to 16"), "threads that own payloads; may change from start to start"),
-    Key::new("shards.cores", Cores, Said("spread over NUMA nodes"), "one core for each shard"),
+    Key::new("shards.cores", Cores, Said("over NUMA nodes; free below four cores"), "one core for each shard"),
     Key::new("shards.spin", Word(&SPIN), Value("auto"), "poll for a moment before sleeping: auto does where there are cores to spare; never on an idle server"),
     Key::new("limits.allocate_wait", Duration, Value("30s"), "how long Allocate waits for space when the client set no deadline"),
     Key::new("limits.requests_in_flight", Count(1, REQUESTS_IN_FLIGHT_MAX), Value(REQUESTS_IN_FLIGHT_DEFAULT), "requests admitted at one time; more are answered RESOURCE_EXHAUSTED"),
