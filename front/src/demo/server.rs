@@ -122,8 +122,10 @@ impl Drop for DemoServer {
             std::thread::sleep(KILL_LOOK);
         }
         let Ok(entries) = fs::read_dir("/dev/shm") else { return };
+        // With the separator: the prefix of process 12 is the start of the one of process 123.
+        let own = format!("{}-", self.shm_prefix);
         for entry in entries.flatten() {
-            if entry.file_name().as_encoded_bytes().starts_with(self.shm_prefix.as_bytes()) {
+            if entry.file_name().as_encoded_bytes().starts_with(own.as_bytes()) {
                 drop(fs::remove_file(entry.path()));
             }
         }

@@ -26,7 +26,8 @@ pub struct Place {
 impl Place {
     pub fn new() -> Self {
         let number = PREFIXES.fetch_add(1, Ordering::Relaxed);
-        let shm_prefix = format!("pmfront{}x{number}", std::process::id());
+        // It ends in a letter: no prefix may be the start of another one, or one test removes what is another's.
+        let shm_prefix = format!("pmfront{}x{number}p", std::process::id());
         let directory = tempfile::tempdir().expect("a temporary directory");
         let place = Self { directory, shm_prefix: shm_prefix.clone(), settings: Vec::new() };
         place

@@ -30,7 +30,8 @@ impl Place {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
         let config = DriversConfig {
-            shm_prefix: format!("pmt-drivers-{}-{number}", std::process::id()),
+            // It ends in a letter: no prefix may be the start of another one, or one test removes what is another's.
+            shm_prefix: format!("pmt-drivers-{}-{number}p", std::process::id()),
             disk_root: Some(directory.path().join("root")),
             node: format!("node-{number}"),
             ..DriversConfig::default()
