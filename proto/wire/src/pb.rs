@@ -46,3 +46,12 @@ pub mod services {
         tonic::include_proto!("payload.manager.services.v1");
     }
 }
+
+/// Package `payload.manager.operations`: ours, no part of the v1 contract.
+pub mod operations {
+    /// Accounting, holders, explanations, scrubbing.
+    #[allow(missing_docs, clippy::all)]
+    pub mod v1 {
+        tonic::include_proto!("payload.manager.operations.v1");
+    }
+}

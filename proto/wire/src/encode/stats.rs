@@ -18,6 +18,7 @@ pub fn stats(shards: &[ShardStats]) -> pb::StatsResponse {
         bytes_ram: bytes(Tier::Ram),
         bytes_disk: bytes(Tier::Disk),
         bytes_object: bytes(Tier::Object),
+        ..pb::StatsResponse::default()
     }
 }
 
@@ -42,6 +43,7 @@ mod tests {
             bytes_ram: 2_200,
             bytes_disk: 3_300,
             bytes_object: 4_400,
+            ..pb::StatsResponse::default()
         };
         assert_eq!(stats(&[shard(1), shard(10)]), expected);
         assert_eq!(stats(&[]), pb::StatsResponse::default());
