@@ -377,10 +377,17 @@ impl Client {
         let mut admin = PayloadAdminServiceClient::new(self.channel());
         let answer = self.answer(admin.stats(self.request(admin::StatsRequest {})).await)?;
         let mut tiers = PerTier::default();
-        tiers[Tier::Gpu] = TierStats { payloads: answer.payloads_gpu, bytes: answer.bytes_gpu };
-        tiers[Tier::Ram] = TierStats { payloads: answer.payloads_ram, bytes: answer.bytes_ram };
-        tiers[Tier::Disk] = TierStats { payloads: answer.payloads_disk, bytes: answer.bytes_disk };
-        tiers[Tier::Object] = TierStats { payloads: answer.payloads_object, bytes: answer.bytes_object };
+        tiers[Tier::Gpu] =
+            TierStats { payloads: answer.payloads_gpu, bytes: answer.bytes_gpu, ..TierStats::default() };
+        tiers[Tier::Ram] =
+            TierStats { payloads: answer.payloads_ram, bytes: answer.bytes_ram, ..TierStats::default() };
+        tiers[Tier::Disk] =
+            TierStats { payloads: answer.payloads_disk, bytes: answer.bytes_disk, ..TierStats::default() };
+        tiers[Tier::Object] = TierStats {
+            payloads: answer.payloads_object,
+            bytes: answer.bytes_object,
+            ..TierStats::default()
+        };
         Ok(tiers)
     }
 

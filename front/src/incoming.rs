@@ -5,15 +5,20 @@
 //!
 //! ```text
 //! listener --accept--> over the limit? close it (the client sees UNAVAILABLE and may retry)
-//!                      else TCP_NODELAY, Connection{socket, permit} --> tonic
+//!                      else TCP_NODELAY, Connection{socket, place} --> tonic
 //! ```
+//! Every connection has a number that never comes back: an address and a port do, once they are closed.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use payload_types::Peer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Sleep;
@@ -29,17 +34,78 @@ const ACCEPT_REST: Duration = Duration::from_millis(50);
 /// Connections refused in one poll before the runtime gets its turn back.
 const REFUSED_PER_POLL_MAX: usize = 64;
 
+/// The numbers of the connections that are open now. Cheap to clone; locked when one opens or closes, never for a
+/// request.
+#[derive(Clone, Debug, Default)]
+pub struct Connections {
+    inner: Arc<Mutex<Numbers>>,
+}
+
+#[derive(Debug, Default)]
+struct Numbers {
+    last: u32,
+    open: BTreeSet<u32>,
+}
+
+impl Connections {
+    /// True while the connection that this peer came by is open: until then its address is nobody else's.
+    pub fn is_open(&self, peer: Peer) -> bool {
+        self.numbers(|numbers| numbers.open.contains(&peer.connection()))
+    }
+
+    /// Connections open now.
+    pub fn len(&self) -> usize {
+        self.numbers(|numbers| numbers.open.len())
+    }
+
+    fn numbers<R>(&self, with: impl FnOnce(&mut Numbers) -> R) -> R {
+        with(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn enter(&self, address: SocketAddr) -> Place {
+        let number = self.numbers(|numbers| {
+            // 4 billion connections later a number may be in use still, by a very old connection.
+            loop {
+                numbers.last = numbers.last.wrapping_add(1).max(1);
+                if numbers.open.insert(numbers.last) {
+                    break numbers.last;
+                }
+            }
+        });
+        Place { connections: self.clone(), peer: Peer::new(address, number) }
+    }
+}
+
+/// One open connection among all of them, until it is dropped.
+#[derive(Debug)]
+struct Place {
+    connections: Connections,
+    peer: Peer,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.connections.numbers(|numbers| numbers.open.remove(&self.peer.connection()));
+    }
+}
+
+/// Who sent a request.
+pub fn peer_of<T>(request: &tonic::Request<T>) -> Peer {
+    request.extensions().get::<Peer>().copied().unwrap_or(Peer::UNKNOWN)
+}
+
 /// The stream of accepted connections. Dropping it closes the listening socket.
 pub struct Incoming {
     listener: TcpListener,
     gate: Gate,
+    connections: Connections,
     rest: Option<Pin<Box<Sleep>>>,
 }
 
 impl Incoming {
-    /// Accepts from `listener` while `gate` has room.
-    pub fn new(listener: TcpListener, gate: Gate) -> Self {
-        Self { listener, gate, rest: None }
+    /// Accepts from `listener` while `gate` has room, and keeps `connections` up to date.
+    pub fn new(listener: TcpListener, gate: Gate, connections: Connections) -> Self {
+        Self { listener, gate, connections, rest: None }
     }
 }
 
@@ -58,7 +124,8 @@ impl Stream for Incoming {
                         if let Err(error) = socket.set_nodelay(true) {
                             tracing::debug!(%peer, %error, "TCP_NODELAY refused");
                         }
-                        return Poll::Ready(Some(Ok(Connection { socket, _permit: permit })));
+                        let place = self.connections.enter(peer);
+                        return Poll::Ready(Some(Ok(Connection { socket, place, _permit: permit })));
                     }
                     None => tracing::warn!(
                         %peer,
@@ -85,14 +152,17 @@ impl Stream for Incoming {
 /// An accepted connection and its place under the limit.
 pub struct Connection {
     socket: TcpStream,
+    place: Place,
     _permit: Permit,
 }
 
 impl Connected for Connection {
-    // Nothing asks for the peer's address yet; tonic clones this into every request.
-    type ConnectInfo = ();
+    // tonic clones this into every request: 24 bytes.
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> Self::ConnectInfo {}
+    fn connect_info(&self) -> Peer {
+        self.place.peer
+    }
 }
 
 impl AsyncRead for Connection {
@@ -147,9 +217,10 @@ mod tests {
         runtime.block_on(async {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
             let address = listener.local_addr().expect("bound");
-            let mut incoming = Incoming::new(listener, Gate::new(1));
+            let connections = Connections::default();
+            let mut incoming = Incoming::new(listener, Gate::new(1), connections.clone());
 
-            let _first_client = TcpStream::connect(address).await.expect("connect");
+            let first_client = TcpStream::connect(address).await.expect("connect");
             let first = incoming.next().await.expect("endless").expect("accepted");
 
             // The second is refused while the first lives: its socket reads as closed.
@@ -160,9 +231,14 @@ mod tests {
                 read = second_client.read(&mut buffer) => assert!(matches!(read, Ok(0) | Err(_))),
             }
 
+            let peer = first.connect_info();
+            assert!(connections.is_open(peer) && connections.len() == 1);
+            assert_eq!(peer.address(), Some(first_client.local_addr().expect("connected")));
             drop(first);
+            assert!(!connections.is_open(peer), "whoever has that address next is somebody else");
             let _third_client = TcpStream::connect(address).await.expect("connect");
-            assert!(incoming.next().await.expect("endless").is_ok());
+            let third = incoming.next().await.expect("endless").expect("accepted");
+            assert_ne!(third.connect_info().connection(), peer.connection());
         });
     }
 }

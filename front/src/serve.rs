@@ -25,7 +25,7 @@ use crate::admission::Gate;
 use crate::bootstrap::Node;
 use crate::config::Config;
 use crate::dispatch::{Dispatch, Other, Services};
-use crate::incoming::Incoming;
+use crate::incoming::{Connections, Incoming};
 use crate::locate::Places;
 use crate::services::{AdminService, CatalogService, DataService, Router, StreamService};
 use crate::shutdown::{self, Budget, Signals};
@@ -109,6 +109,7 @@ async fn serve(listener: TcpListener, node: Node, front: FrontLimits) -> anyhow:
     let address = listener.local_addr().context("the listening socket has no address")?;
 
     let gate = Gate::new(front.requests_in_flight);
+    let connections = Connections::default();
     let router = Arc::new(Router::new(node.handle(), Places(node.locator()), front.allocate_wait_ms));
     let (health, others) = health_and_reflection().await?;
     let dispatch = Dispatch::new(services(&router, others, gate.clone()));
@@ -122,7 +123,7 @@ async fn serve(listener: TcpListener, node: Node, front: FrontLimits) -> anyhow:
             .http2_keepalive_timeout(Some(PING_TIMEOUT))
             .serve_with_incoming_shutdown(
                 dispatch,
-                Incoming::new(listener, Gate::new(front.connections)),
+                Incoming::new(listener, Gate::new(front.connections), connections.clone()),
                 async { drop(stopped.await) },
             )
     );

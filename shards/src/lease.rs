@@ -2,7 +2,7 @@
 
 use payload_ledger::list::{Ends, Linked, Links};
 use payload_ledger::{SlotKey, Slots, TimerId, list};
-use payload_types::{Generation, LeaseId, LeaseNonce, ShardIndex, Tier, limits};
+use payload_types::{Generation, LeaseId, LeaseNonce, Peer, ShardIndex, Tier, WallMs, limits};
 
 /// One lease.
 #[derive(Debug)]
@@ -17,8 +17,27 @@ pub struct Lease {
     pub timer: TimerId,
     /// Grows with every lease of the shard: older leases have smaller ones.
     pub sequence: u64,
-    nonce: LeaseNonce,
+    /// Who has it.
+    pub taken: Taken,
     links: Links,
+}
+
+/// Who took a lease, and when.
+#[derive(Clone, Copy, Debug)]
+pub struct Taken {
+    /// The unguessable part of its id.
+    pub nonce: LeaseNonce,
+    /// By whom.
+    pub owner: Peer,
+    /// When.
+    pub acquired_at: WallMs,
+}
+
+impl Lease {
+    /// The next younger lease of the same payload.
+    pub fn next(&self) -> Option<SlotKey> {
+        self.links.next()
+    }
 }
 
 impl Linked for Lease {
@@ -52,6 +71,16 @@ pub struct LeaseTarget {
 }
 
 impl Leases {
+    /// Leases held.
+    pub fn len(&self) -> u32 {
+        self.slots.len()
+    }
+
+    /// True when none is held.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
     /// True when no lease can be added.
     pub fn is_full(&self) -> bool {
         self.slots.is_full()
@@ -71,7 +100,7 @@ impl Leases {
         shard: ShardIndex,
         ends: &mut Ends,
         target: LeaseTarget,
-        nonce: LeaseNonce,
+        taken: Taken,
         arm: impl FnOnce(SlotKey) -> TimerId,
     ) -> LeaseId {
         self.sequence += 1;
@@ -83,19 +112,19 @@ impl Leases {
             generation,
             timer: placeholder,
             sequence: self.sequence,
-            nonce,
+            taken,
             links: Links::default(),
         };
         let key = self.slots.insert(lease).expect("the caller checked is_full");
         self.slots.get_mut(key).expect("just inserted").timer = arm(key);
         list::push_back(&mut self.slots, ends, key);
-        LeaseId::new(shard, key.index, nonce)
+        LeaseId::new(shard, key.index, taken.nonce)
     }
 
     /// The lease with this id, if it is still held.
     pub fn find(&self, id: LeaseId) -> Option<SlotKey> {
         let key = self.slots.key_at(id.slot())?;
-        (self.slots.get(key)?.nonce == id.nonce()).then_some(key)
+        (self.slots.get(key)?.taken.nonce == id.nonce()).then_some(key)
     }
 
     /// The lease in a slot.

@@ -17,6 +17,7 @@ use std::num::NonZeroU32;
 
 use payload_ledger::{SlotKey, Slots};
 use payload_types::effect::{ReplicaRef, ReplyTo};
+use payload_types::report::PinOwner;
 use payload_types::{ByteCount, Checksum, Monotonic, OpId, PayloadError, PayloadState, PerTier, Pin, limits};
 
 /// For whom an operation is done. Each class has slots of its own, so that neither starves the other.
@@ -96,6 +97,8 @@ pub enum Kind {
         reply_to: ReplyTo,
         /// What to go back to when the catalog fails.
         prior: Pin,
+        /// Who had set that.
+        prior_owner: Option<PinOwner>,
         /// True for Unpin.
         unpin: bool,
     },

@@ -3,6 +3,7 @@
 use payload_ledger::{Account, SlotKey, Wheel};
 use payload_types::effect::{Effect, StorageAction, StorageOp};
 use payload_types::event::{BudgetReply, Completion, Event, StorageDone};
+use payload_types::reply::MovedTotals;
 use payload_types::request::Request;
 use payload_types::{
     ByteCount, ErrorKind, Generation, Monotonic, Now, OpId, PayloadError, PayloadKey, PayloadState, PerTier,
@@ -52,6 +53,8 @@ pub struct Shard {
     pub(crate) wheel: Wheel<Timer>,
     pub(crate) accounts: PerTier<Account>,
     pub(crate) budget: PerTier<BudgetQueue>,
+    /// What was moved since start, for reports only.
+    pub(crate) moved: PerTier<MovedTotals>,
     generations: u64,
 }
 
@@ -74,6 +77,7 @@ impl Shard {
             wheel: Wheel::new(TIMERS_MAX),
             accounts: PerTier::default(),
             budget: PerTier::default(),
+            moved: PerTier::default(),
             generations: 0,
         }
     }
@@ -144,10 +148,14 @@ impl Shard {
             ),
             Request::Spill(request) => self.spill(step, caller, request),
             Request::Prefetch { key, target } => self.prefetch(step, key, target),
-            Request::Pin { key, duration_ms } => self.pin(step, caller, key, Some(duration_ms)),
+            Request::Pin { key, duration_ms, owner } => {
+                self.pin(step, caller, key, Some((duration_ms, owner)))
+            }
             Request::Unpin { key } => self.pin(step, caller, key, None),
             Request::List(list) => Some(Ok(payload_types::reply::Reply::Page(self.table.page(&list)))),
-            Request::Stats => Some(Ok(payload_types::reply::Reply::Stats(self.table.stats()))),
+            Request::Stats => Some(Ok(payload_types::reply::Reply::Stats(self.stats()))),
+            Request::Holders { key, after } => Some(self.holders(step.now, key, after)),
+            Request::Explain { key } => Some(self.explain(step.now, key)),
         };
         if let (Some(result), Some(to)) = (answer, reply_to) {
             step.out.reply(to, result);

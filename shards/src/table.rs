@@ -9,6 +9,7 @@ use std::ops::Bound;
 
 use payload_ledger::{SlotKey, Slots};
 use payload_types::reply::{ShardPage, ShardStats, TierStats};
+use payload_types::report::PinOwner;
 use payload_types::request::List;
 use payload_types::{NamespaceId, PayloadId, PayloadKey, PerTier, Pin, Tier, limits};
 
@@ -26,6 +27,8 @@ pub struct TierBooks {
     pub leased: u64,
     /// Of those: pinned payloads.
     pub pinned: u64,
+    /// Of those: payloads that are not committed.
+    pub uncommitted: u64,
 }
 
 /// See the module.
@@ -36,6 +39,8 @@ pub struct Table {
     ordered: PerTier<BTreeMap<PayloadKey, u32>>,
     counts: BTreeMap<(NamespaceId, Tier), u64>,
     books: PerTier<TierBooks>,
+    /// Who set the pins of this start, by the payload's slot. Beside the payloads, of which few are pinned.
+    pin_owners: BTreeMap<u32, PinOwner>,
 }
 
 fn hash(key: PayloadKey) -> u64 {
@@ -56,6 +61,7 @@ impl Table {
             ordered: PerTier::default(),
             counts: BTreeMap::new(),
             books: PerTier::default(),
+            pin_owners: BTreeMap::new(),
         }
     }
 
@@ -96,6 +102,7 @@ impl Table {
         self.account(slot, false);
         let payload = self.payloads.remove(slot).expect("the caller holds a live slot");
         assert!(self.by_key.remove(hash(payload.key), slot.index), "every payload is indexed");
+        self.pin_owners.remove(&slot.index);
         payload
     }
 
@@ -177,6 +184,7 @@ impl Table {
         let pages = payload.size.in_pages().0;
         let leased = if payload.lease_count > 0 { pages } else { 0 };
         let pinned = if payload.pin == Pin::None { 0 } else { pages };
+        let uncommitted = if payload.state.is_committed() { 0 } else { pages };
         for tier in Tier::ALL {
             if payload.replicas[tier].is_none() {
                 continue;
@@ -187,6 +195,7 @@ impl Table {
             put(&mut books.charged, pages);
             put(&mut books.leased, leased);
             put(&mut books.pinned, pinned);
+            put(&mut books.uncommitted, uncommitted);
         }
     }
 
@@ -203,6 +212,28 @@ impl Table {
         }
     }
 
+    /// Who set the payload's pin; `None` when it was set before this start, or there is none.
+    pub fn pin_owner(&self, slot: SlotKey) -> Option<PinOwner> {
+        self.pin_owners.get(&slot.index).copied()
+    }
+
+    /// Remembers who set the payload's pin.
+    pub fn set_pin_owner(&mut self, slot: SlotKey, owner: Option<PinOwner>) {
+        match owner {
+            Some(owner) => drop(self.pin_owners.insert(slot.index, owner)),
+            None => drop(self.pin_owners.remove(&slot.index)),
+        }
+    }
+
+    /// Every payload, in no order. For checks: as long as the table.
+    pub fn iter(&self) -> impl Iterator<Item = &Payload> {
+        self.ordered
+            .0
+            .iter()
+            .flatten()
+            .filter_map(|(_, slot)| self.payloads.get(self.payloads.key_at(*slot)?))
+    }
+
     /// Bytes of current replicas by tier.
     pub fn books(&self, tier: Tier) -> TierBooks {
         self.books[tier]
@@ -213,7 +244,8 @@ impl Table {
         let mut stats = ShardStats::default();
         for tier in Tier::ALL {
             let payloads = self.ordered[tier].len() as u64;
-            stats.tiers[tier] = TierStats { payloads, bytes: self.books[tier].logical };
+            let TierBooks { logical: bytes, charged: current, uncommitted, .. } = self.books[tier];
+            stats.tiers[tier] = TierStats { payloads, bytes, current, uncommitted, ..TierStats::default() };
         }
         stats
     }

@@ -216,14 +216,16 @@ fn given_a_spill_that_waits_when_its_deadline_passes_then_deadline_exceeded() {
 fn given_a_pin_when_spilled_then_refused_until_it_ends_and_delete_is_not_blocked() {
     let mut world = World::new();
     let key = world.committed(Tier::Ram, 100);
-    world.ask(Request::Pin { key, duration_ms: Some(1000) }).expect("pinned");
-    world.ask(Request::Pin { key, duration_ms: Some(10) }).expect("the longer one wins");
+    world.ask(Request::Pin { key, duration_ms: Some(1000), owner: Peer::UNKNOWN }).expect("pinned");
+    world
+        .ask(Request::Pin { key, duration_ms: Some(10), owner: Peer::UNKNOWN })
+        .expect("the longer one wins");
     assert_eq!(world.shard.usage(Tier::Ram).pinned, 4096);
     world.pass(500);
     assert_eq!(kind(Some(world.ask(spill(key, DISK, false)))), Some(ErrorKind::FailedPrecondition));
     world.pass(501);
     world.ask(spill(key, DISK, false)).expect("the pin is over");
-    world.ask(Request::Pin { key, duration_ms: None }).expect("pinned");
+    world.ask(Request::Pin { key, duration_ms: None, owner: Peer::UNKNOWN }).expect("pinned");
     world
         .ask(Request::Delete { key, force: false, expected_version: None })
         .expect("a pin does not block it");

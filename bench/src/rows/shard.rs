@@ -13,8 +13,8 @@ use payload_types::event::{CatalogAck, Completion, Event, StorageDone};
 use payload_types::reply::{Reply, ReplyResult};
 use payload_types::request::{Acquire, Allocate, Request};
 use payload_types::{
-    ByteCount, Epoch, EvictionPolicy, LeaseId, LeaseNonce, NamespaceId, Now, PayloadId, PayloadKey, PerTier,
-    PromotionPolicy, ShardIndex, Tier, limits,
+    ByteCount, Epoch, EvictionPolicy, LeaseId, LeaseNonce, NamespaceId, Now, PayloadId, PayloadKey, Peer,
+    PerTier, PromotionPolicy, ShardIndex, Tier, limits,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -152,6 +152,7 @@ impl World {
             duration_ms: 0,
             expected_version: None,
             nonce: LeaseNonce(nonce),
+            owner: Peer::UNKNOWN,
         };
         match self.ask(Request::Acquire(acquire)) {
             Some(Ok(Reply::Leased(grant))) => Ok(grant.lease),

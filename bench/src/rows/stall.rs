@@ -27,7 +27,7 @@ use payload_types::reply::{Reply, ReplyResult};
 use payload_types::request::{Acquire, Allocate, Request, Spill};
 use payload_types::tier::SpillTarget;
 use payload_types::{
-    ByteCount, ErrorKind, EvictionPolicy, LeaseId, Monotonic, NamespaceId, PayloadError, PayloadKey,
+    ByteCount, ErrorKind, EvictionPolicy, LeaseId, Monotonic, NamespaceId, PayloadError, PayloadKey, Peer,
     PromotionPolicy, ShardIndex, SpillPolicy, Tier, limits,
 };
 
@@ -274,6 +274,7 @@ fn pace(shards: &ReactorHandle, shard_count: u16, keys: &[PayloadKey], tally: &A
                 duration_ms: 0,
                 expected_version: None,
                 nonce: mint.lease_nonce(),
+                owner: Peer::UNKNOWN,
             };
             let (tally_of_reply, granted) = (Arc::clone(tally), Arc::clone(&granted));
             let reply = Box::new(move |result| match result {

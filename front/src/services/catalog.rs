@@ -17,6 +17,7 @@ use super::router::{NAMESPACE, Router, mismatch};
 use super::spill;
 use super::stream::not_served;
 use crate::deadline::Deadline;
+use crate::incoming::peer_of;
 
 /// See the module.
 pub struct CatalogService {
@@ -102,7 +103,8 @@ impl PayloadCatalogService for CatalogService {
 
     async fn pin(&self, request: Request<pb::PinRequest>) -> Result<Response<()>, Status> {
         let deadline = Deadline::of(request.metadata());
-        let ask = decode::pin(NAMESPACE, request.into_inner()).map_err(to_status)?;
+        let owner = peer_of(&request);
+        let ask = decode::pin(NAMESPACE, request.into_inner(), owner).map_err(to_status)?;
         match self.router.ask_owner(ask, deadline).await.map_err(to_status)? {
             Reply::Pinned => Ok(Response::new(())),
             other => Err(to_status(mismatch("Pin", &other))),

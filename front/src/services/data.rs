@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::router::{NAMESPACE, Router, mismatch};
 use crate::deadline::Deadline;
+use crate::incoming::peer_of;
 
 /// See the module.
 pub struct DataService {
@@ -46,8 +47,8 @@ impl PayloadDataService for DataService {
         request: Request<pb::AcquireReadLeaseRequest>,
     ) -> Result<Response<pb::AcquireReadLeaseResponse>, Status> {
         let deadline = Deadline::of(request.metadata());
-        let nonce = self.router.mint.lease_nonce();
-        let ask = decode::acquire(NAMESPACE, request.into_inner(), nonce).map_err(to_status)?;
+        let (nonce, owner) = (self.router.mint.lease_nonce(), peer_of(&request));
+        let ask = decode::acquire(NAMESPACE, request.into_inner(), nonce, owner).map_err(to_status)?;
         match self.router.ask_owner(ask, deadline).await.map_err(to_status)? {
             Reply::Leased(grant) => Ok(Response::new(encode::leased(&grant, &self.router.locator))),
             other => Err(to_status(mismatch("AcquireReadLease", &other))),

@@ -11,8 +11,10 @@ pub mod error;
 pub mod event;
 pub mod ids;
 pub mod limits;
+pub mod peer;
 pub mod policy;
 pub mod reply;
+pub mod report;
 pub mod request;
 pub mod row;
 pub mod state;
@@ -25,6 +27,7 @@ pub use error::{ErrorKind, PayloadError};
 pub use ids::{
     Epoch, Generation, LeaseId, LeaseNonce, NamespaceId, OpId, PayloadId, PayloadKey, ShardIndex, Version,
 };
+pub use peer::Peer;
 pub use policy::{EvictionPolicy, EvictionPriority, Pin, PromotionPolicy, SpillPolicy};
 pub use row::{Health, PayloadRow, ReplicaRow};
 pub use state::PayloadState;

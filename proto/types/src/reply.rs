@@ -1,8 +1,10 @@
 //! What a shard answers. Each request is answered exactly once.
 
 use crate::descriptor::Descriptor;
+use crate::effect::TierUsage;
 use crate::error::PayloadError;
 use crate::ids::{LeaseId, PayloadId};
+use crate::report::{Explanation, Holders};
 use crate::state::PayloadState;
 use crate::tier::{PerTier, Tier};
 use crate::time::WallMs;
@@ -40,6 +42,10 @@ pub enum Reply {
     Page(ShardPage),
     /// Stats.
     Stats(ShardStats),
+    /// Holders.
+    Holders(Holders),
+    /// Explain.
+    Explained(Box<Explanation>),
 }
 
 /// A granted lease.
@@ -88,6 +94,40 @@ pub struct TierStats {
     pub payloads: u64,
     /// Logical bytes of the replicas on this tier.
     pub bytes: u64,
+    /// What the tier may hold on the whole node; `None`: not configured.
+    pub capacity: Option<u64>,
+    /// Granted to this shard and not charged.
+    pub reserved: u64,
+    /// What is charged, and what of it is leased, pinned, spilling and in limbo.
+    pub usage: TierUsage,
+    /// Of what is charged: current replicas, in whole pages.
+    pub current: u64,
+    /// Of the current: payloads that are not committed.
+    pub uncommitted: u64,
+    /// The most this shard had charged at a time since start.
+    pub peak: u64,
+    /// What was moved here and away, since start.
+    pub moved: MovedTotals,
+}
+
+impl TierStats {
+    /// Charged for what is being made: neither a current replica nor in limbo.
+    pub fn under_way(&self) -> u64 {
+        self.usage.allocated.saturating_sub(self.current + self.usage.limbo)
+    }
+}
+
+/// What has happened to one tier of one shard since start. Counters only grow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct MovedTotals {
+    /// Logical bytes of copies that arrived here from a faster tier.
+    pub spilled_bytes: u64,
+    /// Logical bytes of copies that arrived here from a slower tier.
+    pub promoted_bytes: u64,
+    /// Copies to this tier that a driver could not make.
+    pub transfers_failed: u64,
+    /// Replicas of this tier that were evicted under pressure.
+    pub evictions: u64,
 }
 
 /// One shard's part of the statistics.
@@ -95,4 +135,12 @@ pub struct TierStats {
 pub struct ShardStats {
     /// By tier.
     pub tiers: PerTier<TierStats>,
+    /// Leases held now.
+    pub leases: u64,
+    /// Leases granted since start.
+    pub leases_granted: u64,
+    /// Operations under way.
+    pub operations: u64,
+    /// Requests that wait for a payload.
+    pub parked: u64,
 }

@@ -2,6 +2,7 @@
 //! costs its caller a deadline, nothing else.
 
 use crate::ids::{LeaseId, LeaseNonce, NamespaceId, PayloadId, PayloadKey, Version};
+use crate::peer::Peer;
 use crate::policy::{EvictionPolicy, PromotionPolicy, SpillPolicy};
 use crate::tier::{SpillTarget, Tier};
 use crate::units::{ByteCount, Checksum};
@@ -65,6 +66,8 @@ pub enum Request {
         key: PayloadKey,
         /// For so long; `None` until Unpin.
         duration_ms: Option<u64>,
+        /// Who asks.
+        owner: Peer,
     },
     /// End the pin.
     Unpin {
@@ -75,6 +78,18 @@ pub enum Request {
     List(List),
     /// One shard's part of the statistics. Sent to every shard.
     Stats,
+    /// Who leases and pins it, a part at a time.
+    Holders {
+        /// Target.
+        key: PayloadKey,
+        /// Go on after this lease; from the oldest when it is `None`, or ended meanwhile.
+        after: Option<LeaseId>,
+    },
+    /// Why it is where it is.
+    Explain {
+        /// Target.
+        key: PayloadKey,
+    },
 }
 
 /// See [`Request::Allocate`].
@@ -109,6 +124,8 @@ pub struct Acquire {
     pub expected_version: Option<Version>,
     /// The unguessable part of the lease id.
     pub nonce: LeaseNonce,
+    /// Who asks.
+    pub owner: Peer,
 }
 
 /// See [`Request::Spill`].
@@ -155,7 +172,9 @@ impl Request {
             | Self::Promote { key, .. }
             | Self::Prefetch { key, .. }
             | Self::Pin { key, .. }
-            | Self::Unpin { key } => Some(key.id),
+            | Self::Unpin { key }
+            | Self::Holders { key, .. }
+            | Self::Explain { key } => Some(key.id),
             Self::Release { .. } | Self::List(_) | Self::Stats => None,
         }
     }

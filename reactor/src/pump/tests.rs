@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use payload_types::reply::ReplyResult;
 use payload_types::request::Request;
-use payload_types::{ByteCount, ErrorKind, Generation, OpId, Tier, WallMs};
+use payload_types::{ByteCount, ErrorKind, Generation, OpId, Peer, Tier, WallMs};
 
 use super::*;
 use crate::fake::{FakeCore, FakePorts, KEY, generous_arbiter, release, stored, synced};
@@ -152,7 +152,7 @@ fn given_every_reply_slot_taken_when_more_requests_wait_then_they_stay_until_one
 fn given_shards_that_ask_for_budget_when_shard_0_turns_then_each_gets_its_own_answer() {
     let mut node = Node::new(3);
     for shard in 0..3 {
-        node.send(shard, Request::Pin { key: KEY, duration_ms: None });
+        node.send(shard, Request::Pin { key: KEY, duration_ms: None, owner: Peer::UNKNOWN });
         node.send(shard, Request::Unpin { key: KEY });
     }
     for shard in [1, 2] {
@@ -180,7 +180,7 @@ fn given_shards_that_ask_for_budget_when_shard_0_turns_then_each_gets_its_own_an
 fn given_a_full_budget_lane_when_shards_go_on_asking_then_every_ask_is_answered() {
     let mut node = Node::new(2);
     for _ in 0..300 {
-        node.send(1, Request::Pin { key: KEY, duration_ms: None });
+        node.send(1, Request::Pin { key: KEY, duration_ms: None, owner: Peer::UNKNOWN });
         node.turn(1, 1);
     }
     let mut now_ms = 1;

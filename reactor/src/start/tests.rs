@@ -6,7 +6,7 @@ use std::sync::mpsc;
 
 use payload_types::reply::{Reply, ReplyResult};
 use payload_types::request::Request;
-use payload_types::{ErrorKind, Tier};
+use payload_types::{ErrorKind, Peer, Tier};
 
 use super::*;
 use crate::fake::{FakeCore, FakePorts, KEY, generous_arbiter, list, release, stored, synced};
@@ -45,7 +45,9 @@ fn given_either_executor_when_asked_then_every_shard_answers_also_through_the_ar
         let config = ReactorConfig { executor, cores: Some(vec![0; 3]), ..ReactorConfig::default() };
         let (reactor, handle, _) = start(3, config);
         for shard in 0..3 {
-            for request in [Request::Stats, Request::Pin { key: KEY, duration_ms: None }] {
+            for request in
+                [Request::Stats, Request::Pin { key: KEY, duration_ms: None, owner: Peer::UNKNOWN }]
+            {
                 let heard = ask(&handle, shard, request).recv_timeout(PATIENCE);
                 assert_eq!(heard, Ok(Ok(Reply::Released)));
             }

@@ -97,7 +97,7 @@ impl Shard {
         }
         self.table.update(slot, |payload| {
             payload.creating = false;
-            payload.replicas[replica.tier] = Some(Replica::new(replica.generation, false));
+            payload.replicas[replica.tier] = Some(Replica::new(replica.generation, false, step.now.wall));
         });
         self.arm_payload_timer(step.now, slot);
         self.end_op(slot_key(op), None);

@@ -47,7 +47,7 @@ impl Shard {
             && let Some(segment) = payload.limbo_segment
         {
             // A segment's name follows from the id alone: the old one comes back, or its name has to go first.
-            return Ok(if self.revive_segment(slot, segment) {
+            return Ok(if self.revive_segment(step, slot, segment) {
                 Progress::There
             } else {
                 Progress::Waits(None)
@@ -65,12 +65,12 @@ impl Shard {
         }
     }
 
-    fn revive_segment(&mut self, slot: SlotKey, segment: SlotKey) -> bool {
+    fn revive_segment(&mut self, step: &Step<'_>, slot: SlotKey, segment: SlotKey) -> bool {
         let Some(entry) = self.limbo.revive(segment) else { return false };
         self.table.update(slot, |payload| {
             payload.limbo_segment = None;
             let users = Users { leases: entry.leases, copies: entry.copies };
-            let replica = Replica::new(entry.replica.generation, entry.synced);
+            let replica = Replica::new(entry.replica.generation, entry.synced, step.now.wall);
             payload.replicas[Tier::Ram] = Some(Replica { users, ..replica });
             payload.version = payload.version.next();
         });
@@ -224,6 +224,7 @@ impl Shard {
         let (slot, copy) = (*payload, *copy);
         self.release_source(copy, op);
         if result.is_err() {
+            self.moved[copy.to.tier].transfers_failed += 1;
             self.release_charge(step.out, copy.to.tier, copy.to.size.in_pages());
         }
         if self.is_ending(slot) {
@@ -272,7 +273,7 @@ impl Shard {
         } else if learned {
             payload.row(epoch, payload.settled_state(), payload.version, payload.replica_rows())
         } else {
-            self.publish_copy(op, copy);
+            self.publish_copy(step, op, copy);
             return;
         };
         if let Some(Op { kind: Kind::Copy(copy), .. }) = self.ops.get_mut(op) {
@@ -281,7 +282,7 @@ impl Shard {
         self.store(step, op_id(op), CatalogChange::Put(Box::new(row)));
     }
 
-    pub(crate) fn copy_stored(&mut self, _step: &mut Step<'_>, id: OpId, result: Result<(), String>) {
+    pub(crate) fn copy_stored(&mut self, step: &mut Step<'_>, id: OpId, result: Result<(), String>) {
         let op = slot_key(id);
         let Some(Op { payload, kind: Kind::Copy(copy), .. }) = self.ops.get(op) else { return };
         let (slot, copy) = (*payload, *copy);
@@ -292,7 +293,7 @@ impl Shard {
                 let key = self.table.at(slot).key;
                 self.copy_failed(op, &unavailable(key, "moved", &reason));
             }
-            Ok(()) | Err(_) => self.publish_copy(op, copy),
+            Ok(()) | Err(_) => self.publish_copy(step, op, copy),
         }
     }
 
@@ -307,17 +308,18 @@ impl Shard {
     }
 
     /// Shows the new replica; a spill retires the faster ones.
-    fn publish_copy(&mut self, op: SlotKey, copy: Copy) {
+    fn publish_copy(&mut self, step: &Step<'_>, op: SlotKey, copy: Copy) {
         let slot = self.ops.get(op).expect("the copy has not ended").payload;
         // One that could not be brought to stable storage is written anew, and replaced here.
         self.retire(slot, copy.to.tier, false);
         self.table.update(slot, |payload| {
-            payload.replicas[copy.to.tier] = Some(Replica::new(copy.to.generation, copy.sync));
+            payload.replicas[copy.to.tier] = Some(Replica::new(copy.to.generation, copy.sync, step.now.wall));
             if copy.to.tier.is_durable() {
                 payload.set_state(PayloadState::Durable);
             }
             payload.version = payload.version.next();
         });
+        self.count_copy(copy);
         if copy.is_spill() {
             self.retire_faster(slot, copy.to.tier);
         }

@@ -10,7 +10,7 @@ use payload_types::{Health, LeaseId, PayloadError, PayloadKey, PayloadState, Pro
 
 use crate::flow::commit::data_loss;
 use crate::flow::copy::Progress;
-use crate::lease::LeaseTarget;
+use crate::lease::{LeaseTarget, Taken};
 use crate::parked::Caller;
 use crate::shard::{Answer, Shard, Step, Timer};
 
@@ -106,7 +106,8 @@ impl Shard {
         let target = LeaseTarget { payload: slot, tier, generation: replica.generation };
         let wheel = &mut self.wheel;
         let arm = |lease| wheel.arm(due, Timer::Lease(lease)).expect("the wheel has room for every lease");
-        let lease = self.leases.grant(self.config.shard, &mut payload.leases, target, request.nonce, arm);
+        let taken = Taken { nonce: request.nonce, owner: request.owner, acquired_at: step.now.wall };
+        let lease = self.leases.grant(self.config.shard, &mut payload.leases, target, taken, arm);
         let expires_at = step.now.wall.checked_plus(duration).unwrap_or(payload_types::WallMs::MAX);
         Reply::Leased(LeaseGrant { lease, descriptor: payload.describe(true), expires_at })
     }

@@ -9,6 +9,7 @@ mod lease;
 mod pin;
 pub mod promote;
 mod remove;
+mod report;
 mod retry;
 mod spill;
 mod sync;

@@ -3,8 +3,9 @@
 use payload_ledger::SlotKey;
 use payload_types::effect::CatalogChange;
 use payload_types::reply::Reply;
+use payload_types::report::PinOwner;
 use payload_types::request::Request;
-use payload_types::{Now, PayloadError, PayloadKey, Pin};
+use payload_types::{Now, PayloadError, PayloadKey, Peer, Pin};
 
 use crate::flow::commit::unavailable;
 use crate::op::{self, Class, Kind, Op, op_id};
@@ -12,33 +13,34 @@ use crate::parked::Caller;
 use crate::shard::{Answer, Shard, Step, Timer};
 
 impl Shard {
-    /// Pin for `Some(duration)`, where `Some(None)` is until Unpin; Unpin for `None`.
+    /// Pin for `Some((duration, owner))`, where a duration of `None` is until Unpin; Unpin for `None`.
     pub(crate) fn pin(
         &mut self,
         step: &mut Step<'_>,
         caller: Caller,
         key: PayloadKey,
-        duration_ms: Option<Option<u64>>,
+        wish: Option<(Option<u64>, Peer)>,
     ) -> Answer {
         let slot = match self.find(step.now, key) {
             Ok(slot) => slot,
             Err(error) => return Some(Err(error)),
         };
-        let unpin = duration_ms.is_none();
+        let unpin = wish.is_none();
         let done = Some(Ok(if unpin { Reply::Unpinned } else { Reply::Pinned }));
         let prior = self.table.at(slot).pin;
-        let wanted = Self::wanted_pin(step.now, duration_ms);
+        let wanted = Self::wanted_pin(step.now, wish.map(|(duration_ms, _)| duration_ms));
+        let owner = wish.map(|(_, peer)| PinOwner { peer, pinned_at: step.now.wall });
         let new = if unpin { wanted } else { wanted.max(prior) };
         if new == prior && self.table.at(slot).pin_stored_by.is_none() {
             return done;
         }
         if !self.table.at(slot).stored && !self.is_storing(slot) {
-            self.set_pin(step.now, slot, new);
+            self.set_pin(step.now, slot, new, owner);
             return done;
         }
         if self.is_storing(slot) || self.table.at(slot).pin_stored_by.is_some() {
-            let request = match duration_ms {
-                Some(duration_ms) => Request::Pin { key, duration_ms },
+            let request = match wish {
+                Some((duration_ms, owner)) => Request::Pin { key, duration_ms, owner },
                 None => Request::Unpin { key },
             };
             return self.park(slot, None, caller, request);
@@ -50,9 +52,9 @@ impl Shard {
         let op = self.ops.start(Op {
             payload: slot,
             class: Class::Request,
-            kind: Kind::Pin { reply_to, prior, unpin },
+            kind: Kind::Pin { reply_to, prior, prior_owner: self.table.pin_owner(slot), unpin },
         });
-        self.set_pin(step.now, slot, new);
+        self.set_pin(step.now, slot, new, owner);
         let epoch = self.config.epoch;
         let payload = self.table.links(slot);
         payload.pin_stored_by = Some(op);
@@ -81,8 +83,9 @@ impl Shard {
         }
     }
 
-    fn set_pin(&mut self, now: Now, slot: SlotKey, pin: Pin) {
+    fn set_pin(&mut self, now: Now, slot: SlotKey, pin: Pin, owner: Option<PinOwner>) {
         self.table.update(slot, |payload| payload.pin = pin);
+        self.table.set_pin_owner(slot, owner);
         self.arm_pin_timer(now, slot);
     }
 
@@ -107,7 +110,7 @@ impl Shard {
         self.table.links(slot).pin_timer = None;
         if over {
             // The row keeps the old end, which is past: nothing to store.
-            self.set_pin(step.now, slot, Pin::None);
+            self.set_pin(step.now, slot, Pin::None, None);
         } else {
             self.arm_pin_timer(step.now, slot);
         }
@@ -116,7 +119,7 @@ impl Shard {
     pub(crate) fn pin_stored(&mut self, step: &mut Step<'_>, op: SlotKey, result: Result<(), String>) {
         let ended = self.ops.get(op).expect("the caller found it");
         let slot = ended.payload;
-        let Kind::Pin { reply_to, prior, unpin } = ended.kind else { return };
+        let Kind::Pin { reply_to, prior, prior_owner, unpin } = ended.kind else { return };
         let alive = self.table.get(slot).is_some();
         if alive {
             self.table.links(slot).pin_stored_by = None;
@@ -125,7 +128,7 @@ impl Shard {
             Ok(()) if unpin => Ok(Reply::Unpinned),
             Ok(()) => Ok(Reply::Pinned),
             Err(reason) if alive => {
-                self.set_pin(step.now, slot, prior);
+                self.set_pin(step.now, slot, prior, prior_owner);
                 Err(unavailable(self.table.at(slot).key, if unpin { "unpinned" } else { "pinned" }, &reason))
             }
             Err(reason) => Err(PayloadError::new(payload_types::ErrorKind::Unavailable, reason)),

@@ -252,7 +252,15 @@ pub fn allocation(key: PayloadKey, tier: Tier, size: u64) -> Request {
 
 pub fn acquire(key: PayloadKey, min_tier: Option<Tier>) -> Request {
     let (policy, nonce) = (PromotionPolicy::Blocking, LeaseNonce([3; 10]));
-    Request::Acquire(Acquire { key, min_tier, policy, duration_ms: 0, expected_version: None, nonce })
+    Request::Acquire(Acquire {
+        key,
+        min_tier,
+        policy,
+        duration_ms: 0,
+        expected_version: None,
+        nonce,
+        owner: Peer::UNKNOWN,
+    })
 }
 
 pub fn promote(key: PayloadKey, target: Tier) -> Request {

@@ -134,7 +134,7 @@ impl Oracle {
                 self.spilled(request, seen.as_ref(), pending, scene)
             }
             (Request::Prefetch { .. }, Reply::Prefetching) => Ok(()),
-            (Request::Pin { key, duration_ms }, Reply::Pinned) => self.pinned(*key, *duration_ms, scene),
+            (Request::Pin { key, duration_ms, .. }, Reply::Pinned) => self.pinned(*key, *duration_ms, scene),
             (Request::Unpin { .. }, Reply::Unpinned) => Ok(()),
             (Request::List(request), Reply::Page(page)) => check_page(request, page),
             (Request::Stats, Reply::Stats(_)) => Ok(()),

@@ -12,7 +12,7 @@ use payload_types::request::{Acquire, Allocate, List, Request, Spill};
 use payload_types::tier::SpillTarget;
 use payload_types::{
     ByteCount, Checksum, EvictionPolicy, EvictionPriority, LeaseId, LeaseNonce, Monotonic, NamespaceId,
-    PayloadId, PayloadKey, PromotionPolicy, SpillPolicy, Tier, Version,
+    PayloadId, PayloadKey, Peer, PromotionPolicy, SpillPolicy, Tier, Version,
 };
 
 use super::agenda::Task;
@@ -176,6 +176,7 @@ impl World {
                 duration_ms: self.rng.pick(&[0, 1, 5, 100, 3_000, u64::MAX / 4]),
                 expected_version,
                 nonce: self.nonce(),
+                owner: Peer::UNKNOWN,
             }),
             37..=46 => match self.client.leases.is_empty() || self.rng.chance(150) {
                 true => Request::Release { lease: self.bogus_lease() },
@@ -202,7 +203,8 @@ impl World {
                 target: self.rng.pick(&[Tier::Ram, Tier::Ram, Tier::Disk, Tier::Gpu]),
             },
             79..=83 => {
-                Request::Pin { key, duration_ms: self.rng.pick(&[None, Some(1), Some(50), Some(5_000)]) }
+                let duration_ms = self.rng.pick(&[None, Some(1), Some(50), Some(5_000)]);
+                Request::Pin { key, duration_ms, owner: Peer::UNKNOWN }
             }
             84..=87 => Request::Unpin { key },
             88..=91 if self.client.scan.is_none() => self.scan_begin(),

@@ -449,7 +449,9 @@ pub(super) fn key_of(request: &Request) -> Option<PayloadKey> {
         | Request::Promote { key, .. }
         | Request::Prefetch { key, .. }
         | Request::Pin { key, .. }
-        | Request::Unpin { key } => Some(*key),
+        | Request::Unpin { key }
+        | Request::Holders { key, .. }
+        | Request::Explain { key } => Some(*key),
         Request::Release { .. } | Request::List(_) | Request::Stats => None,
     }
 }

@@ -403,6 +403,9 @@ impl World {
             return breach(Rule::Accounting, "Stats was refused");
         };
         look.stats = stats;
+        if let Err(wrong) = self.cores[shard].shard.check_accounting() {
+            return breach(Rule::Accounting, wrong);
+        }
         Ok(look)
     }
 

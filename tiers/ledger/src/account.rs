@@ -7,6 +7,8 @@ use payload_types::ByteCount;
 pub struct Account {
     granted: u64,
     charged: u64,
+    /// The most that was charged at a time.
+    peak: u64,
 }
 
 impl Account {
@@ -17,6 +19,7 @@ impl Account {
             return false;
         }
         self.charged += bytes.0;
+        self.peak = self.peak.max(self.charged);
         true
     }
 
@@ -45,6 +48,7 @@ impl Account {
     pub fn adopt(&mut self, bytes: ByteCount) {
         self.granted += bytes.0;
         self.charged += bytes.0;
+        self.peak = self.peak.max(self.charged);
     }
 
     /// Granted and not charged.
@@ -55,6 +59,11 @@ impl Account {
     /// Charged.
     pub fn charged(&self) -> ByteCount {
         ByteCount(self.charged)
+    }
+
+    /// The most that was charged at a time.
+    pub fn peak(&self) -> ByteCount {
+        ByteCount(self.peak)
     }
 
     /// Granted.
@@ -76,6 +85,7 @@ mod tests {
         assert_eq!(account.give_up(ByteCount(10)), ByteCount(30));
         account.release(ByteCount(60));
         assert_eq!((account.spare(), account.charged()), (ByteCount(70), ByteCount::ZERO));
+        assert_eq!(account.peak(), ByteCount(60), "what was charged once stays the peak");
         assert_eq!(account.give_up(ByteCount::ZERO), ByteCount(70));
     }
 

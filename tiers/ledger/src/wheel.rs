@@ -91,6 +91,11 @@ impl<T: Copy> Wheel<T> {
         true
     }
 
+    /// When an armed timer is due, in whole ticks.
+    pub fn due(&self, timer: TimerId) -> Option<Monotonic> {
+        self.nodes.get(timer.0).map(|node| Monotonic(node.due.saturating_mul(TICK_NS)))
+    }
+
     /// When the next timer is due, or the next bounded piece of work is. Never later than the earliest timer.
     pub fn next_due(&self) -> Option<Monotonic> {
         let tick = if self.cascading.is_some() { self.elapsed } else { self.next_list()?.1 };

@@ -183,7 +183,7 @@ mod tests {
     fn given_stats_when_described_then_only_used_tiers_are_named() {
         let mut tiers = PerTier::default();
         assert_eq!(describe(&tiers), "no payloads");
-        tiers[Tier::Ram] = TierStats { payloads: 3, bytes: 4096 };
+        tiers[Tier::Ram] = TierStats { payloads: 3, bytes: 4096, ..TierStats::default() };
         assert_eq!(describe(&tiers), "ram 3 payloads 4 KiB");
     }
 }

@@ -42,7 +42,7 @@ pub async fn run(client: &Client, output: &mut Output) -> anyhow::Result<()> {
         return Ok(output.object(&object(&tiers))?);
     }
     for tier in Tier::ALL {
-        let TierStats { payloads, bytes } = tiers[tier];
+        let TierStats { payloads, bytes, .. } = tiers[tier];
         output.row(&TierRow { tier: word(tier), payloads, bytes })?;
     }
     Ok(())

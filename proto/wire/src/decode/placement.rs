@@ -1,7 +1,7 @@
 //! Promote, Spill, Prefetch, Pin, Unpin: where a payload lies (behaviour.md, "Placement").
 
 use payload_types::request::{Request, Spill};
-use payload_types::{NamespaceId, PayloadError, limits};
+use payload_types::{NamespaceId, PayloadError, Peer, limits};
 
 use super::{fence, storable};
 use crate::pb::runtime::v1 as pb;
@@ -64,14 +64,14 @@ pub fn prefetch(namespace: NamespaceId, request: pb::PrefetchRequest) -> Result<
     })
 }
 
-/// Decodes Pin: a duration of 0 is until Unpin.
+/// Decodes Pin of the client `owner`: a duration of 0 is until Unpin.
 ///
 /// # Errors
 /// `INVALID_ARGUMENT` for a malformed id or a duration beyond 2^63-1.
-pub fn pin(namespace: NamespaceId, request: pb::PinRequest) -> Result<Request, PayloadError> {
+pub fn pin(namespace: NamespaceId, request: pb::PinRequest, owner: Peer) -> Result<Request, PayloadError> {
     let key = ids::payload_key(namespace, request.id.as_ref())?;
     let duration_ms = storable("duration_ms", request.duration_ms)?;
-    Ok(Request::Pin { key, duration_ms: (duration_ms > 0).then_some(duration_ms) })
+    Ok(Request::Pin { key, duration_ms: (duration_ms > 0).then_some(duration_ms), owner })
 }
 
 /// Decodes Unpin.
@@ -206,12 +206,19 @@ mod tests {
 
     #[test]
     fn given_a_pin_when_decoded_then_0_is_until_unpin() {
+        const OWNER: Peer = Peer::UNKNOWN;
         let request = |duration_ms| pb::PinRequest { id: id(1), duration_ms };
-        assert_eq!(pin(NAMESPACE, request(0)), Ok(Request::Pin { key: key(1), duration_ms: None }));
-        assert_eq!(pin(NAMESPACE, request(9)), Ok(Request::Pin { key: key(1), duration_ms: Some(9) }));
-        refused(pin(NAMESPACE, request(TOO_LARGE)), InvalidArgument, "duration_ms");
+        assert_eq!(
+            pin(NAMESPACE, request(0), OWNER),
+            Ok(Request::Pin { key: key(1), duration_ms: None, owner: OWNER })
+        );
+        assert_eq!(
+            pin(NAMESPACE, request(9), OWNER),
+            Ok(Request::Pin { key: key(1), duration_ms: Some(9), owner: OWNER })
+        );
+        refused(pin(NAMESPACE, request(TOO_LARGE), OWNER), InvalidArgument, "duration_ms");
         let nameless = pb::PinRequest { id: None, duration_ms: 0 };
-        refused(pin(NAMESPACE, nameless), InvalidArgument, "payload id");
+        refused(pin(NAMESPACE, nameless, OWNER), InvalidArgument, "payload id");
         assert_eq!(unpin(NAMESPACE, pb::UnpinRequest { id: id(1) }), Ok(Request::Unpin { key: key(1) }));
         refused(unpin(NAMESPACE, pb::UnpinRequest { id: None }), InvalidArgument, "payload id");
     }

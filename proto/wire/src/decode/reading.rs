@@ -1,7 +1,7 @@
 //! Resolve, Acquire, Release: finding and leasing bytes (behaviour.md, "Reading").
 
 use payload_types::request::{Acquire, Request};
-use payload_types::{LeaseNonce, NamespaceId, PayloadError};
+use payload_types::{LeaseNonce, NamespaceId, PayloadError, Peer};
 
 use super::{fence, storable};
 use crate::pb::runtime::v1 as pb;
@@ -15,7 +15,7 @@ pub fn resolve(namespace: NamespaceId, request: pb::ResolveSnapshotRequest) -> R
     Ok(Request::Resolve { key: ids::payload_key(namespace, request.id.as_ref())? })
 }
 
-/// Decodes AcquireReadLease. `nonce` is fresh randomness for the id of the lease. The duration is passed on as
+/// Decodes AcquireReadLease of the client `owner`. `nonce` is fresh randomness for the id of the lease. The duration is passed on as
 /// asked: the shard clamps it to what is configured.
 ///
 /// # Errors
@@ -25,6 +25,7 @@ pub fn acquire(
     namespace: NamespaceId,
     request: pb::AcquireReadLeaseRequest,
     nonce: LeaseNonce,
+    owner: Peer,
 ) -> Result<Request, PayloadError> {
     let key = ids::payload_key(namespace, request.id.as_ref())?;
     let min_tier = enums::tier_optional("min_tier", request.min_tier)?;
@@ -41,7 +42,7 @@ pub fn acquire(
             )));
         }
     }
-    Ok(Request::Acquire(Acquire { key, min_tier, policy, duration_ms, expected_version, nonce }))
+    Ok(Request::Acquire(Acquire { key, min_tier, policy, duration_ms, expected_version, nonce, owner }))
 }
 
 /// Decodes ReleaseLease. An id that no shard ever granted is fine.
@@ -75,8 +76,9 @@ mod tests {
             duration_ms: 0,
             expected_version: None,
             nonce: NONCE,
+            owner: Peer::UNKNOWN,
         };
-        assert_eq!(acquire(NAMESPACE, request(), NONCE), Ok(Request::Acquire(expected)));
+        assert_eq!(acquire(NAMESPACE, request(), NONCE, Peer::UNKNOWN), Ok(Request::Acquire(expected)));
     }
 
     #[test]
@@ -96,15 +98,16 @@ mod tests {
             duration_ms: 10_000_000,
             expected_version: Some(Version(12)),
             nonce: NONCE,
+            owner: Peer::UNKNOWN,
         };
-        assert_eq!(acquire(NAMESPACE, full, NONCE), Ok(Request::Acquire(expected)));
+        assert_eq!(acquire(NAMESPACE, full, NONCE, Peer::UNKNOWN), Ok(Request::Acquire(expected)));
     }
 
     #[test]
     fn given_a_mode_other_than_read_when_acquired_then_failed_precondition() {
         for mode in [2, -1, i32::MAX] {
             let request = pb::AcquireReadLeaseRequest { mode, ..request() };
-            refused(acquire(NAMESPACE, request, NONCE), FailedPrecondition, "mode is");
+            refused(acquire(NAMESPACE, request, NONCE, Peer::UNKNOWN), FailedPrecondition, "mode is");
         }
     }
 
@@ -125,7 +128,7 @@ mod tests {
             ),
         ];
         for (request, word) in cases {
-            refused(acquire(NAMESPACE, request, NONCE), InvalidArgument, word);
+            refused(acquire(NAMESPACE, request, NONCE, Peer::UNKNOWN), InvalidArgument, word);
         }
     }
 

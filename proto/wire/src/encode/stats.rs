@@ -32,7 +32,12 @@ mod tests {
     #[test]
     fn given_two_shards_when_summed_then_each_tier_has_its_own_totals() {
         let shard = |factor: u64| ShardStats {
-            tiers: PerTier([1, 2, 3, 4].map(|n| TierStats { payloads: n * factor, bytes: n * factor * 100 })),
+            tiers: PerTier([1, 2, 3, 4].map(|n| TierStats {
+                payloads: n * factor,
+                bytes: n * factor * 100,
+                ..TierStats::default()
+            })),
+            ..ShardStats::default()
         };
         let expected = pb::StatsResponse {
             payloads_gpu: 11,

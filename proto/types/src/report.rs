@@ -1,0 +1,180 @@
+//! What a shard tells operators about one payload: who holds it, and why it is where it is.
+
+use crate::descriptor::Descriptor;
+use crate::ids::{LeaseId, PayloadId};
+use crate::peer::Peer;
+use crate::policy::{EvictionPriority, Pin};
+use crate::tier::{SpillTarget, Tier};
+use crate::time::WallMs;
+use crate::units::ByteCount;
+
+/// One lease and who took it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LeaseHold {
+    /// Its id.
+    pub lease: LeaseId,
+    /// Who took it.
+    pub owner: Peer,
+    /// The tier of the replica that it pins.
+    pub tier: Tier,
+    /// When it was granted.
+    pub acquired_at: WallMs,
+    /// When it ends by itself.
+    pub expires_at: WallMs,
+    /// The replica was dropped since; its space is freed when the lease ends.
+    pub limbo: bool,
+}
+
+/// Who set a pin, and when.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PinOwner {
+    /// Who.
+    pub peer: Peer,
+    /// When.
+    pub pinned_at: WallMs,
+}
+
+/// The pin of a payload and who set it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PinHold {
+    /// `None`: it was set before the last start.
+    pub owner: Option<PinOwner>,
+    /// Until when.
+    pub pin: Pin,
+}
+
+/// One part of a payload's holders.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Holders {
+    /// Oldest first, at most `limits::ITEMS_PER_TURN_MAX`.
+    pub leases: Vec<LeaseHold>,
+    /// True when there are leases after the last of these.
+    pub more: bool,
+    /// Leases held now.
+    pub lease_count: u32,
+    /// The pin, while it holds.
+    pub pin: Option<PinHold>,
+    /// Exactly what was allocated.
+    pub size: ByteCount,
+    /// Tiers that have a replica.
+    pub replicas: u32,
+}
+
+/// Why pressure leaves a replica where it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kept {
+    /// Not committed: its producer is writing it.
+    Uncommitted,
+    /// So many leases are held on the payload.
+    Leased(u32),
+    /// Its pin holds.
+    Pinned(Pin),
+    /// Allocated with no_evict.
+    NoEvict,
+    /// Its priority is NEVER.
+    PriorityNever,
+    /// It must stay on this tier or a faster one.
+    MinResidency(Tier),
+    /// Something is being done to it.
+    Busy(Work),
+    /// Its bytes were found damaged: there is nothing good to move.
+    Damaged,
+    /// No slower tier is configured that it could go to, and it is not allowed to be discarded.
+    Nowhere,
+    /// Its ttl has passed or it is being deleted: it goes anyway.
+    Ending,
+}
+
+/// What pressure would do to a replica.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Pressure {
+    /// Dropped without a write: the replica on this tier has the same bytes.
+    Drop {
+        /// The durable twin's tier.
+        twin: Tier,
+    },
+    /// Copied there, then dropped.
+    Move {
+        /// The slower tier.
+        to: Tier,
+    },
+    /// The payload is discarded.
+    Discard,
+    /// Nothing, for these reasons; never empty.
+    Stays(Vec<Kept>),
+}
+
+/// What is being done to a payload.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Work {
+    /// Commit.
+    Committing,
+    /// A copy from one tier to another.
+    Copying {
+        /// Read from here.
+        from: Tier,
+        /// Made there.
+        to: Tier,
+    },
+    /// Brought to stable storage.
+    Syncing(Tier),
+    /// Marked as damaged.
+    Marking,
+    /// Delete, expiry, discard.
+    Removing,
+    /// Its pin is being stored.
+    Pinning,
+}
+
+/// One current replica.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ReplicaReport {
+    /// Where.
+    pub tier: Tier,
+    /// Made then; `None`: before the last start.
+    pub since: Option<WallMs>,
+    /// Leases on it.
+    pub leases: u32,
+    /// Copies that read it.
+    pub copies: u32,
+    /// On stable storage.
+    pub synced: bool,
+    /// What pressure on its tier would do.
+    pub pressure: Pressure,
+}
+
+/// Why a payload is where it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Explanation {
+    /// As Resolve shows it.
+    pub descriptor: Descriptor,
+    /// Leases held, on all replicas.
+    pub leases: u32,
+    /// The pin, as far as it holds.
+    pub pin: Pin,
+    /// Allocated with no_evict.
+    pub no_evict: bool,
+    /// Where a spill without a target sends it.
+    pub spill_target: SpillTarget,
+    /// What is being done to it.
+    pub work: Option<Work>,
+    /// True when requests wait for it.
+    pub requests_wait: bool,
+    /// Since when nobody has taken a lease; `None`: nobody has since the last start.
+    pub leased_at: Option<WallMs>,
+    /// Current replicas, fastest first.
+    pub replicas: Vec<ReplicaReport>,
+}
+
+/// One payload that pressure would take soon.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Victim {
+    /// Identity.
+    pub id: PayloadId,
+    /// Logical size.
+    pub size: ByteCount,
+    /// Lower ones go first.
+    pub priority: EvictionPriority,
+    /// When it was last leased, or made; `None`: not known.
+    pub used_at: Option<WallMs>,
+}

@@ -1,0 +1,254 @@
+//! What operators ask: the accounting of a shard, the holders of a payload, and why it is where it is.
+//!
+//! Changes nothing but the counters of `moved`. Each answer is bounded: the accounting is kept as running sums, a part
+//! of the holders is at most `limits::ITEMS_PER_TURN_MAX` leases, an explanation looks at one payload.
+
+use payload_ledger::SlotKey;
+use payload_types::reply::{Reply, ReplyResult, ShardStats};
+use payload_types::report::{Explanation, Holders, Kept, LeaseHold, PinHold, Pressure, ReplicaReport, Work};
+use payload_types::tier::SpillTarget;
+use payload_types::{
+    EvictionPriority, Health, LeaseId, Monotonic, Now, PayloadKey, PayloadState, PerTier, Pin, Tier, WallMs,
+    limits,
+};
+
+use crate::lease::Lease;
+use crate::op::{Copy, Kind};
+use crate::payload::Payload;
+use crate::shard::Shard;
+use crate::table::TierBooks;
+
+impl Shard {
+    /// This shard's part of Stats: exact at the end of the last step.
+    pub fn stats(&self) -> ShardStats {
+        let mut stats = self.table.stats();
+        for tier in Tier::ALL {
+            let part = &mut stats.tiers[tier];
+            part.capacity = self.config.capacity[tier].map(|capacity| capacity.0);
+            part.reserved = self.accounts[tier].spare().0;
+            part.usage = self.usage(tier);
+            part.peak = self.accounts[tier].peak().0;
+            part.moved = self.moved[tier];
+        }
+        stats.leases = u64::from(self.leases.len());
+        stats.leases_granted = self.leases.sequence();
+        stats.operations = u64::from(self.ops.len());
+        stats.parked = u64::from(self.parked.len());
+        stats
+    }
+
+    /// Counts a copy that has arrived.
+    pub(crate) fn count_copy(&mut self, copy: Copy) {
+        let moved = &mut self.moved[copy.to.tier];
+        let total = if copy.is_spill() { &mut moved.spilled_bytes } else { &mut moved.promoted_bytes };
+        *total += copy.to.size.0;
+    }
+
+    /// Compares the running sums with what they are sums of, one payload at a time. For the simulator and tests: as
+    /// long as the table.
+    ///
+    /// # Errors
+    /// The first figure that is wrong, and by how much.
+    pub fn check_accounting(&self) -> Result<(), String> {
+        let mut counted: PerTier<TierBooks> = PerTier::default();
+        for payload in self.table.iter() {
+            let pages = payload.size.in_pages().0;
+            for tier in Tier::ALL.into_iter().filter(|tier| payload.replicas[*tier].is_some()) {
+                let books = &mut counted[tier];
+                books.logical += payload.size.0;
+                books.charged += pages;
+                books.leased += if payload.lease_count > 0 { pages } else { 0 };
+                books.pinned += if payload.pin == Pin::None { 0 } else { pages };
+                books.uncommitted += if payload.state.is_committed() { 0 } else { pages };
+            }
+        }
+        for tier in Tier::ALL {
+            let (kept, counted) = (self.table.books(tier), counted[tier]);
+            if kept != counted {
+                return Err(format!("{tier}: the books say {kept:?}, the replicas are {counted:?}"));
+            }
+            let (allocated, limbo) = (self.accounts[tier].charged().0, self.limbo.bytes(tier));
+            let under_way = allocated.checked_sub(kept.charged + limbo);
+            if under_way.is_none() {
+                return Err(format!(
+                    "{tier}: {allocated} are charged for {} of replicas and {limbo} in limbo",
+                    kept.charged
+                ));
+            }
+            if self.ops.is_empty() && under_way != Some(0) {
+                return Err(format!("{tier}: {under_way:?} are charged for nothing that is under way"));
+            }
+            if self.accounts[tier].peak() < self.accounts[tier].charged() {
+                return Err(format!("{tier}: the peak is below what is charged"));
+            }
+        }
+        Ok(())
+    }
+
+    /// One part of a payload's holders: leases after `after`, or from the oldest.
+    pub(crate) fn holders(&self, now: Now, key: PayloadKey, after: Option<LeaseId>) -> ReplyResult {
+        let slot = self.find(now, key)?;
+        let payload = self.table.at(slot);
+        let last = after.and_then(|id| self.leases.find(id));
+        let last = last.and_then(|key| self.leases.get(key)).filter(|lease| lease.payload == slot);
+        let mut next = last.map_or(payload.leases.map(|(first, _)| first), Lease::next);
+        let mut leases = Vec::new();
+        while let Some(key) = next
+            && leases.len() < limits::ITEMS_PER_TURN_MAX
+        {
+            let lease = self.leases.get(key).expect("linked leases exist");
+            leases.push(self.lease_hold(now, payload, key, lease));
+            next = lease.next();
+        }
+        let pin = payload
+            .pin
+            .holds_at(now.wall)
+            .then(|| PinHold { owner: self.table.pin_owner(slot), pin: payload.pin });
+        Ok(Reply::Holders(Holders {
+            leases,
+            more: next.is_some(),
+            lease_count: payload.lease_count,
+            pin,
+            size: payload.size,
+            replicas: Tier::ALL.into_iter().filter(|tier| payload.replicas[*tier].is_some()).count() as u32,
+        }))
+    }
+
+    fn lease_hold(&self, now: Now, payload: &Payload, key: SlotKey, lease: &Lease) -> LeaseHold {
+        let current = payload.replicas[lease.tier];
+        LeaseHold {
+            lease: LeaseId::new(self.config.shard, key.index, lease.taken.nonce),
+            owner: lease.taken.owner,
+            tier: lease.tier,
+            acquired_at: lease.taken.acquired_at,
+            expires_at: wall_at(now, self.wheel.due(lease.timer).unwrap_or(now.monotonic)),
+            limbo: current.is_none_or(|replica| replica.generation != lease.generation),
+        }
+    }
+
+    /// Why a payload is where it is.
+    pub(crate) fn explain(&self, now: Now, key: PayloadKey) -> ReplyResult {
+        let slot = self.find(now, key)?;
+        let payload = self.table.at(slot);
+        let work = self.work_on(payload);
+        let report = |tier: Tier| {
+            let replica = payload.replicas[tier]?;
+            let since = (replica.made_s > 0).then(|| WallMs::from_millis(u64::from(replica.made_s) * 1000));
+            Some(ReplicaReport {
+                tier,
+                since,
+                leases: replica.users.leases,
+                copies: replica.users.copies,
+                synced: replica.synced,
+                pressure: self.pressure_on(now, payload, tier, work),
+            })
+        };
+        Ok(Reply::Explained(Box::new(Explanation {
+            descriptor: payload.describe(payload.state.is_committed()),
+            leases: payload.lease_count,
+            pin: if payload.pin.holds_at(now.wall) { payload.pin } else { Pin::None },
+            no_evict: payload.no_evict,
+            spill_target: payload.policy.spill_target.unwrap_or(SpillTarget::Tier(Tier::Disk)),
+            work,
+            requests_wait: payload.parked.is_some(),
+            leased_at: None,
+            replicas: Tier::ALL.into_iter().filter_map(report).collect(),
+        })))
+    }
+
+    fn work_on(&self, payload: &Payload) -> Option<Work> {
+        let op = payload.op.or(payload.pin_stored_by).and_then(|op| self.ops.get(op))?;
+        Some(match &op.kind {
+            Kind::Allocate { .. } | Kind::Commit { .. } => Work::Committing,
+            Kind::Copy(copy) => Work::Copying { from: copy.from.tier, to: copy.to.tier },
+            Kind::Sync { replica } => Work::Syncing(replica.tier),
+            Kind::Mark { .. } => Work::Marking,
+            Kind::Remove { .. } => Work::Removing,
+            Kind::Pin { .. } => Work::Pinning,
+        })
+    }
+
+    /// What pressure on `tier` would do to the payload's replica there.
+    fn pressure_on(&self, now: Now, payload: &Payload, tier: Tier, work: Option<Work>) -> Pressure {
+        let mut kept = Vec::new();
+        let mut keep = |when: bool, why: Kept| {
+            if when {
+                kept.push(why);
+            }
+        };
+        keep(!payload.state.is_committed(), Kept::Uncommitted);
+        keep(matches!(payload.state, PayloadState::Deleting | PayloadState::Expired), Kept::Ending);
+        keep(payload.health == Health::Damaged, Kept::Damaged);
+        keep(payload.lease_count > 0, Kept::Leased(payload.lease_count));
+        keep(payload.pin.holds_at(now.wall), Kept::Pinned(payload.pin));
+        keep(payload.no_evict, Kept::NoEvict);
+        keep(payload.policy.priority == EvictionPriority::Never, Kept::PriorityNever);
+        if let Some(work) = work {
+            keep(true, Kept::Busy(work));
+        }
+        let goes_to = self.slower_place(payload, tier);
+        if let Some(floor) = payload.policy.min_residency
+            && goes_to.as_ref().is_some_and(|place| place.tier().is_none_or(|to| floor.is_faster_than(to)))
+        {
+            keep(true, Kept::MinResidency(floor));
+        }
+        keep(goes_to.is_none(), Kept::Nowhere);
+        match goes_to {
+            Some(place) if kept.is_empty() => place.pressure(),
+            _ => Pressure::Stays(kept),
+        }
+    }
+
+    /// Where the replica on `tier` would go: to a twin that is there, or as the payload's policy says.
+    fn slower_place(&self, payload: &Payload, tier: Tier) -> Option<Place> {
+        let twin = Tier::ALL.into_iter().find(|slower| {
+            tier.is_faster_than(*slower) && slower.is_durable() && payload.replicas[*slower].is_some()
+        });
+        if let Some(twin) = twin {
+            return Some(Place::Twin(twin));
+        }
+        match payload.policy.spill_target {
+            Some(SpillTarget::Void) => return Some(Place::Nowhere),
+            Some(SpillTarget::Tier(target)) if tier.is_faster_than(target) => {
+                return self.config.capacity[target].map(|_| Place::Copy(target));
+            }
+            Some(SpillTarget::Tier(_)) | None => {}
+        }
+        let next = Tier::ALL
+            .into_iter()
+            .find(|slower| tier.is_faster_than(*slower) && self.config.capacity[*slower].is_some());
+        next.map(Place::Copy)
+    }
+}
+
+/// Where pressure would put a payload's bytes.
+enum Place {
+    /// They are there already.
+    Twin(Tier),
+    /// They are copied there.
+    Copy(Tier),
+    /// They are discarded.
+    Nowhere,
+}
+
+impl Place {
+    fn tier(&self) -> Option<Tier> {
+        match self {
+            Self::Twin(tier) | Self::Copy(tier) => Some(*tier),
+            Self::Nowhere => None,
+        }
+    }
+
+    fn pressure(&self) -> Pressure {
+        match self {
+            Self::Twin(twin) => Pressure::Drop { twin: *twin },
+            Self::Copy(to) => Pressure::Move { to: *to },
+            Self::Nowhere => Pressure::Discard,
+        }
+    }
+}
+
+/// The wall clock's time at `moment`.
+fn wall_at(now: Now, moment: Monotonic) -> WallMs {
+    now.wall.checked_plus(moment.millis_since(now.monotonic)).unwrap_or(WallMs::MAX)
+}
