@@ -14,6 +14,7 @@ pub mod address;
 pub mod recovery;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use payload_catalog::{MemoryStore, SqliteStore, Store, Synchronous, Writer};
@@ -212,6 +213,7 @@ fn drivers_config(config: &Config) -> DriversConfig {
         worker_threads: config.spill_workers.threads,
         transfer_threads: config.spill_workers.threads,
         shard_count: config.shards.count,
+        retry_backoff: Duration::from_millis(config.spill_workers.retry_backoff_ms),
         ..DriversConfig::default()
     }
 }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod descriptor;
+pub mod disk;
 pub mod effect;
 pub mod error;
 pub mod event;
@@ -23,6 +24,7 @@ pub mod time;
 pub mod units;
 
 pub use descriptor::{Descriptor, Location};
+pub use disk::{DiskFault, DiskHealth, DiskState};
 pub use error::{ErrorKind, PayloadError};
 pub use ids::{
     Epoch, Generation, LeaseId, LeaseNonce, NamespaceId, OpId, PayloadId, PayloadKey, ShardIndex, Version,

@@ -14,10 +14,14 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use payload_types::Tier;
 
+use crate::DriversConfig;
+use crate::calls::Calls;
 use crate::error::OpenError;
+use crate::health::{Health, PROBE_NAME};
 use crate::intent::{IntentLog, Live};
 use crate::naming::{Names, PAYLOADS};
 use crate::store::{FileStore, sync_directory};
@@ -45,7 +49,11 @@ pub(crate) struct DiskRoot {
 }
 
 /// Locks the root, checks or writes its marker, opens its intent log.
-pub(crate) fn open(path: &Path, node: &str, mode_sealed: u32) -> Result<DiskRoot, OpenError> {
+pub(crate) fn open(
+    path: &Path,
+    config: &DriversConfig,
+    calls: &Arc<dyn Calls>,
+) -> Result<DiskRoot, OpenError> {
     fs::create_dir_all(path).map_err(|source| OpenError::io("making the disk root", path, source))?;
     let root =
         fs::canonicalize(path).map_err(|source| OpenError::io("resolving the disk root", path, source))?;
@@ -60,13 +68,16 @@ pub(crate) fn open(path: &Path, node: &str, mode_sealed: u32) -> Result<DiskRoot
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
     }
-    .map_err(|source| OpenError::io("making", payloads, source))?;
+    .map_err(|source| OpenError::io("making", &payloads, source))?;
+    let _ = fs::remove_file(payloads.join(PROBE_NAME)); // what a crash left of a probe
     let intent = root.join(INTENT);
     let (log, live) = IntentLog::open(&intent, Tier::Disk, true, None)
-        .map_err(|error| OpenError::of_log(error, &intent, node))?;
+        .map_err(|error| OpenError::of_log(error, &intent, &config.node))?;
     sync_directory(&root).map_err(|source| OpenError::io("syncing", &root, source))?;
+    let health = Arc::new(Health::new(payloads, Arc::clone(calls), config.retry_backoff));
+    let names = Names::Files { root: root.into() };
     Ok(DiskRoot {
-        store: FileStore::new(Names::Files { root: root.into() }, log, mode_sealed),
+        store: FileStore::new(names, log, config.file_mode, Arc::clone(calls), Some(health)),
         live,
         root_id,
         lock,

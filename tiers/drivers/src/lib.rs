@@ -13,14 +13,20 @@
 //! - no descriptor is kept per replica, so replicas are not limited by RLIMIT_NOFILE;
 //! - nothing is removed that the intent logs do not name.
 //!
+//! - a disk root that fails is left alone for a while (`health`): writes are refused at once, all else goes on.
+//!
 //! Limits: the lanes hold `OPS_PER_SHARD_MAX + DROPS_IN_FLIGHT_MAX` ops a shard, which is all a shard can have under
 //! way, so a full lane means a shard that broke its own limits. Staging is 9 MiB a transfer thread.
 //! SIGIO is set to be ignored, unless the program handles it: breaking a file lease raises it.
 #![deny(unsafe_code)]
 
+mod calls;
 mod disk;
 mod error;
 mod fault;
+#[doc(hidden)]
+pub mod faults;
+mod health;
 mod intent;
 mod naming;
 mod retire;
@@ -35,18 +41,22 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam::channel::{Sender, bounded};
 use payload_types::effect::{ReplicaRef, StorageOp, TransferOp};
 use payload_types::event::Completion;
 use payload_types::limits::{DROPS_IN_FLIGHT_MAX, OPS_PER_SHARD_MAX};
-use payload_types::{Checksum, PerTier, ShardIndex, Tier};
+use payload_types::{Checksum, DiskHealth, PerTier, ShardIndex, Tier};
 
 pub use crate::error::OpenError;
 pub use crate::naming::Locator;
 pub use crate::store::boot::Reclaimed;
 pub use crate::transfer::engine::IoEngine;
 
+use crate::calls::{Calls, System};
+use crate::faults::{Faults, Faulty};
+use crate::health::Health;
 use crate::retire::{Retired, Retirement};
 use crate::store::boot::Found;
 use crate::stores::Stores;
@@ -73,7 +83,7 @@ pub struct DriversConfig {
     pub file_mode: u32,
     /// Names this server among those that share /dev/shm.
     pub node: String,
-    /// Threads for create, seal, sync and drop.
+    /// Threads of each tier for create, seal, sync and drop.
     pub worker_threads: usize,
     /// Threads for copies, each with a ring of its own.
     pub transfer_threads: usize,
@@ -81,6 +91,8 @@ pub struct DriversConfig {
     pub shard_count: u16,
     /// How copies reach the disk.
     pub io: IoEngine,
+    /// The pause after a disk root's first failure; it doubles with each further one.
+    pub retry_backoff: Duration,
 }
 
 impl Default for DriversConfig {
@@ -95,6 +107,7 @@ impl Default for DriversConfig {
             transfer_threads: 2,
             shard_count: 1,
             io: IoEngine::Auto,
+            retry_backoff: Duration::from_millis(500),
         }
     }
 }
@@ -119,6 +132,9 @@ pub struct Drivers {
     /// Leftovers that clients of an earlier run still hold.
     orphans: Vec<Retired>,
     running: Option<Running>,
+    calls: Arc<dyn Calls>,
+    /// True where a test moves the clock: then only writers try a failing root again.
+    clock_is_told: bool,
     /// Locks the disk root for as long as it is open.
     _root_lock: Option<File>,
 }
@@ -129,9 +145,9 @@ struct PerTierFound {
 }
 
 struct Running {
-    storage: Sender<StorageOp>,
+    /// A lane and threads for each tier that has storage: a disk that hangs holds up nobody's memory.
+    storage: PerTier<Option<Sender<StorageOp>>>,
     transfers: Sender<TransferOp>,
-    /// The retire thread is the last: it ends when the workers have.
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -142,6 +158,23 @@ impl Drivers {
     /// # Errors
     /// See [`OpenError`]: each says what is taken or wrong and what to do.
     pub fn open(config: DriversConfig) -> Result<Self, OpenError> {
+        Self::open_with(config, Arc::new(System::new()), false)
+    }
+
+    /// As [`open`](Self::open), on a disk that fails as a test says, and with a clock that it moves.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    #[doc(hidden)]
+    pub fn open_faulty(config: DriversConfig, faults: Faults) -> Result<Self, OpenError> {
+        Self::open_with(config, Arc::new(Faulty { faults, system: System::new() }), true)
+    }
+
+    fn open_with(
+        config: DriversConfig,
+        calls: Arc<dyn Calls>,
+        clock_is_told: bool,
+    ) -> Result<Self, OpenError> {
         sys::ignore_lease_breaks();
         let io = match (config.io, sys::uring::probe()) {
             (IoEngine::Plain, _) => IoEngine::Plain,
@@ -156,7 +189,7 @@ impl Drivers {
             }
         };
         let disk = match &config.disk_root {
-            Some(root) => Some(disk::open(root, &config.node, config.file_mode)?),
+            Some(root) => Some(disk::open(root, &config, &calls)?),
             None => None,
         };
         // Segments belong to the data they were made beside: another data directory's are not ours to reclaim, even
@@ -183,6 +216,8 @@ impl Drivers {
             })),
             orphans: Vec::new(),
             running: None,
+            calls,
+            clock_is_told,
             _root_lock: lock,
         })
     }
@@ -241,28 +276,37 @@ impl Drivers {
     pub fn start(&mut self, sink: CompletionSink) {
         assert!(self.running.is_none(), "the drivers are started once");
         let lane_len = usize::from(self.config.shard_count.max(1)) * LANE_PER_SHARD;
-        let (storage, storage_lane) = bounded(lane_len);
         let (transfers, transfer_lane) = bounded(lane_len);
-        let (retire, retire_lane) = bounded(lane_len);
         let mut threads = Vec::new();
         let mut spawn = |name: String, body: Box<dyn FnOnce() + Send>| {
             let thread = std::thread::Builder::new().name(name).spawn(body);
             threads.push(thread.expect("the system has room for the driver threads"));
         };
-        for index in 0..self.config.worker_threads.max(1) {
-            let (stores, sink) = (Arc::clone(&self.stores), Arc::clone(&sink));
-            let (lane, retire) = (storage_lane.clone(), retire.clone());
-            let body = move || workers::run_storage(&stores, &lane, &retire, &sink);
-            spawn(format!("pm-storage-{index}"), Box::new(body));
+        let mut storage = PerTier::default();
+        for tier in self.stores.tiers() {
+            let name = tier.to_string().to_lowercase();
+            let (sender, lane) = bounded(lane_len);
+            let (retire, retire_lane) = bounded(lane_len);
+            storage[tier] = Some(sender);
+            for index in 0..self.config.worker_threads.max(1) {
+                let (stores, sink) = (Arc::clone(&self.stores), Arc::clone(&sink));
+                let (lane, retire) = (lane.clone(), retire.clone());
+                let body = move || workers::run_storage(&stores, &lane, &retire, &sink);
+                spawn(format!("pm-{name}-{index}"), Box::new(body));
+            }
+            let orphans = self.orphans.extract_if(.., |orphan| orphan.replica.tier == tier).collect();
+            let retirement = Retirement::new(Arc::clone(&self.stores), Arc::clone(&sink), orphans);
+            spawn(format!("pm-{name}-retire"), Box::new(move || retirement.run(&retire_lane)));
         }
         for index in 0..self.config.transfer_threads.max(1) {
             let (stores, sink) = (Arc::clone(&self.stores), Arc::clone(&sink));
-            let (lane, io) = (transfer_lane.clone(), self.config.io);
-            let body = move || workers::run_transfers(&stores, &lane, io, &sink);
+            let (lane, io, calls) = (transfer_lane.clone(), self.config.io, Arc::clone(&self.calls));
+            let body = move || workers::run_transfers(&stores, &lane, &|| calls.engine(io), &sink);
             spawn(format!("pm-transfer-{index}"), Box::new(body));
         }
-        let retirement = Retirement::new(Arc::clone(&self.stores), sink, std::mem::take(&mut self.orphans));
-        spawn("pm-retire".to_owned(), Box::new(move || retirement.run(&retire_lane)));
+        if let Some(health) = self.health_of_disk().cloned().filter(|_| !self.clock_is_told) {
+            spawn("pm-disk-probe".to_owned(), Box::new(move || health.run_probes()));
+        }
         self.running = Some(Running { storage, transfers, threads });
     }
 
@@ -273,7 +317,11 @@ impl Drivers {
     pub fn submit(&self, op: DriverOp) -> Result<(), DriverOp> {
         let Some(running) = &self.running else { return Err(op) };
         let is_taken = match op {
-            DriverOp::Storage(op) => running.storage.try_send(op).is_ok(),
+            // A row of an earlier configuration may name a tier without a driver: any lane has its answer.
+            DriverOp::Storage(op) => {
+                let lane = running.storage[op.replica.tier].as_ref().or(running.storage[Tier::Ram].as_ref());
+                lane.is_some_and(|lane| lane.try_send(op).is_ok())
+            }
             DriverOp::Transfer(op) => running.transfers.try_send(op).is_ok(),
         };
         if is_taken { Ok(()) } else { Err(op) }
@@ -294,6 +342,15 @@ impl Drivers {
         self.config.io
     }
 
+    /// How the disk root is doing; `None` on a node without one. Never blocks for long: no file is touched.
+    pub fn health(&self) -> Option<DiskHealth> {
+        self.health_of_disk().map(|health| health.look())
+    }
+
+    fn health_of_disk(&self) -> Option<&Arc<Health>> {
+        self.stores.disk.as_ref()?.health.as_ref()
+    }
+
     /// Carries out everything that was submitted, and joins the threads. Dropping does the same.
     pub fn shutdown(self) {}
 }
@@ -302,6 +359,9 @@ impl Drop for Drivers {
     fn drop(&mut self) {
         if let Some(Running { storage, transfers, threads }) = self.running.take() {
             drop((storage, transfers));
+            if let Some(health) = self.health_of_disk() {
+                health.stop();
+            }
             for thread in threads {
                 if thread.join().is_err() {
                     tracing::error!("a driver thread ended by a panic");

@@ -1,4 +1,4 @@
-//! The retire thread: frees dropped replicas once nobody has them open or mapped.
+//! A tier's retire thread: frees dropped replicas once nobody has them open or mapped.
 //!
 //! ```text
 //! worker: detached --lane--> [ due: probe -> freed | held: again in 1 ms, 2 ms, ... 4 s ] -> completion
@@ -96,7 +96,7 @@ impl Retirement {
 
     /// Frees it, or puts it back for later.
     fn look(&mut self, mut retired: Retired, refusals: u32) {
-        let freed = catch_unwind(AssertUnwindSafe(|| self.try_free(&mut retired))).unwrap_or(false);
+        let freed = catch_unwind(AssertUnwindSafe(|| self.try_free(&mut retired, refusals))).unwrap_or(false);
         if !freed {
             let pause = RETRY_FIRST.saturating_mul(1 << refusals.min(RETRY_DOUBLINGS)).min(RETRY_LAST);
             self.looks += 1;
@@ -104,7 +104,7 @@ impl Retirement {
         }
     }
 
-    fn try_free(&self, retired: &mut Retired) -> bool {
+    fn try_free(&self, retired: &mut Retired, refusals: u32) -> bool {
         let replica = retired.replica;
         let (tier, generation) = (replica.tier, replica.generation);
         let store = self.stores.get(tier).expect("only what a store detached is retired");
@@ -123,7 +123,10 @@ impl Retirement {
             }
             Ok(Limbo::Held) => false,
             Err(error) => {
-                tracing::warn!(%tier, id = %replica.id, "dropping a replica failed and is tried again: {error}");
+                // Once for each: on a read-only disk none of them can go.
+                if refusals == 0 {
+                    tracing::warn!(%tier, id = %replica.id, "dropping a replica failed and is tried again: {error}");
+                }
                 false
             }
         }

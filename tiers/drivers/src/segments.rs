@@ -6,9 +6,11 @@
 //! segment causes a short read and no SIGBUS, and the checksum is of the bytes submitted, whatever is written meanwhile.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use payload_types::Tier;
 
+use crate::calls::System;
 use crate::error::OpenError;
 use crate::intent::{IntentLog, Live};
 use crate::naming::{Names, SHM_DIRECTORY, file_name_part};
@@ -32,7 +34,8 @@ pub(crate) fn open(prefix: &str, node: &str, mode_sealed: u32) -> Result<(FileSt
     let path = Path::new(SHM_DIRECTORY).join(format!("{prefix}-intent-{}", file_name_part(node)));
     let (log, live) = IntentLog::open(&path, Tier::Ram, false, Some(boot_id()?))
         .map_err(|error| OpenError::of_log(error, &path, node))?;
-    Ok((FileStore::new(Names::Segments { prefix: prefix.into() }, log, mode_sealed), live))
+    let names = Names::Segments { prefix: prefix.into() };
+    Ok((FileStore::new(names, log, mode_sealed, Arc::new(System::new()), None), live))
 }
 
 fn boot_id() -> Result<[u8; 16], OpenError> {

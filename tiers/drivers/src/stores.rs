@@ -31,6 +31,11 @@ impl Stores {
         })
     }
 
+    /// The tiers that have storage.
+    pub(crate) fn tiers(&self) -> impl Iterator<Item = Tier> + use<> {
+        [Some(Tier::Ram), self.disk.is_some().then_some(Tier::Disk)].into_iter().flatten()
+    }
+
     pub(crate) fn all(&self) -> impl Iterator<Item = &FileStore> {
         std::iter::once(&self.ram).chain(&self.disk)
     }

@@ -1,7 +1,7 @@
 //! The threads: what each of them does with what it finds in its lane.
 //!
 //! ```text
-//! submit --ops lane-------> worker_threads    create, seal, sync, detach --retire lane--> retire thread
+//! submit --a lane a tier---> worker_threads each create, seal, sync, detach --retire lane--> its retire thread
 //!        --transfer lane--> transfer_threads  copies, each thread with its own ring and staging
 //! ```
 //! A thread ends when its lane is closed and empty, so what was submitted is always carried out. A panic is answered
@@ -22,7 +22,7 @@ use crate::fault::finding;
 use crate::retire::Retired;
 use crate::stores::Stores;
 use crate::transfer;
-use crate::transfer::engine::IoEngine;
+use crate::transfer::engine::Engine;
 use crate::transfer::pipeline::Pipeline;
 
 /// Carries out storage ops until the lane is closed.
@@ -78,7 +78,7 @@ pub(crate) fn run_storage(
 pub(crate) fn run_transfers(
     stores: &Arc<Stores>,
     lane: &Receiver<TransferOp>,
-    engine: IoEngine,
+    engine: &dyn Fn() -> std::io::Result<Box<dyn Engine>>,
     sink: &CompletionSink,
 ) {
     let mut pipeline = None;
@@ -99,7 +99,7 @@ pub(crate) fn run_transfers(
 fn copy(
     stores: &Stores,
     op: &TransferOp,
-    engine: IoEngine,
+    engine: &dyn Fn() -> std::io::Result<Box<dyn Engine>>,
     pipeline: &mut Option<Pipeline>,
 ) -> Result<payload_types::Checksum, TransferError> {
     let from = stores.get(op.from.tier).map_err(TransferError::Source)?;
@@ -107,7 +107,7 @@ fn copy(
     let pipeline = match pipeline {
         Some(pipeline) => pipeline,
         // Made at first use, and again after one failed.
-        None => pipeline.insert(Pipeline::new(engine.build().map_err(|error| {
+        None => pipeline.insert(Pipeline::new(engine().map_err(|error| {
             TransferError::Destination(crate::fault::fault("preparing the I/O engine", &error))
         })?)),
     };

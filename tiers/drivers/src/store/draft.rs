@@ -1,7 +1,8 @@
 //! A copy in the making: a file under a private name that gets its public one when it is complete, and is gone
 //! without a trace when it is dropped before that. Owned by one transfer.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{File, Permissions};
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use payload_types::effect::ReplicaRef;
 use payload_types::event::DriverError;
 
-use super::{FileStore, sync_directory};
+use super::FileStore;
 use crate::fault::fault;
 use crate::naming::Names;
 
@@ -40,22 +41,32 @@ impl<'store> Draft<'store> {
         let (id, tier) = (self.replica.id, self.replica.tier);
         let tried = |what: &str| format!("{what} the copy of {id} on {tier}");
         let sync = sync && matches!(self.store.names, Names::Files { .. });
-        self.file.set_len(self.replica.size.0).map_err(|error| fault(tried("sizing"), &error))?;
+        let size = self.replica.size;
+        let failed = |what: &str, error: &io::Error| self.store.failed(tried(what), error, size);
+        self.file.set_len(size.0).map_err(|error| failed("sizing", &error))?;
         self.file
             .set_permissions(Permissions::from_mode(self.store.mode_sealed))
-            .map_err(|error| fault(tried("making read-only"), &error))?;
+            .map_err(|error| failed("making read-only", &error))?;
         if sync {
-            self.file.sync_data().map_err(|error| fault(tried("syncing"), &error))?;
+            self.store.calls.sync(&self.file).map_err(|error| self.sync_failed(tried("syncing"), &error))?;
         }
         let public = self.store.names.public(&self.replica);
-        fs::rename(&self.path, &public).map_err(|error| fault(tried("naming"), &error))?;
+        self.store.calls.rename(&self.path, &public).map_err(|error| failed("naming", &error))?;
         self.path = public;
         if sync {
-            sync_directory(&self.store.names.directory(id))
-                .map_err(|error| fault(tried("syncing the name of"), &error))?;
+            let directory = self.store.names.directory(id);
+            let synced = self.store.calls.sync_directory(&directory);
+            synced.map_err(|error| self.sync_failed(tried("syncing the name of"), &error))?;
         }
         self.is_complete = true;
         Ok(())
+    }
+
+    fn sync_failed(&self, tried: String, error: &io::Error) -> DriverError {
+        if let Some(health) = &self.store.health {
+            health.sync_failed(error);
+        }
+        fault(tried, error)
     }
 }
 

@@ -19,19 +19,18 @@ use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use payload_types::effect::ReplicaRef;
 use payload_types::event::{DriverError, DriverErrorKind};
 use payload_types::{ByteCount, Generation, PayloadId};
 
+use crate::calls::Calls;
 use crate::fault::{fault, finding};
+use crate::health::{Health, Work};
 use crate::intent::IntentLog;
 use crate::naming::Names;
 use crate::sys;
-
-/// While a replica is being made, only the server can open it.
-const MODE_PRIVATE: u32 = 0o600;
 
 /// From Create to Seal: its producer writes it.
 const MODE_WRITABLE: u32 = 0o660;
@@ -50,24 +49,65 @@ pub(crate) struct FileStore {
     /// Files whose fdatasync failed: the kernel may have dropped the bytes and would call a second one a success.
     /// One entry per failing file until it is dropped; a disk that fails more than a few is no disk.
     unsafe_files: Mutex<HashSet<(PayloadId, Generation)>>,
+    pub(crate) calls: Arc<dyn Calls>,
+    /// A disk's; memory has none.
+    pub(crate) health: Option<Arc<Health>>,
 }
 
 impl FileStore {
-    pub(crate) fn new(names: Names, log: IntentLog, mode_sealed: u32) -> Self {
+    pub(crate) fn new(
+        names: Names,
+        log: IntentLog,
+        mode_sealed: u32,
+        calls: Arc<dyn Calls>,
+        health: Option<Arc<Health>>,
+    ) -> Self {
         let unsafe_files = Mutex::new(HashSet::new());
-        Self { names, log, mode_sealed, user: sys::effective_user(), unsafe_files }
+        Self { names, log, mode_sealed, user: sys::effective_user(), unsafe_files, calls, health }
+    }
+
+    /// Does `work`, unless the root is being left alone, and tells its health how it ended.
+    pub(crate) fn watched<T, E>(
+        &self,
+        work: Work,
+        refused: impl FnOnce(DriverError) -> E,
+        does: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        let Some(health) = &self.health else { return does() };
+        let attempt = health.begin(work).map_err(refused)?;
+        let result = does();
+        if result.is_ok() {
+            attempt.succeeded();
+        }
+        result
+    }
+
+    /// What a failed write is reported as. The root's health is told, unless it is a file that somebody removed.
+    pub(crate) fn failed(&self, tried: String, error: &io::Error, bytes: ByteCount) -> DriverError {
+        let fault = fault(&tried, error);
+        if let Some(health) = &self.health
+            && fault.kind != DriverErrorKind::Missing
+        {
+            health.failed(error, bytes);
+        }
+        fault
     }
 
     /// Makes a replica at full size, zeroed, for its producer to write.
     pub(crate) fn create(&self, replica: &ReplicaRef) -> Result<(), DriverError> {
+        self.watched(Work::Space(replica.size), |error| error, || self.create_now(replica))
+    }
+
+    fn create_now(&self, replica: &ReplicaRef) -> Result<(), DriverError> {
         let path = self.names.public(replica);
         let file = self.make(replica, &path)?;
-        let ready = sys::reserve(&file, replica.size.0)
+        let reserved = self.calls.reserve(&file, replica.size.0);
+        let ready = reserved
             .and_then(|()| self.warm(&file, replica.size.0))
             .and_then(|()| file.set_permissions(Permissions::from_mode(MODE_WRITABLE)));
         ready.map_err(|error| {
             self.unmake(replica, &path);
-            fault(format_args!("reserving {} on {}", replica.size, replica.tier), &error)
+            self.failed(format!("reserving {} on {}", replica.size, replica.tier), &error, replica.size)
         })
     }
 
@@ -89,10 +129,13 @@ impl FileStore {
     /// A new empty file that the intent log names, and that only the server can open.
     fn make(&self, replica: &ReplicaRef, path: &Path) -> Result<File, DriverError> {
         let tried = || format!("making {} of {} on {}", replica.size, replica.id, replica.tier);
-        let failed = |error| {
-            let fault = fault(tried(), &error);
+        let failed = |error: io::Error| {
+            let fault = self.failed(tried(), &error, replica.size);
             // A directory that is not there is no missing replica.
             if fault.kind == DriverErrorKind::Missing {
+                if let Some(health) = &self.health {
+                    health.failed(&error, replica.size);
+                }
                 finding(DriverErrorKind::Io, fault.message)
             } else {
                 fault
@@ -100,15 +143,14 @@ impl FileStore {
         };
         let directory = self.make_directory(replica).map_err(failed)?;
         // Asked first, so that a replica that cannot fit never fills the filesystem, if only for a moment.
-        let free = sys::available_bytes(&directory).map_err(failed)?;
+        let free = self.calls.available_bytes(&directory).map_err(failed)?;
         if replica.size.0 > free {
+            failed(io::Error::from_raw_os_error(libc::ENOSPC));
             let message = format!("{}: only {} are free there", tried(), ByteCount(free));
             return Err(finding(DriverErrorKind::Full, message));
         }
         self.log.made(replica).map_err(failed)?;
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(true).mode(MODE_PRIVATE).custom_flags(libc::O_NOFOLLOW);
-        options.open(path).map_err(|error| {
+        self.calls.create(path).map_err(|error| {
             self.log.gone(replica);
             failed(error)
         })
@@ -132,8 +174,11 @@ impl FileStore {
         if let Names::Files { .. } = self.names {
             match fs::create_dir(&directory) {
                 Ok(()) => {
-                    fs::set_permissions(&directory, Permissions::from_mode(0o755))?;
-                    sync_directory(directory.parent().expect("below the root"))?;
+                    let parent = directory.parent().expect("below the root");
+                    fs::set_permissions(&directory, Permissions::from_mode(0o755))
+                        .and_then(|()| self.calls.sync_directory(parent))
+                        // Else the next one would find it and take its name for durable.
+                        .inspect_err(|_| drop(fs::remove_dir(&directory)))?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
@@ -148,6 +193,10 @@ impl FileStore {
     /// he cut and stretched again has holes; in memory they are filled here, so that a reader's first touch cannot
     /// fail.
     pub(crate) fn seal(&self, replica: &ReplicaRef, sync: bool) -> Result<(), DriverError> {
+        self.watched(Work::Bytes(replica.size), |error| error, || self.seal_now(replica, sync))
+    }
+
+    fn seal_now(&self, replica: &ReplicaRef, sync: bool) -> Result<(), DriverError> {
         let (file, metadata) = self.open(replica)?;
         let tried = |what: &str| format!("{what} {} on {}", replica.id, replica.tier);
         let has_holes =
@@ -159,17 +208,17 @@ impl FileStore {
                 file.set_len(replica.size.0)?;
                 if has_holes { sys::reserve(&file, replica.size.0) } else { Ok(()) }
             });
-            mended.map_err(|error| fault(tried("restoring the size of"), &error))?;
+            mended.map_err(|error| self.failed(tried("restoring the size of"), &error, replica.size))?;
         }
         file.set_permissions(Permissions::from_mode(self.mode_sealed))
-            .map_err(|error| fault(tried("making read-only"), &error))?;
+            .map_err(|error| self.failed(tried("making read-only"), &error, replica.size))?;
         if sync { self.sync_file(replica, &file) } else { Ok(()) }
     }
 
     /// Data and directory on stable storage. Memory has none: nothing to do.
     pub(crate) fn sync(&self, replica: &ReplicaRef) -> Result<(), DriverError> {
-        let (file, _) = self.open(replica)?;
-        self.sync_file(replica, &file)
+        let sync = || self.open(replica).and_then(|(file, _)| self.sync_file(replica, &file));
+        self.watched(Work::Bytes(replica.size), |error| error, sync)
     }
 
     fn sync_file(&self, replica: &ReplicaRef, file: &File) -> Result<(), DriverError> {
@@ -184,13 +233,17 @@ impl FileStore {
         }
         let failed = |what: &str, error: io::Error| {
             self.unsafe_files().insert(key);
+            if let Some(health) = &self.health {
+                health.sync_failed(&error);
+            }
             finding(
                 DriverErrorKind::SyncFailed,
                 format!("syncing {what} {} to {}: {error}", replica.id, replica.tier),
             )
         };
-        file.sync_data().map_err(|error| failed("the bytes of", error))?;
-        sync_directory(&self.names.directory(replica.id)).map_err(|error| failed("the directory of", error))
+        self.calls.sync(file).map_err(|error| failed("the bytes of", error))?;
+        let directory = self.names.directory(replica.id);
+        self.calls.sync_directory(&directory).map_err(|error| failed("the directory of", error))
     }
 
     fn unsafe_files(&self) -> std::sync::MutexGuard<'_, HashSet<(PayloadId, Generation)>> {
@@ -252,7 +305,8 @@ mod tests {
         let root = tempfile::tempdir().expect("a directory");
         let (log, _) = IntentLog::open(&root.path().join("log"), Tier::Disk, true, None).expect("a log");
         fs::create_dir(root.path().join(crate::naming::PAYLOADS)).expect("made");
-        let store = FileStore::new(Names::Files { root: root.path().into() }, log, 0o440);
+        let names = Names::Files { root: root.path().into() };
+        let store = FileStore::new(names, log, 0o440, Arc::new(crate::calls::System::new()), None);
         let id = PayloadId::mint(1 << 50, 1);
         let replica = ReplicaRef { tier: Tier::Disk, id, generation: Generation(1), size: ByteCount(10) };
         store.create(&replica).expect("created");

@@ -31,6 +31,7 @@ use xxhash_rust::xxh3::Xxh3;
 use self::engine::Direction;
 use self::pipeline::{ALIGNMENT, Pipeline};
 use crate::fault::{fault, finding};
+use crate::health::Work;
 use crate::store::FileStore;
 use crate::store::draft::Draft;
 use crate::sys;
@@ -44,10 +45,28 @@ pub(crate) fn run(
     pipeline: &mut Pipeline,
 ) -> Result<Checksum, TransferError> {
     assert_eq!(op.from.size, op.to.size, "a copy has the size of what it is a copy of");
+    to.watched(Work::Space(op.to.size), TransferError::Destination, || {
+        let _reading = from.health.as_ref().map(|health| health.watch(op.from.size));
+        copy(op, from, to, pipeline).inspect_err(|error| {
+            if let (TransferError::Source(error), Some(health)) = (error, &from.health)
+                && error.kind == DriverErrorKind::Io
+            {
+                health.read_failed();
+            }
+        })
+    })
+}
+
+fn copy(
+    op: &TransferOp,
+    from: &FileStore,
+    to: &FileStore,
+    pipeline: &mut Pipeline,
+) -> Result<Checksum, TransferError> {
     let (source, _) = from.open(&op.from).map_err(TransferError::Source)?;
     let draft = Draft::begin(to, op.to).map_err(TransferError::Destination)?;
     let copied = match (op.from.tier, op.to.tier) {
-        (Tier::Ram, Tier::Disk) => spill(op, &source, &draft, pipeline),
+        (Tier::Ram, Tier::Disk) => spill(op, &source, to, &draft, pipeline),
         (Tier::Disk, Tier::Ram) => promote(op, source, &draft, pipeline),
         (from, to) => {
             let message = format!("no driver copies from {from} to {to}");
@@ -69,14 +88,16 @@ pub(crate) fn run(
 fn spill(
     op: &TransferOp,
     source: &File,
+    to: &FileStore,
     draft: &Draft<'_>,
     pipeline: &mut Pipeline,
 ) -> Result<Checksum, TransferError> {
     let unwritten = |error: &io::Error| {
-        TransferError::Destination(fault(format_args!("writing {} to disk", op.to.id), error))
+        TransferError::Destination(to.failed(format!("writing {} to disk", op.to.id), error, op.to.size))
     };
     // Whole pages, so that even the last write is within what is reserved; `publish` cuts the padding off.
-    sys::reserve(&draft.file, op.to.size.in_pages().0).map_err(|error| unwritten(&error))?;
+    let reserved = to.calls.reserve(&draft.file, op.to.size.in_pages().0);
+    reserved.map_err(|error| unwritten(&error))?;
     go_direct(&draft.file);
     let mut hasher = Xxh3::new();
     let chunks = chunk_count(op.from.size);
