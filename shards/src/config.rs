@@ -21,6 +21,8 @@ pub struct ShardConfig {
     pub allocation_timeout_ms: u64,
     /// `storage.disk.fsync`.
     pub disk_fsync: bool,
+    /// `spill_workers.retry_backoff`: the pause before a failed move in the background is tried again; it doubles.
+    pub retry_backoff_ms: u64,
 }
 
 impl ShardConfig {

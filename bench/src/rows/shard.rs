@@ -55,6 +55,7 @@ impl World {
             lease_ms_max: limits::LEASE_MS_MAX_DEFAULT,
             allocation_timeout_ms: limits::ALLOCATION_TIMEOUT_MS_DEFAULT,
             disk_fsync: true,
+            retry_backoff_ms: 500,
         };
         let mut world = Self {
             shard: Shard::new(config),

@@ -183,6 +183,7 @@ fn shards_new(config: &Config, epoch: Epoch, capacity: PerTier<Option<ByteCount>
             lease_ms_max: config.leases.max_ms,
             allocation_timeout_ms: config.leases.allocation_timeout_ms,
             disk_fsync: config.storage.disk.fsync,
+            retry_backoff_ms: config.spill_workers.retry_backoff_ms,
         })
     };
     (0..config.shards.count).map(shard).collect()

@@ -8,9 +8,12 @@ use payload_types::{ErrorKind, PayloadError, PromotionPolicy};
 use crate::parked::{Caller, Why};
 use crate::shard::{Answer, Shard, Step, Timer};
 
-/// A move in the background is given up after this many failures: 100 ms doubling each time makes 51 s in all.
-const ATTEMPTS_MAX: u32 = 9;
-const BACKOFF_MS: u64 = 100;
+/// A promotion in the background is given up after this many failures: from 500 ms doubling each time, 2 min in all.
+const PROMOTION_ATTEMPTS_MAX: u32 = 9;
+/// A spill is: a disk that was repaired within an hour (pauses of 32 s) finds what was promised to it.
+const SPILL_ATTEMPTS_MAX: u32 = 128;
+/// The pause doubles so often: from 500 ms to 32 s, about as long as a failing disk is left alone.
+const PAUSE_DOUBLINGS: u32 = 6;
 
 impl Shard {
     /// Does `request` without a caller, and again while it fails for want of room. When too many such are waiting it
@@ -41,15 +44,15 @@ impl Shard {
     /// Tries a move in the background again in a while, if that can help.
     fn later(&mut self, step: &mut Step<'_>, mut caller: Caller, request: Request, error: &PayloadError) {
         let may_pass = matches!(error.kind, ErrorKind::ResourceExhausted | ErrorKind::Unavailable);
-        let key = match &request {
-            Request::Promote { key, .. } => *key,
-            Request::Spill(spill) => spill.key,
+        let (key, attempts_max) = match &request {
+            Request::Promote { key, .. } => (*key, PROMOTION_ATTEMPTS_MAX),
+            Request::Spill(spill) => (spill.key, SPILL_ATTEMPTS_MAX),
             _ => return,
         };
-        let Some(slot) = self.table.find(key).filter(|_| may_pass && caller.attempts < ATTEMPTS_MAX) else {
+        let Some(slot) = self.table.find(key).filter(|_| may_pass && caller.attempts < attempts_max) else {
             return;
         };
-        let wait = BACKOFF_MS << caller.attempts;
+        let wait = self.config.retry_backoff_ms.saturating_mul(1 << caller.attempts.min(PAUSE_DOUBLINGS));
         caller.attempts += 1;
         caller.joined = false;
         if !self.parked.has_room(true) {

@@ -46,6 +46,7 @@ pub fn config(epoch: u32) -> ShardConfig {
         lease_ms_max: 120_000,
         allocation_timeout_ms: 3_600_000,
         disk_fsync: true,
+        retry_backoff_ms: 100,
     }
 }
 

@@ -47,6 +47,7 @@ impl World {
             lease_ms_max: self.plan.lease_ms_max,
             allocation_timeout_ms: self.plan.allocation_timeout_ms,
             disk_fsync: self.plan.disk_fsync,
+            retry_backoff_ms: 50, // 128 attempts end within the quiet time
         };
         let mut cores: Vec<Core> = (0..shard_count).map(|shard| Core::new(config(shard))).collect();
         self.catalog.reload();
