@@ -77,9 +77,18 @@ impl LeaseLoad {
     /// # Errors
     /// When a call fails.
     pub async fn one_by_one(&mut self, duration: Duration) -> anyhow::Result<Latencies> {
-        let mut latencies = Latencies::default();
         let end = Instant::now() + duration;
-        while Instant::now() < end {
+        self.one_by_one_while(|| Instant::now() < end).await
+    }
+
+    /// One call after another while `goes_on` says so, looked at every [`LEASES_HELD`] calls: the latencies of those
+    /// that began and ended meanwhile.
+    ///
+    /// # Errors
+    /// When a call fails.
+    pub async fn one_by_one_while(&mut self, goes_on: impl Fn() -> bool) -> anyhow::Result<Latencies> {
+        let mut latencies = Latencies::default();
+        while goes_on() {
             let mut leases = Vec::with_capacity(LEASES_HELD);
             for _ in 0..LEASES_HELD {
                 let request = request(self.ids[self.next]);

@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -36,7 +36,8 @@ static RUNNING: AtomicU32 = AtomicU32::new(0);
 pub struct Server {
     child: Child,
     address: String,
-    _scratch: Scratch,
+    /// Taken by [`stop`](Self::stop).
+    scratch: Option<Scratch>,
 }
 
 impl Server {
@@ -45,7 +46,14 @@ impl Server {
     /// # Errors
     /// [`Skip`] when there is no such program; otherwise what the server said.
     pub fn start(context: &Context, ram: ByteCount, disk: ByteCount) -> anyhow::Result<Self> {
-        let scratch = Scratch::new(context.directory(), ram, disk)?;
+        Self::start_in(Scratch::new(context.directory(), ram, disk)?)
+    }
+
+    /// Starts one on what an earlier one left in `scratch`, and waits until it serves.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_in(scratch: Scratch) -> anyhow::Result<Self> {
         let log = File::create(scratch.log()).context("the server's log cannot be made")?;
         let mut command = Command::new(program());
         // What configures the user's own server must not reach this one.
@@ -76,9 +84,10 @@ impl Server {
         RUNNING.store(child.id(), Ordering::Relaxed);
         let first_line = lines(&mut child)?;
         // Made before the wait, so that a server that fails to start is cleaned up behind, too.
-        let mut server = Self { child, address: String::new(), _scratch: scratch };
+        let log = scratch.log();
+        let mut server = Self { child, address: String::new(), scratch: Some(scratch) };
         let Ok(line) = first_line.recv_timeout(START_WITHIN) else {
-            let said = std::fs::read_to_string(server._scratch.log()).unwrap_or_default();
+            let said = std::fs::read_to_string(log).unwrap_or_default();
             anyhow::bail!(
                 "the server did not serve within {} s; it said: {}",
                 START_WITHIN.as_secs(),
@@ -95,16 +104,25 @@ impl Server {
         &self.address
     }
 
+    /// Ends it as SIGTERM does, and gives back what it left.
+    ///
+    /// # Errors
+    /// When it did not end in order within the time it has.
+    pub fn stop(mut self) -> anyhow::Result<Scratch> {
+        let status = self.end();
+        anyhow::ensure!(status.is_some_and(|status| status.success()), "the server ended with {status:?}");
+        self.scratch.take().context("a server has its files until it is stopped")
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
-}
 
-impl Drop for Server {
-    fn drop(&mut self) {
+    /// Asks it to end, waits, kills it if it must. `None` when it was not there to be asked.
+    fn end(&mut self) -> Option<ExitStatus> {
         RUNNING.store(0, Ordering::Relaxed);
-        let asked = ask_to_end(self.pid());
+        let asked = matches!(self.child.try_wait(), Ok(None)) && ask_to_end(self.pid());
         let end = Instant::now() + STOP_WITHIN;
         while asked && Instant::now() < end {
             match self.child.try_wait() {
@@ -112,9 +130,15 @@ impl Drop for Server {
                 Ok(Some(_)) | Err(_) => break,
             }
         }
-        // Both fail harmlessly when it has ended.
+        // Fails harmlessly when it has ended.
         drop(self.child.kill());
-        drop(self.child.wait());
+        self.child.wait().ok()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

@@ -18,7 +18,7 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 use crossbeam::queue::ArrayQueue;
 use payload_front::admission::Gate;
-use payload_front::incoming::Incoming;
+use payload_front::incoming::{Connections, Incoming};
 use payload_types::reply::LeaseGrant;
 use payload_types::{
     ByteCount, Checksum, Descriptor, EvictionPolicy, Generation, LeaseId, LeaseNonce, Location, PayloadId,
@@ -133,7 +133,7 @@ pub fn serve(mode: Mode) -> anyhow::Result<()> {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
             .http2_keepalive_interval(Some(PING_INTERVAL))
-            .serve_with_incoming(service, Incoming::new(listener, Gate::new(64)))
+            .serve_with_incoming(service, Incoming::new(listener, Gate::new(64), Connections::default()))
             .await
             .context("the echo server ended")
     })

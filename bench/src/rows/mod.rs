@@ -3,11 +3,14 @@
 //! A family measures its rows and their floors in the same run, in turns; one file each.
 
 mod acquire;
+mod boot;
 mod catalog;
 mod disk;
 mod idle;
+mod ledger;
 mod shard;
 mod stall;
+mod stall_spill;
 
 use crate::context::Context;
 use crate::report::{Better, Findings, Spec};
@@ -101,6 +104,18 @@ pub const FAMILIES: &[Family] = &[
         run: shard::run,
     },
     Family {
+        specs: &[Spec {
+            target: Some(100.0),
+            ..floor(
+                "ledger/allocate-free",
+                "ns",
+                Better::Lower,
+                "the books of one allocation and its end: account, slot, list",
+            )
+        }],
+        run: ledger::run,
+    },
+    Family {
         specs: &[
             floor(
                 "disk/write",
@@ -130,7 +145,49 @@ pub const FAMILIES: &[Family] = &[
                 )
             },
         ],
-        run: disk::run,
+        run: disk::run_large,
+    },
+    Family {
+        specs: &[
+            floor(
+                "disk/write-1MiB",
+                "MB/s",
+                Better::Higher,
+                "raw O_DIRECT io_uring, 1 MiB x 8, over files that exist, one fdatasync for 16 MiB",
+            ),
+            Spec {
+                floor: Some("disk/write-1MiB"),
+                target: Some(0.90),
+                ..floor(
+                    "disk/spill-1MiB",
+                    "MB/s",
+                    Better::Higher,
+                    "Spill(BLOCKING, fsync) of payloads of 1 MiB, 16 a call, 4 calls in flight",
+                )
+            },
+        ],
+        run: disk::run_1mib,
+    },
+    Family {
+        specs: &[
+            floor(
+                "disk/write-64KiB",
+                "MB/s",
+                Better::Higher,
+                "raw O_DIRECT io_uring, 64 KiB x 64, over files that exist, one fdatasync for 4 MiB",
+            ),
+            Spec {
+                floor: Some("disk/write-64KiB"),
+                target: Some(0.80),
+                ..floor(
+                    "disk/spill-64KiB",
+                    "MB/s",
+                    Better::Higher,
+                    "Spill(BLOCKING, fsync) of payloads of 64 KiB, 64 a call, 4 calls in flight",
+                )
+            },
+        ],
+        run: disk::run_64kib,
     },
     Family {
         specs: &[
@@ -176,6 +233,40 @@ pub const FAMILIES: &[Family] = &[
             )
         }],
         run: stall::run,
+    },
+    Family {
+        specs: &[
+            floor(
+                "stall/lease-alone",
+                "µs",
+                Better::Lower,
+                "AcquireReadLease of 1,000 payloads in turn, one call at a time, p99, and nothing else going on",
+            ),
+            Spec {
+                floor: Some("stall/lease-alone"),
+                target: Some(2.0),
+                cores_min: 4,
+                ..floor(
+                    "stall/spill",
+                    "µs",
+                    Better::Lower,
+                    "the same p99 while the server spills at full rate",
+                )
+            },
+        ],
+        run: stall_spill::run,
+    },
+    Family {
+        specs: &[Spec {
+            target: Some(3.0),
+            ..floor(
+                "boot/1e6",
+                "s",
+                Better::Lower,
+                "from the start of the process to a server that answers, with 10^6 payloads on disk",
+            )
+        }],
+        run: boot::run,
     },
 ];
 

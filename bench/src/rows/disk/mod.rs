@@ -1,0 +1,172 @@
+//! Spill and promote bandwidth, against raw io_uring on the same filesystem.
+//!
+//! ```text
+//! a round:  raw write | put into RAM (untimed), Spill x N | raw read | Promote x N | delete (untimed)
+//! ```
+//! The server is asked as a client asks: Spill(BLOCKING, fsync) and Promote(BLOCKING) over gRPC, a few in flight. A
+//! payload is spilled once in its life, so each round has new ones. Payloads of 64 MiB are asked for one a call; small
+//! ones many a call, as whoever has thousands of them would.
+//!
+//! The floors of the small rows write payload by payload, as many in flight and as many for one fdatasync as the
+//! server is asked for at a time: what it could do at best, did it pack them into files that exist.
+
+mod moves;
+
+use anyhow::Context as _;
+use payload_types::ByteCount;
+use payload_types::limits::IO_DEPTH;
+
+pub use self::moves::{Load, Moves};
+use crate::context::Context;
+use crate::floors::disk::{RawFiles, Shape};
+use crate::report::{Figure, Findings};
+use crate::series::Series;
+use crate::server::Server;
+
+/// A size of payloads, the rows that it has, and how it is asked for.
+struct Case {
+    /// Floor and ours.
+    write: [&'static str; 2],
+    /// Floor and ours.
+    read: Option<[&'static str; 2]>,
+    load: Load,
+    /// The floor's.
+    shape: Shape,
+    /// The floor's blocks in flight.
+    depth: usize,
+    rounds: usize,
+    note: String,
+}
+
+/// The rows of 64 MiB: calls in flight enough that the server's transfer threads never wait for the next one.
+pub fn run_large(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
+    const BYTES: u64 = 64 << 20;
+    let payloads = if context.quick { 8 } else { 16 };
+    run(
+        context,
+        findings,
+        Case {
+            write: ["disk/write", "disk/spill-64MiB"],
+            read: Some(["disk/read", "disk/promote-64MiB"]),
+            load: Load { payloads, payload_bytes: ByteCount(BYTES), ids_per_call: 1, in_flight: 4 },
+            shape: Shape { files: payloads, file_bytes: BYTES, block_bytes: 1 << 20, blocks_per_sync: 64 },
+            depth: IO_DEPTH,
+            rounds: if context.quick { 3 } else { 5 },
+            note: format!("{payloads} x 64 MiB a round"),
+        },
+    )
+}
+
+/// The rows of 1 MiB: 4 calls with 16 payloads each, 16 MiB a sync of the floor.
+pub fn run_1mib(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
+    run_small(context, findings, ["disk/write-1MiB", "disk/spill-1MiB"], 1 << 20, 16)
+}
+
+/// The rows of 64 KiB: 4 calls with 64 payloads each, 4 MiB a sync of the floor.
+pub fn run_64kib(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
+    run_small(context, findings, ["disk/write-64KiB", "disk/spill-64KiB"], 64 << 10, 64)
+}
+
+fn run_small(
+    context: &Context,
+    findings: &mut Findings,
+    write: [&'static str; 2],
+    block_bytes: usize,
+    ids_per_call: usize,
+) -> anyhow::Result<()> {
+    let round_bytes: u64 = if context.quick { 128 << 20 } else { 512 << 20 };
+    let file_bytes = 64 << 20;
+    let payloads = (round_bytes / block_bytes as u64) as usize;
+    run(
+        context,
+        findings,
+        Case {
+            write,
+            read: None,
+            load: Load { payloads, payload_bytes: ByteCount(block_bytes as u64), ids_per_call, in_flight: 4 },
+            shape: Shape {
+                files: (round_bytes / file_bytes) as usize,
+                file_bytes,
+                block_bytes,
+                blocks_per_sync: ids_per_call,
+            },
+            // As much in flight as for the large ones, and at least as many blocks.
+            depth: (IO_DEPTH << 20).div_ceil(block_bytes).clamp(IO_DEPTH, ids_per_call),
+            rounds: 5,
+            note: format!(
+                "{payloads} a round, {ids_per_call} a call, 4 calls in flight; the server does not pack yet: a file and an fdatasync each"
+            ),
+        },
+    )
+}
+
+fn run(context: &Context, findings: &mut Findings, case: Case) -> anyhow::Result<()> {
+    context.require_own()?;
+    let read = case.read.unwrap_or(case.write);
+    let floors = [case.write[0], read[0]];
+    let rows = [case.write[1], read[1]];
+    let mut raw = match RawFiles::create(
+        &context.directory().join(case.write[0].replace('/', "-")),
+        case.shape,
+        case.depth,
+    ) {
+        Ok(raw) => Some(raw),
+        Err(error) => {
+            findings.absent_all(&floors, &error);
+            None
+        }
+    };
+    let mut ours = None;
+    if rows.iter().any(|row| context.wants(row)) {
+        match Ours::start(context, case.load) {
+            Ok(started) => ours = Some(started),
+            Err(error) => findings.absent_all(&rows, &error),
+        }
+    }
+    let mut series: [(&'static str, Series); 4] =
+        [floors[0], rows[0], floors[1], rows[1]].map(|row| (row, Series::default()));
+    // The first turn warms up.
+    for turn in 0..=case.rounds {
+        let mut keep = |row: usize, bytes_per_s: f64| {
+            if turn > 0 {
+                series[row].1.push(bytes_per_s / 1e6);
+            }
+        };
+        if let Some(raw) = &mut raw {
+            keep(0, raw.write().context("raw writes")?);
+        }
+        if let Some(ours) = &mut ours {
+            ours.moves.put(turn)?;
+            keep(1, ours.moves.spill()?);
+        }
+        if let (Some(raw), Some(_)) = (&mut raw, case.read) {
+            keep(2, raw.read().context("raw reads")?);
+        }
+        if let Some(ours) = &mut ours {
+            if case.read.is_some() {
+                keep(3, ours.moves.promote()?);
+            }
+            ours.moves.delete()?;
+        }
+    }
+    for (row, series) in &series {
+        if series.rounds() > 0 {
+            findings.put(row, Figure::of(series)?.noted(case.note.clone()));
+        }
+    }
+    Ok(())
+}
+
+struct Ours {
+    moves: Moves,
+    _server: Server,
+}
+
+impl Ours {
+    fn start(context: &Context, load: Load) -> anyhow::Result<Self> {
+        // Two rounds' worth: what was deleted is charged until it is proven free.
+        let server =
+            Server::start(context, ByteCount(2 * load.bytes() + (64 << 20)), ByteCount(3 * load.bytes()))?;
+        Ok(Self { moves: Moves::connect(server.address(), load)?, _server: server })
+    }
+}
