@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use payload_wire::pb::operations::v1::payload_operations_service_server::PayloadOperationsServiceServer;
 use payload_wire::pb::services::v1::payload_admin_service_server::PayloadAdminServiceServer;
 use payload_wire::pb::services::v1::payload_catalog_service_server::PayloadCatalogServiceServer;
 use payload_wire::pb::services::v1::payload_data_service_server::PayloadDataServiceServer;
@@ -31,12 +32,13 @@ use tonic::server::NamedService;
 
 use crate::admission::{Gate, Permit};
 use crate::deadline;
-use crate::services::{AdminService, CatalogService, DataService, StreamService};
+use crate::services::{AdminService, CatalogService, DataService, OperationsService, StreamService};
 
 type Data = PayloadDataServiceServer<DataService>;
 type Catalog = PayloadCatalogServiceServer<CatalogService>;
 type Admin = PayloadAdminServiceServer<AdminService>;
 type Stream = PayloadStreamServiceServer<StreamService>;
+type Operations = PayloadOperationsServiceServer<OperationsService>;
 
 /// The services behind one address. Cheap to clone: tonic does so for every call.
 #[derive(Clone)]
@@ -54,6 +56,8 @@ pub struct Services {
     pub admin: Admin,
     /// Streams.
     pub stream: Stream,
+    /// Holders, explanations, scrubs.
+    pub operations: Operations,
     /// Health and reflection.
     pub others: Vec<Other>,
     /// The bound on requests in flight (`limits.requests_in_flight`).
@@ -130,6 +134,7 @@ impl Service<http::Request<Body>> for Dispatch {
             Target::Data => services.data.clone().call(request),
             Target::Catalog => services.catalog.clone().call(request),
             Target::Admin => services.admin.clone().call(request),
+            Target::Operations => services.operations.clone().call(request),
             Target::Stream | Target::Other => services.stream.clone().call(request),
         };
         Answer { stage: Stage::Running(running), end, _permit: Some(permit) }
@@ -142,6 +147,7 @@ enum Target {
     Catalog,
     Admin,
     Stream,
+    Operations,
     Other,
 }
 
@@ -152,6 +158,7 @@ impl Target {
             _ if name == Catalog::NAME => Self::Catalog,
             _ if name == Admin::NAME => Self::Admin,
             _ if name == Stream::NAME => Self::Stream,
+            _ if name == Operations::NAME => Self::Operations,
             _ => Self::Other,
         }
     }
@@ -196,6 +203,7 @@ mod tests {
             ("payload.manager.services.v1.PayloadCatalogService", Target::Catalog),
             ("payload.manager.services.v1.PayloadAdminService", Target::Admin),
             ("payload.manager.services.v1.PayloadStreamService", Target::Stream),
+            ("payload.manager.operations.v1.PayloadOperationsService", Target::Operations),
             ("grpc.health.v1.Health", Target::Other),
             ("", Target::Other),
         ] {

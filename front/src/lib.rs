@@ -9,6 +9,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod accounting;
 pub mod admission;
 pub mod bootstrap;
 pub mod cli;
@@ -21,6 +22,7 @@ pub mod incoming;
 pub mod locate;
 pub mod logging;
 pub mod mint;
+pub mod owners;
 pub mod ports;
 pub mod serve;
 pub mod services;

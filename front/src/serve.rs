@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use payload_reactor::topology;
 use payload_types::limits;
+use payload_wire::pb::operations::v1::payload_operations_service_server::PayloadOperationsServiceServer;
 use payload_wire::pb::services::v1::payload_admin_service_server::PayloadAdminServiceServer;
 use payload_wire::pb::services::v1::payload_catalog_service_server::PayloadCatalogServiceServer;
 use payload_wire::pb::services::v1::payload_data_service_server::PayloadDataServiceServer;
@@ -21,13 +22,14 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::accounting::Accounting;
 use crate::admission::Gate;
 use crate::bootstrap::Node;
 use crate::config::Config;
 use crate::dispatch::{Dispatch, Other, Services};
 use crate::incoming::{Connections, Incoming};
 use crate::locate::Places;
-use crate::services::{AdminService, CatalogService, DataService, Router, StreamService};
+use crate::services::{AdminService, CatalogService, DataService, OperationsService, Router, StreamService};
 use crate::shutdown::{self, Budget, Signals};
 
 /// Calls one connection may have open at a time: as many as one shard's request lane holds.
@@ -112,7 +114,9 @@ async fn serve(listener: TcpListener, node: Node, front: FrontLimits) -> anyhow:
     let connections = Connections::default();
     let router = Arc::new(Router::new(node.handle(), Places(node.locator()), front.allocate_wait_ms));
     let (health, others) = health_and_reflection().await?;
-    let dispatch = Dispatch::new(services(&router, others, gate.clone()));
+    let accounting = Arc::new(Accounting::new(Arc::clone(&router), node.locator(), connections.clone()));
+    let operations = OperationsService::new(Arc::clone(&router), connections.clone(), address.port());
+    let dispatch = Dispatch::new(services(&router, accounting, operations, others, gate.clone()));
     let (stop, stopped) = oneshot::channel::<()>();
     let mut serving = pin!(
         Server::builder()
@@ -166,7 +170,13 @@ async fn serve(listener: TcpListener, node: Node, front: FrontLimits) -> anyhow:
     Ok(())
 }
 
-fn services(router: &Arc<Router>, others: Vec<Other>, gate: Gate) -> Services {
+fn services(
+    router: &Arc<Router>,
+    accounting: Arc<Accounting>,
+    operations: OperationsService,
+    others: Vec<Other>,
+    gate: Gate,
+) -> Services {
     let max = limits::MESSAGE_BYTES_MAX;
     Services {
         data: PayloadDataServiceServer::new(DataService::new(Arc::clone(router)))
@@ -175,10 +185,13 @@ fn services(router: &Arc<Router>, others: Vec<Other>, gate: Gate) -> Services {
         catalog: PayloadCatalogServiceServer::new(CatalogService::new(Arc::clone(router)))
             .max_decoding_message_size(max)
             .max_encoding_message_size(max),
-        admin: PayloadAdminServiceServer::new(AdminService::new(Arc::clone(router)))
+        admin: PayloadAdminServiceServer::new(AdminService::new(accounting))
             .max_decoding_message_size(max)
             .max_encoding_message_size(max),
         stream: PayloadStreamServiceServer::new(StreamService)
+            .max_decoding_message_size(max)
+            .max_encoding_message_size(max),
+        operations: PayloadOperationsServiceServer::new(operations)
             .max_decoding_message_size(max)
             .max_encoding_message_size(max),
         others,
@@ -187,11 +200,12 @@ fn services(router: &Arc<Router>, others: Vec<Other>, gate: Gate) -> Services {
 }
 
 /// The services that health speaks of; the empty name is the whole server.
-const HEALTH_NAMES: [&str; 4] = [
+const HEALTH_NAMES: [&str; 5] = [
     "",
     <PayloadCatalogServiceServer<CatalogService> as NamedService>::NAME,
     <PayloadDataServiceServer<DataService> as NamedService>::NAME,
     <PayloadAdminServiceServer<AdminService> as NamedService>::NAME,
+    <PayloadOperationsServiceServer<OperationsService> as NamedService>::NAME,
 ];
 
 async fn health_set(health: &HealthReporter, status: ServingStatus) {

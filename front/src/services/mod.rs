@@ -10,6 +10,7 @@
 mod admin;
 mod catalog;
 mod data;
+mod operations;
 pub mod router;
 mod spill;
 mod stream;
@@ -17,5 +18,6 @@ mod stream;
 pub use admin::AdminService;
 pub use catalog::CatalogService;
 pub use data::DataService;
+pub use operations::OperationsService;
 pub use router::Router;
 pub use stream::StreamService;

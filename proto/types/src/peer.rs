@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 ///
 /// An address and a port may come back with another process behind them once a connection was closed; the
 /// connection's number does not.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Peer {
     /// IPv4 addresses are kept as IPv4-mapped IPv6 ones.
     address: [u8; 16],

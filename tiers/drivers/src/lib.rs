@@ -26,6 +26,7 @@ mod error;
 mod fault;
 #[doc(hidden)]
 pub mod faults;
+mod footprint;
 mod health;
 mod intent;
 mod naming;

@@ -4,13 +4,15 @@
 //! from the request alone; what depends on the payload or on the node is the shard's to judge. Nothing here
 //! allocates by what a number in the request says.
 //!
-//! One file for each area of behaviour.md: lifecycle, reading, placement.
+//! One file for each area of behaviour.md: lifecycle, reading, placement; and one for what is ours: operations.
 
 mod lifecycle;
+mod operations;
 mod placement;
 mod reading;
 
 pub use lifecycle::{AllocateParts, ListParts, allocate, commit, delete, list};
+pub use operations::{explain, holders};
 pub use placement::{pin, prefetch, promote, spill, unpin};
 pub use reading::{acquire, release, resolve};
 

@@ -3,15 +3,19 @@
 //! Called by `front`. The core knows replicas by id and generation; the contract shows names and paths, which the
 //! drivers choose. [`Locate`] brings the two together without `wire` importing `drivers`.
 //!
-//! One file for each noun: descriptor, listing, stats.
+//! One file for each noun: descriptor, explain, holders, listing, stats.
 
 mod descriptor;
+mod explain;
+mod holders;
 mod listing;
 mod stats;
 
 pub use descriptor::{allocated, committed, descriptor, leased, promoted, resolved, spill_result};
+pub use explain::explained;
+pub use holders::holders;
 pub use listing::page;
-pub use stats::stats;
+pub use stats::{NodeFigures, stats};
 
 use payload_types::{Generation, PayloadId, WallMs};
 

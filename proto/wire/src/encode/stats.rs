@@ -1,14 +1,28 @@
 //! The answer to Stats, summed over shards.
 
-use payload_types::Tier;
-use payload_types::reply::ShardStats;
+use payload_types::reply::{ShardStats, TierStats};
+use payload_types::{PerTier, Tier};
 
+use crate::enums;
 use crate::pb::admin::v1 as pb;
+use crate::pb::operations::v1::{NodeAccounting, TierAccounting};
+
+/// What no shard knows of its node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct NodeFigures {
+    /// What the file system holds for a tier; `None` where nothing was measured.
+    pub physical: PerTier<Option<u64>>,
+    /// Open connections.
+    pub connections: u64,
+    /// Since this start.
+    pub uptime_ms: u64,
+}
 
 /// Sums what the shards answered. No sum of payload counts or sizes of one machine comes near 2^64.
-pub fn stats(shards: &[ShardStats]) -> pb::StatsResponse {
-    let payloads = |tier| shards.iter().map(|shard| shard.tiers[tier].payloads).sum();
-    let bytes = |tier| shards.iter().map(|shard| shard.tiers[tier].bytes).sum();
+pub fn stats(shards: &[ShardStats], node: &NodeFigures) -> pb::StatsResponse {
+    let sum = |figure: &dyn Fn(&ShardStats) -> u64| shards.iter().map(figure).sum::<u64>();
+    let payloads = |tier| sum(&|shard| shard.tiers[tier].payloads);
+    let bytes = |tier| sum(&|shard| shard.tiers[tier].bytes);
     pb::StatsResponse {
         payloads_gpu: payloads(Tier::Gpu),
         payloads_ram: payloads(Tier::Ram),
@@ -18,14 +32,56 @@ pub fn stats(shards: &[ShardStats]) -> pb::StatsResponse {
         bytes_ram: bytes(Tier::Ram),
         bytes_disk: bytes(Tier::Disk),
         bytes_object: bytes(Tier::Object),
-        ..pb::StatsResponse::default()
+        tiers: Tier::ALL.into_iter().filter_map(|tier| accounting(tier, shards, node)).collect(),
+        node: Some(NodeAccounting {
+            leases: sum(&|shard| shard.leases),
+            leases_granted_total: sum(&|shard| shard.leases_granted),
+            operations: sum(&|shard| shard.operations),
+            requests_parked: sum(&|shard| shard.parked),
+            connections: node.connections,
+            uptime_ms: node.uptime_ms,
+        }),
     }
+}
+
+/// One tier's figures; `None` when it is not configured. Shards answer one after the other, so a grant that moves
+/// between two of them meanwhile may be counted twice or not at all: `free` never goes below 0 for it.
+fn accounting(tier: Tier, shards: &[ShardStats], node: &NodeFigures) -> Option<TierAccounting> {
+    let capacity = shards.first()?.tiers[tier].capacity?;
+    let sum =
+        |figure: &dyn Fn(&TierStats) -> u64| shards.iter().map(|shard| figure(&shard.tiers[tier])).sum();
+    let (reserved, allocated): (u64, u64) = (sum(&|part| part.reserved), sum(&|part| part.usage.allocated));
+    let physical = node.physical[tier];
+    let peaks: u64 = sum(&|part| part.peak);
+    Some(TierAccounting {
+        tier: enums::tier_to_pb(tier).into(),
+        capacity_bytes: capacity,
+        reserved_bytes: reserved,
+        allocated_bytes: allocated,
+        uncommitted_bytes: sum(&|part| part.uncommitted),
+        leased_bytes: sum(&|part| part.usage.leased),
+        pinned_bytes: sum(&|part| part.usage.pinned),
+        spilling_bytes: sum(&|part| part.usage.spilling),
+        limbo_bytes: sum(&|part| part.usage.limbo),
+        free_bytes: capacity.saturating_sub(reserved + allocated),
+        physical_bytes: physical,
+        fragmentation_bytes: physical.map(|physical| physical.saturating_sub(allocated)),
+        // Shards need not have had their peaks at one moment; more than the capacity was never allocated.
+        peak_bytes: peaks.min(capacity.max(allocated)),
+        under_way_bytes: sum(&TierStats::under_way),
+        payloads: sum(&|part| part.payloads),
+        logical_bytes: sum(&|part| part.bytes),
+        spilled_bytes_total: sum(&|part| part.moved.spilled_bytes),
+        promoted_bytes_total: sum(&|part| part.moved.promoted_bytes),
+        transfers_failed_total: sum(&|part| part.moved.transfers_failed),
+        evictions_total: sum(&|part| part.moved.evictions),
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use payload_types::PerTier;
-    use payload_types::reply::TierStats;
+    use payload_types::effect::TierUsage;
+    use payload_types::reply::MovedTotals;
 
     use super::*;
 
@@ -39,6 +95,7 @@ mod tests {
             })),
             ..ShardStats::default()
         };
+        let sum = stats(&[shard(1), shard(10)], &NodeFigures::default());
         let expected = pb::StatsResponse {
             payloads_gpu: 11,
             payloads_ram: 22,
@@ -48,9 +105,71 @@ mod tests {
             bytes_ram: 2_200,
             bytes_disk: 3_300,
             bytes_object: 4_400,
-            ..pb::StatsResponse::default()
+            node: Some(NodeAccounting::default()),
+            tiers: Vec::new(),
         };
-        assert_eq!(stats(&[shard(1), shard(10)]), expected);
-        assert_eq!(stats(&[]), pb::StatsResponse::default());
+        assert_eq!(sum, expected, "no tier is configured");
+    }
+
+    #[test]
+    fn given_a_configured_tier_when_summed_then_its_parts_add_up_to_the_capacity() {
+        let usage = TierUsage { allocated: 70, leased: 20, pinned: 10, spilling: 5, limbo: 8 };
+        let moved = MovedTotals { spilled_bytes: 1, promoted_bytes: 2, transfers_failed: 3, evictions: 4 };
+        let mut shard =
+            ShardStats { leases: 2, leases_granted: 9, operations: 1, parked: 3, ..Default::default() };
+        shard.tiers[Tier::Ram] = TierStats {
+            payloads: 3,
+            bytes: 55,
+            capacity: Some(1_000),
+            reserved: 30,
+            usage,
+            current: 60,
+            uncommitted: 12,
+            peak: 90,
+            moved,
+        };
+        let mut node = NodeFigures { connections: 6, uptime_ms: 7, ..NodeFigures::default() };
+        node.physical[Tier::Ram] = Some(160);
+        let sum = stats(&[shard.clone(), shard], &node);
+        let [ram] = &sum.tiers[..] else { panic!("only RAM is configured: {:?}", sum.tiers) };
+        let expected = TierAccounting {
+            tier: 2,
+            capacity_bytes: 1_000,
+            reserved_bytes: 60,
+            allocated_bytes: 140,
+            uncommitted_bytes: 24,
+            leased_bytes: 40,
+            pinned_bytes: 20,
+            spilling_bytes: 10,
+            limbo_bytes: 16,
+            free_bytes: 800,
+            physical_bytes: Some(160),
+            fragmentation_bytes: Some(20),
+            peak_bytes: 180,
+            under_way_bytes: 4,
+            payloads: 6,
+            logical_bytes: 110,
+            spilled_bytes_total: 2,
+            promoted_bytes_total: 4,
+            transfers_failed_total: 6,
+            evictions_total: 8,
+        };
+        assert_eq!(*ram, expected);
+        assert_eq!(ram.capacity_bytes, ram.free_bytes + ram.reserved_bytes + ram.allocated_bytes);
+        let node = sum.node.expect("always there");
+        assert_eq!((node.leases, node.leases_granted_total, node.connections), (4, 18, 6));
+    }
+
+    #[test]
+    fn given_a_lowered_capacity_when_summed_then_free_is_0_and_the_peak_is_not_hidden() {
+        let mut shard = ShardStats::default();
+        shard.tiers[Tier::Disk] = TierStats {
+            capacity: Some(100),
+            usage: TierUsage { allocated: 300, ..TierUsage::default() },
+            peak: 300,
+            ..TierStats::default()
+        };
+        let sum = stats(&[shard], &NodeFigures::default());
+        assert_eq!((sum.tiers[0].free_bytes, sum.tiers[0].peak_bytes), (0, 300));
     }
 }

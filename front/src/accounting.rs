@@ -1,0 +1,125 @@
+//! The node's figures, as Stats and /metrics both tell them: gathered from all shards, the front and the file system.
+//!
+//! ```text
+//! Stats RPC, /metrics --> Accounting::gather --Request::Stats--> every shard ... sums
+//!                                   '--helper thread, at most a tenth of its time--> Locator::footprint
+//! ```
+//! What shards say is exact at the moment they say it. What the file system holds is counted file by file, so on a node
+//! with very many files it is as old as [`Physical`] says, and never waited for longer than [`FOOTPRINT_WAIT`].
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use payload_drivers::Locator;
+use payload_types::reply::Reply;
+use payload_types::request::Request as Ask;
+use payload_types::{PayloadError, PerTier, Tier};
+use payload_wire::encode::{self, NodeFigures};
+use payload_wire::pb::admin::v1 as pb;
+use tokio::sync::watch;
+
+use crate::deadline::Deadline;
+use crate::incoming::Connections;
+use crate::services::router::{Router, mismatch};
+
+/// How long an answer waits for a count that is under way: at 2 µs a file that is a node of 50,000 files.
+const FOOTPRINT_WAIT: Duration = Duration::from_millis(100);
+
+/// A count that took so long is not repeated before this many times as long has passed: a tenth of one core at most.
+const FOOTPRINT_REST: u32 = 9;
+
+/// See the module. One a node.
+pub struct Accounting {
+    router: Arc<Router>,
+    connections: Connections,
+    physical: Arc<Physical>,
+    started: Instant,
+}
+
+impl Accounting {
+    /// Figures of the shards behind `router`, of the files that `locator` names, and of `connections`.
+    pub fn new(router: Arc<Router>, locator: Locator, connections: Connections) -> Self {
+        Self { router, connections, physical: Physical::new(locator), started: Instant::now() }
+    }
+
+    /// All figures, now.
+    ///
+    /// # Errors
+    /// As [`Router::ask_all`].
+    pub async fn gather(&self, deadline: Option<Deadline>) -> Result<pb::StatsResponse, PayloadError> {
+        let physical = self.physical.current().await;
+        let mut parts = Vec::new();
+        for reply in self.router.ask_all(&Ask::Stats, deadline).await? {
+            let Reply::Stats(part) = reply else { return Err(mismatch("Stats", &reply)) };
+            parts.push(part);
+        }
+        let node = NodeFigures {
+            physical,
+            connections: self.connections.len() as u64,
+            uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        };
+        Ok(encode::stats(&parts, &node))
+    }
+}
+
+/// What the file system held when it was last counted. A count begins when somebody asks, one at a time.
+struct Physical {
+    locator: Locator,
+    last: watch::Sender<PerTier<Option<u64>>>,
+    next: Mutex<Next>,
+}
+
+/// When the next count may begin.
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    Running,
+    At(Instant),
+}
+
+impl Physical {
+    fn new(locator: Locator) -> Arc<Self> {
+        let next = Mutex::new(Next::At(Instant::now()));
+        Arc::new(Self { locator, last: watch::Sender::new(PerTier::default()), next })
+    }
+
+    /// The newest count: one that began now, where that may begin and ends within [`FOOTPRINT_WAIT`].
+    async fn current(self: &Arc<Self>) -> PerTier<Option<u64>> {
+        let mut counted = self.last.subscribe();
+        if self.begin() {
+            let physical = Arc::clone(self);
+            drop(tokio::task::spawn_blocking(move || physical.count()));
+        }
+        if matches!(*self.next(), Next::Running) {
+            // Too late is no error: what was counted last is told, and what is counted now the next time.
+            drop(tokio::time::timeout(FOOTPRINT_WAIT, counted.changed()).await);
+        }
+        *self.last.borrow()
+    }
+
+    fn next(&self) -> MutexGuard<'_, Next> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self) -> bool {
+        let mut next = self.next();
+        let may = matches!(*next, Next::At(moment) if moment <= Instant::now());
+        if may {
+            *next = Next::Running;
+        }
+        may
+    }
+
+    /// Counts, on a thread that may wait.
+    fn count(&self) {
+        let began = Instant::now();
+        let figures = PerTier(Tier::ALL.map(|tier| match self.locator.footprint(tier) {
+            Ok(bytes) => Some(bytes.0),
+            Err(error) => {
+                tracing::debug!(%tier, %error, "the files of a tier could not be counted");
+                None
+            }
+        }));
+        *self.next() = Next::At(Instant::now() + began.elapsed() * FOOTPRINT_REST);
+        self.last.send_replace(figures);
+    }
+}

@@ -1,0 +1,169 @@
+//! `PayloadOperationsService`: who holds a payload, why it is where it is, and whether its bytes are still good.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use payload_reactor::clock;
+use payload_types::reply::Reply;
+use payload_types::report::{Holders, LeaseHold};
+use payload_types::request::Request as Ask;
+use payload_types::{PayloadError, PayloadKey, Peer};
+use payload_wire::pb::operations::v1 as pb;
+use payload_wire::pb::operations::v1::payload_operations_service_server::PayloadOperationsService;
+use payload_wire::status::to_status;
+use payload_wire::{decode, encode};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+
+use super::router::{NAMESPACE, Router, mismatch};
+use super::stream::not_served;
+use crate::deadline::Deadline;
+use crate::incoming::Connections;
+use crate::owners::{self, Process, Unknown};
+
+/// Leases of one answer. 10,000 of about 150 bytes are 1.5 MB, less than half a message.
+const LEASES_MAX: usize = 10_000;
+
+/// Questions to the shard for one answer: the leases of a full one, and as many again for lists that began anew because
+/// the lease where they stopped had ended.
+const PARTS_MAX: usize = 2 * LEASES_MAX / payload_types::limits::ITEMS_PER_TURN_MAX;
+
+/// See the module.
+pub struct OperationsService {
+    router: Arc<Router>,
+    connections: Connections,
+    server_port: u16,
+}
+
+impl OperationsService {
+    /// Serves from the shards behind `router`; `connections` are those to `server_port`.
+    pub fn new(router: Arc<Router>, connections: Connections, server_port: u16) -> Self {
+        Self { router, connections, server_port }
+    }
+
+    async fn holders_part(
+        &self,
+        key: PayloadKey,
+        after: Option<&LeaseHold>,
+        deadline: Option<Deadline>,
+    ) -> Result<Holders, PayloadError> {
+        let ask = Ask::Holders { key, after: after.map(|hold| hold.lease) };
+        match self.router.ask_owner(ask, deadline).await? {
+            Reply::Holders(part) => Ok(part),
+            other => Err(mismatch("ListHolders", &other)),
+        }
+    }
+
+    /// The processes behind those peers whose connections are still open: only then is their address theirs.
+    async fn processes(&self, peers: &BTreeSet<Peer>) -> BTreeMap<SocketAddr, Result<Process, Unknown>> {
+        let open = peers.iter().filter(|peer| self.connections.is_open(**peer));
+        let addresses: BTreeSet<SocketAddr> = open.filter_map(|peer| peer.address()).collect();
+        let port = self.server_port;
+        // Nothing but a panic keeps an answer from coming; then nobody is known.
+        let found = tokio::task::spawn_blocking(move || owners::find(&addresses, port)).await;
+        found.unwrap_or_default()
+    }
+}
+
+/// How an owner is shown.
+fn owner(peer: Peer, is_open: bool, processes: &BTreeMap<SocketAddr, Result<Process, Unknown>>) -> pb::Owner {
+    let Some(address) = peer.address() else {
+        return pb::Owner { note: "not known".to_owned(), ..pb::Owner::default() };
+    };
+    let note =
+        |note: &str| pb::Owner { peer: peer.to_string(), note: note.to_owned(), ..pb::Owner::default() };
+    if !is_open {
+        return note("its connection is closed");
+    }
+    match processes.get(&address) {
+        Some(Ok(process)) => {
+            pb::Owner { pid: Some(process.pid), program: process.program.clone(), ..note("") }
+        }
+        Some(Err(Unknown::NotPermitted)) => note("its process may not be looked at by this server's user"),
+        Some(Err(Unknown::Elsewhere)) | None => {
+            note("its process is on another host, or in another network namespace")
+        }
+    }
+}
+
+type ScrubStream = Pin<Box<dyn Stream<Item = Result<pb::ScrubResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl PayloadOperationsService for OperationsService {
+    type ScrubStream = ScrubStream;
+
+    async fn list_holders(
+        &self,
+        request: Request<pb::ListHoldersRequest>,
+    ) -> Result<Response<pb::ListHoldersResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        let key = decode::holders(NAMESPACE, request.get_ref()).map_err(to_status)?;
+        let first = self.holders_part(key, None, deadline).await.map_err(to_status)?;
+        let (mut leases, mut more) = (first.leases.clone(), first.more);
+        let mut seen: BTreeSet<_> = leases.iter().map(|hold| *hold.lease.as_bytes()).collect();
+        for _ in 1..PARTS_MAX {
+            if !more || leases.len() >= LEASES_MAX {
+                break;
+            }
+            let part = self.holders_part(key, leases.last(), deadline).await.map_err(to_status)?;
+            more = part.more;
+            leases.extend(part.leases.into_iter().filter(|hold| seen.insert(*hold.lease.as_bytes())));
+        }
+        let pinned_by = first.pin.and_then(|pin| pin.owner).map(|owner| owner.peer);
+        let peers = leases.iter().map(|hold| hold.owner).chain(pinned_by).collect();
+        let processes = self.processes(&peers).await;
+        let owner = |peer| owner(peer, self.connections.is_open(peer), &processes);
+        Ok(Response::new(encode::holders(&first, &leases, !more, clock::now().wall, owner)))
+    }
+
+    async fn explain_payload(
+        &self,
+        request: Request<pb::ExplainPayloadRequest>,
+    ) -> Result<Response<pb::ExplainPayloadResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        let key = decode::explain(NAMESPACE, request.get_ref()).map_err(to_status)?;
+        match self.router.ask_owner(Ask::Explain { key }, deadline).await.map_err(to_status)? {
+            Reply::Explained(explanation) => {
+                let now = clock::now().wall;
+                let locate = &self.router.locator;
+                Ok(Response::new(encode::explained(&explanation, Vec::new(), now, locate)))
+            }
+            other => Err(to_status(mismatch("ExplainPayload", &other))),
+        }
+    }
+
+    async fn scrub(
+        &self,
+        _request: Request<pb::ScrubRequest>,
+    ) -> Result<Response<Self::ScrubStream>, Status> {
+        Err(not_served("Scrub", "scrubs"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn given_peers_when_shown_then_what_is_not_known_says_why() {
+        let address: SocketAddr = "127.0.0.1:9".parse().expect("an address");
+        let peer = Peer::new(address, 1);
+        let process = Process { pid: 7, program: "worker".to_owned() };
+        let shown = owner(peer, true, &BTreeMap::from([(address, Ok(process))]));
+        assert_eq!((shown.pid, shown.program.as_str(), shown.note.as_str()), (Some(7), "worker", ""));
+        assert_eq!(shown.peer, "127.0.0.1:9");
+        for (is_open, found, words) in [
+            (false, None, "closed"),
+            (true, Some(Unknown::NotPermitted), "may not be looked at"),
+            (true, Some(Unknown::Elsewhere), "another host"),
+            (true, None, "another host"),
+        ] {
+            let found = found.map(|unknown| (address, Err(unknown))).into_iter().collect();
+            let shown = owner(peer, is_open, &found);
+            assert!(shown.pid.is_none() && shown.note.contains(words), "{shown:?}");
+        }
+        assert_eq!(owner(Peer::UNKNOWN, false, &BTreeMap::new()).note, "not known");
+    }
+}
