@@ -1,6 +1,8 @@
-//! What the tests share: the simulator, and for end-to-end tests a real server and a client as v1 programs are.
+//! What the tests share: the simulator, the crash test, and for end-to-end tests a real server and a client as v1
+//! programs are.
 #![deny(unsafe_code)]
 
+pub mod crash;
 pub mod server;
 pub mod sim;
 #[allow(unsafe_code, reason = "the one file with system calls that std does not wrap")]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Place (directory, prefix, settings) --start--> Server (process, address, what it logged) --kill, stop--> start again
+//!       '--launch--> Launch (process that may not listen yet) --listening--> Server
 //! ```
 //!
 //! A [`Place`] outlives its servers: starting again on it is a restart (the port may differ). Dropping a server kills
@@ -29,13 +30,17 @@ const LOOK: Duration = Duration::from_millis(5);
 
 static PLACES: AtomicU32 = AtomicU32::new(0);
 
-/// A program of the workspace: in the target directory, beside the directory of the running test.
+/// A program of the workspace: beside the running program, or, for tests, which lie in target/PROFILE/deps, above it.
 ///
 /// # Panics
 /// When it was not built.
 pub fn program(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a running program has a path");
-    let target = test.ancestors().nth(2).expect("tests lie in target/PROFILE/deps");
+    let running = std::env::current_exe().expect("a running program has a path");
+    let beside = running.parent().expect("a program lies in a directory");
+    let target = match beside.ends_with("deps") {
+        true => beside.parent().expect("deps lies in target/PROFILE"),
+        false => beside,
+    };
     let path = target.join(name);
     assert!(
         path.is_file(),
@@ -73,6 +78,7 @@ pub fn may_mount() -> bool {
 /// A data directory, a prefix in /dev/shm, and the settings of the servers started on them one after the other.
 pub struct Place {
     directory: TempDir,
+    is_kept: bool,
     prefix: String,
     settings: Vec<(String, String)>,
     mounts: Vec<(PathBuf, String)>,
@@ -94,6 +100,7 @@ impl Place {
         let directory = tempfile::Builder::new().prefix("pm-e2e-").tempdir().expect("a temporary directory");
         let place = Self {
             directory,
+            is_kept: false,
             prefix: prefix.clone(),
             settings: Vec::new(),
             mounts: Vec::new(),
@@ -111,10 +118,15 @@ impl Place {
 
     /// Sets a configuration key by its environment variable, less `PAYLOAD_MANAGER__`. The last word counts.
     pub fn with(mut self, key: &str, value: &str) -> Self {
+        self.set(key, value);
+        self
+    }
+
+    /// As [`Place::with`], between two starts.
+    pub fn set(&mut self, key: &str, value: &str) {
         let key = format!("PAYLOAD_MANAGER__{key}");
         self.settings.retain(|(other, _)| *other != key);
         self.settings.push((key, value.to_owned()));
-        self
     }
 
     /// Leaves a key to its default.
@@ -139,6 +151,13 @@ impl Place {
     /// The data directory.
     pub fn path(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// Leaves everything where it is when this is dropped, and says where that is.
+    pub fn keep(&mut self) {
+        self.is_kept = true;
+        self.directory.disable_cleanup(true);
+        eprintln!("kept: {}, /dev/shm/{}-*", self.path().display(), self.prefix);
     }
 
     /// What names in /dev/shm begin with.
@@ -180,24 +199,31 @@ impl Place {
     /// # Panics
     /// When it does not; with what it said.
     pub fn start(&self) -> Server {
+        self.launch().listening().unwrap_or_else(|said| panic!("the server does not listen; it said: {said}"))
+    }
+
+    /// Starts a server's process, and waits for nothing.
+    ///
+    /// # Panics
+    /// When there is no such program.
+    pub fn launch(&self) -> Launch {
         let mut child =
             self.command().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the server starts");
         let log = Arc::new(Mutex::new(String::new()));
         let reader = log_collect(child.stderr.take().expect("piped"), Arc::clone(&log));
         let out = child.stdout.take().expect("piped");
-        let (sender, receiver) = mpsc::sync_channel(1);
+        let (sender, said) = mpsc::sync_channel(1);
         std::thread::spawn(move || {
             let mut line = String::new();
             let read = BufReader::new(out).read_line(&mut line);
             // Nobody listens any more when the test has given up.
             drop(sender.send(read.map(|_| line)));
         });
-        let said = receiver.recv_timeout(PATIENCE);
         let root = match self.mounts.is_empty() {
             true => PathBuf::from("/"),
             false => PathBuf::from(format!("/proc/{}/root", child.id())),
         };
-        let mut server = Server {
+        let server = Server {
             address: String::new(),
             root,
             prefix: self.prefix.clone(),
@@ -205,18 +231,7 @@ impl Place {
             log,
             reader: Some(reader),
         };
-        let address = said
-            .ok()
-            .and_then(Result::ok)
-            .and_then(|line| line.trim().strip_prefix("payload-manager listening on ").map(str::to_owned));
-        match address {
-            Some(address) => server.address = address,
-            None => {
-                drop(server.child.kill());
-                panic!("the server does not listen; it said: {}", server.log());
-            }
-        }
-        server
+        Launch { server, said }
     }
 
     /// Starts a server that must not come up, and gives what it said on stderr.
@@ -239,6 +254,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        if self.is_kept {
+            return;
+        }
         let own = format!("{}-", self.prefix);
         for entry in fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with(&own) {
@@ -304,6 +322,50 @@ fn wait(child: &mut Child) -> Option<ExitStatus> {
         std::thread::sleep(LOOK);
     }
     None
+}
+
+/// A server's process that may not listen yet.
+pub struct Launch {
+    server: Server,
+    said: mpsc::Receiver<std::io::Result<String>>,
+}
+
+impl Launch {
+    /// Waits until it listens.
+    ///
+    /// # Errors
+    /// What it logged, when it does not within [`PATIENCE`].
+    pub fn listening(self) -> Result<Server, String> {
+        let Self { mut server, said } = self;
+        let address =
+            said.recv_timeout(PATIENCE).ok().and_then(Result::ok).and_then(|line| {
+                line.trim().strip_prefix("payload-manager listening on ").map(str::to_owned)
+            });
+        match address {
+            Some(address) => {
+                server.address = address;
+                Ok(server)
+            }
+            None => {
+                drop(server.child.kill());
+                Err(server.log())
+            }
+        }
+    }
+
+    /// What `kill -9` does, wherever in its start it is.
+    ///
+    /// # Errors
+    /// What it logged, when it had ended by itself before.
+    pub fn kill(mut self) -> Result<(), String> {
+        match self.server.is_running() {
+            true => {
+                self.server.kill();
+                Ok(())
+            }
+            false => Err(self.server.log()),
+        }
+    }
 }
 
 /// A running server.

@@ -1,0 +1,227 @@
+//! What is asked of a server that came up again, before anything else is asked of it.
+//!
+//! ```text
+//! every known payload: lease, compare in place, release  -> Ledger::settle
+//! pins: a spill of a pinned one is refused; unclear ones are ended
+//! graves: not found       listing, Stats: what was settled, and nothing else       names in /dev/shm and on disk: the listing's
+//! ```
+//! Afterwards nothing of the ledger is in doubt.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use payload_client::{AcquireOptions, Client, ClientError, SpillOptions};
+use payload_types::reply::Summary;
+use payload_types::tier::SpillTarget;
+use payload_types::{ErrorKind, PayloadId, Tier};
+
+use super::ledger::{Breach, Expected, Known, Ledger, Rule, is_state_legal};
+use super::now;
+use super::watch::{Ground, Item};
+use crate::server::PATIENCE;
+use crate::v1::content;
+
+/// Payloads gone before that are asked for after each restart.
+const GRAVES: usize = 40;
+
+/// How often something waited for is looked at.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Reads every payload, and settles what was in doubt.
+///
+/// # Errors
+/// The first broken promise.
+pub async fn payloads(client: &Client, ledger: &Mutex<Ledger>) -> Result<(), Breach> {
+    let (known, graves): (Vec<Known>, Vec<PayloadId>) = {
+        let ledger = ledger.lock().expect("nobody panicked");
+        (ledger.known().cloned().collect(), ledger.graves(GRAVES))
+    };
+    for known in known {
+        let id = known.allocated.id;
+        match read(client, &known).await? {
+            None => ledger.lock().expect("nobody panicked").settle_gone(id),
+            Some(tier) => {
+                pin(client, &known, tier).await?;
+                ledger.lock().expect("nobody panicked").settle_live(id, tier);
+            }
+        }
+    }
+    for id in graves {
+        match client.resolve(id).await {
+            Err(error) if is_absent(&error) => {}
+            answer => {
+                return Err(Breach::new(Rule::StaysGone, format!("{id} was gone, and now: {answer:?}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// NOT_FOUND, and not because it was lost.
+fn is_absent(error: &ClientError) -> bool {
+    error.kind() == Some(ErrorKind::NotFound) && !error.to_string().contains("LOST")
+}
+
+/// Where it lies, if it is there; all that must be true of it then is checked.
+async fn read(client: &Client, known: &Known) -> Result<Option<Tier>, Breach> {
+    let breach = |rule, what: &dyn std::fmt::Debug| Err(Breach::new(rule, format!("{what:?}; {known:?}")));
+    let start = Instant::now();
+    loop {
+        let before = known.expected(now());
+        let lease = match client.acquire(known.allocated.id, &AcquireOptions::default()).await {
+            Ok(lease) => lease,
+            Err(error) if is_absent(&error) => {
+                return match known.expected(now()) {
+                    Expected::Live => breach(Rule::Kept, &error),
+                    _ => Ok(None),
+                };
+            }
+            Err(error) => return breach(Rule::Kept, &error),
+        };
+        if before == Expected::Leaving && start.elapsed() < PATIENCE {
+            drop(lease);
+            tokio::time::sleep(LOOK).await;
+            continue;
+        }
+        let shown = lease.descriptor();
+        if matches!(before, Expected::Gone | Expected::Leaving) {
+            return breach(Rule::StaysGone, shown);
+        }
+        let is_placed = known.may_lie_on(shown.tier) && is_state_legal(shown.tier, shown.state);
+        if !is_placed || shown.size.0 != known.allocated.size {
+            return breach(Rule::Placed, shown);
+        }
+        if *lease != *content(known.allocated.seed, usize::try_from(known.allocated.size).expect("small")) {
+            return breach(Rule::Bytes, shown);
+        }
+        let tier = shown.tier;
+        return match lease.release().await {
+            Ok(()) => Ok(Some(tier)),
+            Err(error) => breach(Rule::Answers, &error),
+        };
+    }
+}
+
+/// A pin that was acknowledged still refuses a spill; one that is in doubt is ended.
+async fn pin(client: &Client, known: &Known, tier: Tier) -> Result<(), Breach> {
+    let id = known.allocated.id;
+    if known.is_pin_unclear() {
+        // It may have expired or been evicted meanwhile: nothing is learnt from the answer.
+        drop(client.unpin(id).await);
+    } else if known.is_pinned() && tier == Tier::Ram {
+        let options = SpillOptions { target: Some(SpillTarget::Tier(Tier::Disk)), ..SpillOptions::default() };
+        if let Ok([spilled]) = client.spill(&[id], &options).await.as_deref()
+            && spilled.result.is_ok()
+        {
+            return Err(Breach::new(Rule::Pinned, format!("it was spilled: {known:?}")));
+        }
+    }
+    Ok(())
+}
+
+/// Listing, Stats and the names in memory and on disk agree with the ledger, all of which is settled, and no client
+/// holds anything.
+///
+/// # Errors
+/// What still disagrees after a while: expired payloads and dropped space go in the background.
+pub async fn books(
+    client: &Client,
+    ledger: &Mutex<Ledger>,
+    ground: &Ground,
+    patience: Duration,
+) -> Result<(), Breach> {
+    let start = Instant::now();
+    loop {
+        let rows = rows(client).await?;
+        let known = listed(&rows, &ledger.lock().expect("nobody panicked"));
+        let found = known.and(totals(client, &rows).await).and(names(&rows, ground));
+        match found {
+            Ok(()) => return Ok(()),
+            // What was deleted is back: waiting does not help.
+            Err(breach) if breach.rule == Rule::StaysGone || start.elapsed() >= patience => {
+                return Err(breach);
+            }
+            Err(_) => tokio::time::sleep(LOOK).await,
+        }
+    }
+}
+
+/// All rows of the listing.
+async fn rows(client: &Client) -> Result<Vec<Summary>, Breach> {
+    let (mut rows, mut token) = (Vec::new(), None);
+    loop {
+        let page = client.list(None, 500, token).await;
+        let page = page.map_err(|error| Breach::new(Rule::Books, format!("List: {error}")))?;
+        rows.extend(page.rows);
+        match page.next_page_token {
+            None => return Ok(rows),
+            token_next => token = token_next,
+        }
+    }
+}
+
+fn listed(rows: &[Summary], ledger: &Ledger) -> Result<(), Breach> {
+    let ids: BTreeSet<PayloadId> = rows.iter().map(|row| row.id).collect();
+    for row in rows {
+        if ledger.get(row.id).is_none() {
+            return Err(Breach::new(Rule::StaysGone, format!("nobody knows of {row:?}")));
+        }
+    }
+    let now = now();
+    for known in ledger.known() {
+        if known.expected(now) == Expected::Live && !ids.contains(&known.allocated.id) {
+            return Err(Breach::new(Rule::Books, format!("it is not listed: {known:?}")));
+        }
+    }
+    Ok(())
+}
+
+async fn totals(client: &Client, rows: &[Summary]) -> Result<(), Breach> {
+    let stats = client.stats().await.map_err(|error| Breach::new(Rule::Books, format!("Stats: {error}")))?;
+    for tier in [Tier::Ram, Tier::Disk] {
+        let of_tier = rows.iter().filter(|row| row.tier == tier);
+        let (payloads, bytes) = of_tier.fold((0, 0), |(count, bytes), row| (count + 1, bytes + row.size.0));
+        if (stats[tier].payloads, stats[tier].bytes) != (payloads, bytes) {
+            let detail = format!("{tier}: {:?}, and {payloads} of {bytes} bytes are listed", stats[tier]);
+            return Err(Breach::new(Rule::Books, detail));
+        }
+    }
+    Ok(())
+}
+
+fn names(rows: &[Summary], ground: &Ground) -> Result<(), Breach> {
+    for (tier, items) in [(Tier::Ram, ground.memory()), (Tier::Disk, ground.disk())] {
+        let ids = rows.iter().filter(|row| row.tier == tier).map(|row| row.id.to_string());
+        let mut left: BTreeSet<String> = ids.collect();
+        let is_known = |item: &Item, left: &mut BTreeSet<String>| item.is_public && left.remove(&item.uuid);
+        if let Some(item) = items.into_iter().find(|item| !is_known(item, &mut left)) {
+            return Err(Breach::new(Rule::Leak, format!("{tier}: {} belongs to no payload", item.name)));
+        }
+        if let Some(id) = left.first() {
+            return Err(Breach::new(Rule::Books, format!("{tier}: {id} is listed and has no file")));
+        }
+    }
+    Ok(())
+}
+
+/// Deletes everything; afterwards the books must be empty.
+///
+/// # Errors
+/// A Delete by force that was refused.
+pub async fn delete_all(client: &Client, ledger: &Mutex<Ledger>) -> Result<(), Breach> {
+    let ids: Vec<PayloadId> = {
+        let ledger = ledger.lock().expect("nobody panicked");
+        ledger.known().map(|known| known.allocated.id).collect()
+    };
+    for id in ids {
+        match client.delete(id, true, None).await {
+            Err(error) if !is_absent(&error) => {
+                return Err(Breach::new(Rule::Answers, format!("Delete of {id} by force: {error}")));
+            }
+            // Gone already: its ttl passed.
+            _ => ledger.lock().expect("nobody panicked").settle_gone(id),
+        }
+    }
+    Ok(())
+}
