@@ -99,14 +99,22 @@ impl fmt::Debug for PayloadId {
 }
 
 fn write_uuid(bytes: &[u8; 16], formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+    // Written at once: names of 10^6 files are made of ids at boot, and sixteen formatted bytes took half a microsecond.
+    let mut text = [b'-'; 36];
+    let mut at = 0;
     for (index, byte) in bytes.iter().enumerate() {
         if matches!(index, 4 | 6 | 8 | 10) {
-            formatter.write_str("-")?;
+            at += 1;
         }
-        write!(formatter, "{byte:02x}")?;
+        text[at] = HEX[usize::from(byte >> 4)];
+        text[at + 1] = HEX[usize::from(byte & 15)];
+        at += 2;
     }
-    Ok(())
+    formatter.write_str(std::str::from_utf8(&text).expect("digits and dashes are text"))
 }
+
+/// The digits of [`write_uuid`].
+const HEX: [u8; 16] = *b"0123456789abcdef";
 
 /// Reads 32 hexadecimal digits with dashes anywhere between them; used for payload and lease ids alike.
 fn parse_uuid(text: &str, noun: &str) -> Result<[u8; 16], PayloadError> {

@@ -49,7 +49,7 @@ pub(super) fn writable(input: &Input) -> Check {
 /// The disk has room for the tier.
 pub(super) fn space(input: &Input) -> Check {
     const NAME: &str = "disk space";
-    match machine::disk_space(&input.disk_root) {
+    match machine::disk_space_until(&input.disk_root, input.disk_capacity) {
         Ok(space) => space_of(space.free, space.held, input.disk_capacity),
         Err(error) => Check::warning(
             NAME,
@@ -62,7 +62,12 @@ pub(super) fn space(input: &Input) -> Check {
 /// [`space`] with this much free, this much already held by the root, and this capacity.
 pub(super) fn space_of(free: ByteCount, held: ByteCount, capacity: ByteCount) -> Check {
     const NAME: &str = "disk space";
-    let detail = format!("{free} free, {held} held already, for a disk tier of {capacity}");
+    let enough = free >= capacity;
+    let detail = if enough {
+        format!("{free} free, for a disk tier of {capacity}")
+    } else {
+        format!("{free} free, {held} held already, for a disk tier of {capacity}")
+    };
     if free.0.saturating_add(held.0) < capacity.0 {
         let fix = "free space on that filesystem, or lower storage.disk.capacity_bytes";
         return Check::warning(NAME, detail, fix);

@@ -105,18 +105,30 @@ pub(super) fn existing_ancestor(path: &Path) -> PathBuf {
 
 /// The space of the filesystem on which `root` lies or will be made.
 pub(super) fn disk_space(root: &Path) -> io::Result<DiskSpace> {
-    let filesystem = sys::filesystem(&existing_ancestor(root))?;
-    Ok(DiskSpace { free: filesystem.free, held: ByteCount(bytes_held(root)) })
+    disk_space_until(root, ByteCount(u64::MAX))
 }
 
-/// The disk blocks of the files below `directory`. A link is not followed; what cannot be read counts as nothing.
-fn bytes_held(directory: &Path) -> u64 {
+/// [`disk_space`], where what the root holds already is counted until it and the free space are `enough` together: a
+/// root with 10^6 files takes seconds to count.
+pub(super) fn disk_space_until(root: &Path, enough: ByteCount) -> io::Result<DiskSpace> {
+    let free = sys::filesystem(&existing_ancestor(root))?.free;
+    Ok(DiskSpace { free, held: ByteCount(bytes_held(root, enough.0.saturating_sub(free.0))) })
+}
+
+/// The disk blocks of the files below `directory`, or of as many of them as have `enough`. A link is not followed;
+/// what cannot be read counts as nothing.
+fn bytes_held(directory: &Path, enough: u64) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let mut held = 0u64;
     let mut pending = vec![directory.to_path_buf()];
-    while let Some(directory) = pending.pop() {
+    while held < enough
+        && let Some(directory) = pending.pop()
+    {
         let Ok(entries) = fs::read_dir(&directory) else { continue };
         for entry in entries.flatten() {
+            if held >= enough {
+                break;
+            }
             match entry.metadata() {
                 Ok(metadata) if metadata.is_dir() => pending.push(entry.path()),
                 // st_blocks counts 512 bytes, whatever the filesystem (stat(2)).

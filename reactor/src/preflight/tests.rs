@@ -78,6 +78,8 @@ fn given_files_in_the_root_when_space_is_asked_then_they_count_as_held() {
     scratch.write("a/b/file", &"x".repeat(100_000));
     let space = machine::disk_space(&scratch.0).expect("it exists");
     assert!(space.held.0 >= 100_000, "{space:?}");
+    let known = machine::disk_space_until(&scratch.0, ByteCount(1)).expect("it exists");
+    assert_eq!(known.held, ByteCount(0), "what is free is enough: nothing is counted");
 }
 
 #[test]

@@ -20,6 +20,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use foldhash::fast::RandomState;
 use payload_types::effect::ReplicaRef;
 use payload_types::limits::PAGE_BYTES;
 use payload_types::{ByteCount, Generation, PayloadId, Tier};
@@ -39,7 +40,9 @@ const GONE: u8 = 2;
 const _: () = assert!(RECORD_BYTES as u64 * 64 < PAGE_BYTES);
 
 /// What a log says exists.
-pub(crate) type Live = HashMap<(PayloadId, Generation), ByteCount>;
+///
+/// Ids come from this server's own log and catalog, so the quickest hash will do: boot handles 10^6 of them.
+pub(crate) type Live = HashMap<(PayloadId, Generation), ByteCount, RandomState>;
 
 /// Why a log cannot be used.
 #[derive(Debug)]
@@ -130,10 +133,12 @@ impl IntentLog {
             if durable {
                 file.sync_all()?;
             }
-            return Ok((log, Live::new()));
+            return Ok((log, Live::default()));
         }
         state.end = (bytes.len() - bytes.len() % RECORD_BYTES) as u64;
         let live = fold(&bytes[RECORD_BYTES..], tier);
+        // As a rewrite would leave it: a boot that changes nothing rewrites nothing.
+        state.compact_at = COMPACT_BYTES.max(2 * (live.len() as u64 + 1) * RECORD_BYTES as u64);
         Ok((log, live))
     }
 
@@ -167,6 +172,11 @@ impl IntentLog {
     /// Writes the log anew with exactly `live` in it.
     pub(crate) fn rewrite(&self, live: &Live) -> io::Result<()> {
         self.replace(&mut self.lock(), live)
+    }
+
+    /// How many records the file has, of replicas that are gone included.
+    pub(crate) fn records(&self) -> u64 {
+        self.lock().end / RECORD_BYTES as u64 - 1
     }
 
     /// At shutdown: a log that names nothing leaves nothing behind.
@@ -330,7 +340,7 @@ fn read_header(bytes: &[u8; RECORD_BYTES]) -> Option<(u32, u8, [u8; 16])> {
 }
 
 fn fold(bytes: &[u8], tier: Tier) -> Live {
-    let mut live = Live::new();
+    let mut live = Live::with_capacity_and_hasher(bytes.len() / RECORD_BYTES, RandomState::default());
     let mut damaged = 0;
     let word = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("8 bytes"));
     for record in bytes.as_chunks::<RECORD_BYTES>().0 {
@@ -425,7 +435,7 @@ mod tests {
         let (log, _) = open(&path);
         let again = IntentLog::open(&path, Tier::Disk, true, None);
         assert!(matches!(again, Err(LogError::Taken)));
-        log.rewrite(&Live::new()).expect("rewritten");
+        log.rewrite(&Live::default()).expect("rewritten");
         assert!(matches!(IntentLog::open(&path, Tier::Disk, true, None), Err(LogError::Taken)));
         drop(log);
         fs::write(&path, [0; RECORD_BYTES]).expect("a header that a power loss emptied");

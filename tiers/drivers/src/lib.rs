@@ -36,6 +36,7 @@ mod store;
 mod stores;
 mod sys;
 mod transfer;
+mod verify;
 mod workers;
 
 use std::fs::File;
@@ -54,6 +55,7 @@ pub use crate::error::OpenError;
 pub use crate::naming::Locator;
 pub use crate::store::boot::Reclaimed;
 pub use crate::transfer::engine::IoEngine;
+pub use crate::verify::Verifier;
 
 use crate::calls::{Calls, System};
 use crate::faults::{Faults, Faulty};
@@ -212,8 +214,8 @@ impl Drivers {
             stores: Arc::new(Stores { ram, disk }),
             root_id,
             found: Mutex::new(Some(PerTierFound {
-                ram: Found::new(ram_live),
-                disk: disk_live.map(Found::new),
+                ram: Found::new(Tier::Ram, ram_live),
+                disk: disk_live.map(|live| Found::new(Tier::Disk, live)),
             })),
             orphans: Vec::new(),
             running: None,
@@ -227,17 +229,9 @@ impl Drivers {
     /// machine). It is kept if so, and also if it could not be looked at. To be called once per replica, before
     /// [`reclaim`](Self::reclaim).
     pub fn verify(&self, replica: &ReplicaRef) -> bool {
-        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(found) = found.as_mut() else { return false };
-        let of_tier = match replica.tier {
-            Tier::Ram => Some(&mut found.ram),
-            Tier::Disk => found.disk.as_mut(),
-            Tier::Gpu | Tier::Object => None,
-        };
-        match (of_tier, self.stores.get(replica.tier)) {
-            (Some(of_tier), Ok(store)) => of_tier.verify(store, replica),
-            _ => false,
-        }
+        let mut is_there = false;
+        self.verifier().verify(&[*replica], |_, found| is_there = found);
+        is_there
     }
 
     /// Boot: how many replicas the intent log of this tier names; 0 once [`reclaim`](Self::reclaim) was called.

@@ -9,6 +9,7 @@
 //! A segment's public name has no generation (the v1 contract's `RamLocation` has no room for one), so it belongs to
 //! the newest generation of its id; every other name belongs to exactly one replica. Pure: nothing is opened here.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -31,6 +32,25 @@ pub(crate) enum Names {
 }
 
 impl Names {
+    /// The directory below which all names are.
+    pub(crate) fn base(&self) -> PathBuf {
+        match self {
+            Self::Segments { .. } => PathBuf::from(SHM_DIRECTORY),
+            Self::Files { root } => root.join(PAYLOADS),
+        }
+    }
+
+    /// [`public`](Self::public) relative to [`base`](Self::base), written over `name`: boot makes 10^6 of them.
+    pub(crate) fn public_below_base(&self, replica: &ReplicaRef, name: &mut String) {
+        let (id, generation) = (replica.id, replica.generation.0);
+        name.clear();
+        let written = match self {
+            Self::Segments { prefix } => write!(name, "{prefix}-{id}"),
+            Self::Files { .. } => write!(name, "{:02x}/{id}-{generation:014x}.bin", id.as_bytes()[15]),
+        };
+        written.expect("a String takes all that is written");
+    }
+
     /// Where the replica's names are.
     pub(crate) fn directory(&self, id: PayloadId) -> PathBuf {
         match self {
@@ -127,6 +147,11 @@ mod tests {
         assert_eq!(limbo, Path::new("/dev/shm/pm-limbo-00000000000001-0190a5c0-1234-7abc-8def-0123456789ab"));
         assert_ne!(limbo, locator.segments.draft(&replica));
         assert_ne!(limbo, locator.segments.public(&replica));
+        for names in [&locator.segments, locator.files.as_ref().expect("configured")] {
+            let mut name = "what was there before".to_owned();
+            names.public_below_base(&replica, &mut name);
+            assert_eq!(names.base().join(name), names.public(&replica));
+        }
     }
 
     #[test]

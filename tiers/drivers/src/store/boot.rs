@@ -1,32 +1,90 @@
 //! What a boot finds: which replicas are still there, and which ones nobody wants.
 //!
-//! Used by one thread before any other has started. `verify` is called for every replica that a row vouches for,
-//! then `reclaim` once; the table is gone after that.
+//! ```text
+//! verify    look at each name (no lock) -> note what is kept (one lock a batch)      any threads, batch by batch
+//! reclaim   remove what nobody vouched for -> write the log anew if it says something else       once, afterwards
+//! ```
+//! Used before any thread of the drivers has started. A boot does this for 10^6 replicas, so a name is looked at
+//! without being opened, relative to its tier's directory, and the tables are filled once.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::path::Path;
 
+use foldhash::fast::RandomState;
 use payload_types::effect::ReplicaRef;
 use payload_types::event::DriverErrorKind;
-use payload_types::{ByteCount, Generation, PayloadId, Tier};
+use payload_types::{Generation, PayloadId, Tier};
 
 use super::FileStore;
 use super::limbo::Limbo;
 use crate::intent::Live;
 use crate::naming::Names;
+use crate::sys;
 
-/// What the intent log named when it was opened.
+/// What the intent log named when it was opened, and what became of it.
 pub(crate) struct Found {
-    replicas: HashMap<(PayloadId, Generation), Named>,
-    /// The newest generation of each id: the owner of a segment's public name.
-    newest: HashMap<PayloadId, Generation>,
+    /// Named, and nobody has vouched for it yet.
+    named: Live,
+    /// Stays whatever happens: a row vouches for it, or it could not be looked at.
+    kept: Live,
+    /// True when the log does not name all that is kept.
+    kept_unnamed: bool,
+    /// Of segments, the newest generation of each id: the owner of its public name.
+    newest: HashMap<PayloadId, Generation, RandomState>,
 }
 
-struct Named {
-    size: ByteCount,
-    /// Stays whatever happens: a row vouches for it, or it could not be looked at.
-    keep: bool,
+/// What a look at a replica's name showed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Seen {
+    /// It is there at its full size.
+    Whole,
+    /// It is not.
+    Absent,
+    /// It could not be looked at: it is not served now, and not destroyed either.
+    Unreadable,
+}
+
+/// Looks at the names of one tier.
+pub(crate) struct Looker<'store> {
+    store: &'store FileStore,
+    /// `None` where it cannot be opened: every name is then opened to see why.
+    base: Option<File>,
+    name: String,
+}
+
+impl<'store> Looker<'store> {
+    pub(crate) fn new(store: &'store FileStore) -> Self {
+        let base = File::open::<&Path>(&store.names.base()).ok();
+        Self { store, base, name: String::new() }
+    }
+
+    /// What is under the replica's public name.
+    pub(crate) fn look(&mut self, replica: &ReplicaRef) -> Seen {
+        if let Some(base) = &self.base {
+            self.store.names.public_below_base(replica, &mut self.name);
+            if let Ok(found) = sys::look(base, &mut self.name)
+                && found.is_file
+                && found.owner_may_read
+                && found.user == self.store.user
+                && found.bytes >= replica.size.0
+            {
+                return Seen::Whole;
+            }
+        }
+        // Whatever else it is, opening it says so.
+        match self.store.open(replica) {
+            Ok(_) => Seen::Whole,
+            Err(error) => {
+                tracing::debug!(tier = %replica.tier, id = %replica.id, "a replica did not survive: {}", error.message);
+                match error.kind {
+                    DriverErrorKind::Io | DriverErrorKind::Full => Seen::Unreadable,
+                    _ => Seen::Absent,
+                }
+            }
+        }
+    }
 }
 
 /// What `reclaim` did on one tier.
@@ -44,60 +102,51 @@ pub struct Reclaimed {
 }
 
 impl Found {
-    pub(crate) fn new(live: Live) -> Self {
-        let mut newest = HashMap::with_capacity(live.len());
-        for &(id, generation) in live.keys() {
-            let owner = newest.entry(id).or_insert(generation);
-            *owner = generation.max(*owner);
+    pub(crate) fn new(tier: Tier, named: Live) -> Self {
+        let mut newest = HashMap::default();
+        if tier == Tier::Ram {
+            for &(id, generation) in named.keys() {
+                let owner = newest.entry(id).or_insert(generation);
+                *owner = generation.max(*owner);
+            }
         }
-        let replicas = live.into_iter().map(|(key, size)| (key, Named { size, keep: false })).collect();
-        Self { replicas, newest }
+        let kept = Live::with_capacity_and_hasher(named.len(), RandomState::default());
+        Self { named, kept, kept_unnamed: false, newest }
     }
 
     /// How many replicas the log named.
     pub(crate) fn len(&self) -> usize {
-        self.replicas.len()
+        self.named.len() + self.kept.len()
     }
 
-    /// Whether the replica is there at its full size. It is kept if so.
-    pub(crate) fn verify(&mut self, store: &FileStore, replica: &ReplicaRef) -> bool {
+    /// A row vouches for the replica, and its name was looked at: whether it is there. It is kept if so.
+    pub(crate) fn vouch(&mut self, store: &FileStore, replica: &ReplicaRef, seen: Seen) -> bool {
         let key = (replica.id, replica.generation);
+        let is_named = self.named.contains_key(&key) || self.kept.contains_key(&key);
         // A segment that this boot's log does not name is of another boot, or the name is another generation's.
         let is_segment = matches!(store.names, Names::Segments { .. });
-        if is_segment && (!self.replicas.contains_key(&key) || self.newest.get(&key.0) != Some(&key.1)) {
+        if is_segment && (!is_named || self.newest.get(&key.0) != Some(&key.1)) {
             return false;
         }
-        let found = store.open(replica);
-        let keep = match &found {
-            Ok(_) => true,
-            // Unreadable is not absent: it is not served now, and not destroyed either.
-            Err(error) => matches!(error.kind, DriverErrorKind::Io | DriverErrorKind::Full),
-        };
-        if let Err(error) = &found {
-            tracing::debug!(tier = %replica.tier, id = %replica.id, "a replica did not survive: {}", error.message);
+        if seen != Seen::Absent {
+            self.named.remove(&key);
+            self.kept.insert(key, replica.size);
+            self.kept_unnamed |= !is_named;
         }
-        if keep {
-            self.replicas.insert(key, Named { size: replica.size, keep: true });
-        }
-        found.is_ok()
+        seen == Seen::Whole
     }
 
     /// Removes what nobody vouched for. Answers what was done, and the replicas in limbo that
     /// somebody holds.
-    pub(crate) fn reclaim(self, store: &FileStore, tier: Tier) -> (Reclaimed, Vec<ReplicaRef>) {
+    pub(crate) fn reclaim(mut self, store: &FileStore, tier: Tier) -> (Reclaimed, Vec<ReplicaRef>) {
         let mut tally = Reclaimed::default();
         let mut held = Vec::new();
-        let mut live = Live::new();
-        for (&(id, generation), named) in &self.replicas {
-            let replica = ReplicaRef { tier, id, generation, size: named.size };
-            if named.keep {
-                live.insert((id, generation), named.size);
-                continue;
-            }
+        for ((id, generation), size) in std::mem::take(&mut self.named) {
+            let replica = ReplicaRef { tier, id, generation, size };
             match self.remove(store, &replica) {
                 Ok(Limbo::Freed) => {
                     tally.removed += 1;
-                    tally.removed_bytes += named.size.0;
+                    tally.removed_bytes += size.0;
                     continue;
                 }
                 Ok(Limbo::Held) => held.push(replica),
@@ -107,10 +156,12 @@ impl Found {
                 }
             }
             tally.held += 1;
-            tally.held_bytes += named.size.0;
-            live.insert((id, generation), named.size);
+            tally.held_bytes += size.0;
+            self.kept.insert((id, generation), size);
         }
-        if let Err(error) = store.log.rewrite(&live) {
+        // A log that says just that, and nothing of what is gone, is left as it is: 48 MB for 10^6 replicas.
+        let is_current = !self.kept_unnamed && store.log.records() == self.kept.len() as u64;
+        if !is_current && let Err(error) = store.log.rewrite(&self.kept) {
             tracing::warn!(%tier, "the intent log could not be compacted, and is used as it is: {error}");
         }
         (tally, held)

@@ -49,6 +49,43 @@ pub(crate) fn available_bytes(path: &Path) -> io::Result<u64> {
     Ok(answer.f_bavail.saturating_mul(answer.f_frsize))
 }
 
+/// What a name is, without opening it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Looked {
+    pub(crate) is_file: bool,
+    pub(crate) owner_may_read: bool,
+    pub(crate) user: u32,
+    pub(crate) bytes: u64,
+}
+
+/// Looks at `name`, relative to a directory. No link is followed at its end.
+///
+/// # Errors
+/// As fstatat(2); a name with a NUL in it.
+pub(crate) fn look(directory: &File, name: &mut String) -> io::Result<Looked> {
+    if name.contains('\0') {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    name.push('\0');
+    // SAFETY: stat is plain integers, for which all zeroes is a value.
+    let mut found: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: the directory is open while it is borrowed, `name` ends with a NUL, `found` is writable; all outlive the
+    // call.
+    let result = unsafe {
+        libc::fstatat(directory.as_raw_fd(), name.as_ptr().cast(), &raw mut found, libc::AT_SYMLINK_NOFOLLOW)
+    };
+    name.pop();
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Looked {
+        is_file: found.st_mode & libc::S_IFMT == libc::S_IFREG,
+        owner_may_read: found.st_mode & libc::S_IRUSR != 0,
+        user: found.st_uid,
+        bytes: u64::try_from(found.st_size).unwrap_or(0),
+    })
+}
+
 /// True when nobody but the caller has `file` open or mapped, by the grant of a write lease (fcntl(2)). The lease
 /// ends when `file` is closed. `file` must be open read-only.
 ///
