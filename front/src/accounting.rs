@@ -51,11 +51,11 @@ impl Accounting {
         let mut parts = Vec::new();
         for reply in self.router.ask_all(&Ask::Stats, deadline).await? {
             let Reply::Stats(part) = reply else { return Err(mismatch("Stats", &reply)) };
-            parts.push(part);
+            parts.push(*part);
         }
         let node = NodeFigures {
             physical,
-            connections: self.connections.len() as u64,
+            connections: self.connections.count() as u64,
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         };
         Ok(encode::stats(&parts, &node))

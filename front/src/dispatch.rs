@@ -33,6 +33,7 @@ use tonic::server::NamedService;
 use crate::admission::{Gate, Permit};
 use crate::deadline;
 use crate::services::{AdminService, CatalogService, DataService, OperationsService, StreamService};
+use crate::tally::{Call, Tally};
 
 type Data = PayloadDataServiceServer<DataService>;
 type Catalog = PayloadCatalogServiceServer<CatalogService>;
@@ -44,6 +45,7 @@ type Operations = PayloadOperationsServiceServer<OperationsService>;
 #[derive(Clone)]
 pub struct Dispatch {
     services: Arc<Services>,
+    tally: Tally,
 }
 
 /// What [`Dispatch`] chooses from.
@@ -92,9 +94,9 @@ impl Other {
 }
 
 impl Dispatch {
-    /// Dispatches to these services.
-    pub fn new(services: Services) -> Self {
-        Self { services: Arc::new(services) }
+    /// Dispatches to these services, and counts the answers in `tally`.
+    pub fn new(services: Services, tally: Tally) -> Self {
+        Self { services: Arc::new(services), tally }
     }
 }
 
@@ -121,14 +123,15 @@ impl Service<http::Request<Body>> for Dispatch {
                     "`{path}` names no service of this server; ask its reflection service for those it has"
                 ))),
             };
-            return Answer { stage, end, _permit: None };
+            return Answer { stage, end, call: None, _permit: None };
         }
+        let call = self.tally.call(path);
         let Some(permit) = services.gate.enter() else {
             let status = Status::resource_exhausted(format!(
                 "the server has {} requests in flight, which is its limit (limits.requests_in_flight); try again in a moment",
                 services.gate.limit()
             ));
-            return Answer { stage: Stage::Refused(status), end, _permit: None };
+            return Answer { stage: Stage::Refused(status), end, call, _permit: None };
         };
         let running = match target {
             Target::Data => services.data.clone().call(request),
@@ -137,7 +140,7 @@ impl Service<http::Request<Body>> for Dispatch {
             Target::Operations => services.operations.clone().call(request),
             Target::Stream | Target::Other => services.stream.clone().call(request),
         };
-        Answer { stage: Stage::Running(running), end, _permit: Some(permit) }
+        Answer { stage: Stage::Running(running), end, call, _permit: Some(permit) }
     }
 }
 
@@ -169,6 +172,7 @@ pub struct Answer {
     stage: Stage,
     /// When the call must have been answered.
     end: Option<Instant>,
+    call: Option<Call>,
     _permit: Option<Permit>,
 }
 
@@ -185,8 +189,16 @@ impl Future for Answer {
             Stage::Running(future) => future.as_mut().poll(context),
             Stage::Refused(status) => Poll::Ready(Ok(status.clone().into_http())),
         };
-        if answer.is_pending() && self.end.is_some_and(|end| Instant::now() >= end) {
-            return Poll::Ready(Ok(to_status(deadline::late()).into_http()));
+        let answer = match answer {
+            Poll::Pending if self.end.is_some_and(|end| Instant::now() >= end) => {
+                Poll::Ready(Ok(to_status(deadline::late()).into_http()))
+            }
+            answer => answer,
+        };
+        if let Poll::Ready(Ok(response)) = &answer
+            && let Some(call) = self.call.take()
+        {
+            call.answered(response.headers());
         }
         answer
     }

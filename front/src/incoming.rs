@@ -54,7 +54,7 @@ impl Connections {
     }
 
     /// Connections open now.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.numbers(|numbers| numbers.open.len())
     }
 
@@ -232,7 +232,7 @@ mod tests {
             }
 
             let peer = first.connect_info();
-            assert!(connections.is_open(peer) && connections.len() == 1);
+            assert!(connections.is_open(peer) && connections.count() == 1);
             assert_eq!(peer.address(), Some(first_client.local_addr().expect("connected")));
             drop(first);
             assert!(!connections.is_open(peer), "whoever has that address next is somebody else");

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use payload_front::cli::{Cli, Command};
 use payload_front::config::{Config, Loaded};
-use payload_front::serve::{self, FrontLimits};
+use payload_front::serve::{self, FrontLimits, Listeners};
 use payload_front::{bootstrap, demo, doctor, logging};
 
 fn main() -> ExitCode {
@@ -60,10 +60,13 @@ fn serve(cli: &Cli) -> anyhow::Result<ExitCode> {
     config.check_supported()?;
     let plan = bootstrap::plan(config)?;
     let listener = bootstrap::address::bind(&config.server.bind_address)?;
+    let metrics = config.observability.metrics_address.as_ref().map(bootstrap::address::bind_metrics);
+    let metrics = metrics.transpose()?;
     bootstrap::preflight(config)?;
     config.prepare()?;
     let node = bootstrap::Node::start(config, &plan)?;
-    serve::run(listener, node, FrontLimits::of(config), plan.front_cores.as_deref())?;
+    let listeners = Listeners { grpc: listener, metrics };
+    serve::run(listeners, node, FrontLimits::of(config), plan.front_cores.as_deref())?;
     Ok(ExitCode::SUCCESS)
 }
 

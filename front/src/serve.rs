@@ -29,8 +29,10 @@ use crate::config::Config;
 use crate::dispatch::{Dispatch, Other, Services};
 use crate::incoming::{Connections, Incoming};
 use crate::locate::Places;
+use crate::metrics::Metrics;
 use crate::services::{AdminService, CatalogService, DataService, OperationsService, Router, StreamService};
 use crate::shutdown::{self, Budget, Signals};
+use crate::tally::Tally;
 
 /// Calls one connection may have open at a time: as many as one shard's request lane holds.
 const STREAMS_PER_CONNECTION_MAX: u32 = limits::REQUEST_LANE_LEN as u32;
@@ -74,6 +76,15 @@ impl FrontLimits {
     }
 }
 
+/// The sockets to serve.
+#[derive(Debug)]
+pub struct Listeners {
+    /// gRPC.
+    pub grpc: TcpListener,
+    /// /metrics, where it is wanted.
+    pub metrics: Option<TcpListener>,
+}
+
 /// Serves until a signal comes, and returns when everything has ended. The calling thread becomes the front's; it is
 /// kept on `cores` where they are given.
 ///
@@ -82,7 +93,7 @@ impl FrontLimits {
 /// # Errors
 /// When the runtime cannot be made or the listening socket breaks.
 pub fn run(
-    listener: TcpListener,
+    listeners: Listeners,
     node: Node,
     front: FrontLimits,
     cores: Option<&[usize]>,
@@ -96,15 +107,16 @@ pub fn run(
         .enable_all()
         .build()
         .context("the front's runtime could not be started")?;
-    let outcome = runtime.block_on(serve(listener, node, front));
+    let outcome = runtime.block_on(serve(listeners, node, front));
     // Connections that did not close in time are dropped here.
     runtime.shutdown_timeout(shutdown::FLUSH);
     outcome
 }
 
 // Long because: the order of the steps is the point, and each step is one statement.
-async fn serve(listener: TcpListener, node: Node, front: FrontLimits) -> anyhow::Result<()> {
+async fn serve(listeners: Listeners, node: Node, front: FrontLimits) -> anyhow::Result<()> {
     let mut signals = Signals::install().context("SIGTERM and SIGINT could not be taken over")?;
+    let Listeners { grpc: listener, metrics } = listeners;
     listener.set_nonblocking(true).context("the listening socket refused non-blocking mode")?;
     let listener =
         tokio::net::TcpListener::from_std(listener).context("the listening socket cannot be watched")?;
@@ -116,7 +128,13 @@ async fn serve(listener: TcpListener, node: Node, front: FrontLimits) -> anyhow:
     let (health, others) = health_and_reflection().await?;
     let accounting = Arc::new(Accounting::new(Arc::clone(&router), node.locator(), connections.clone()));
     let operations = OperationsService::new(Arc::clone(&router), connections.clone(), address.port());
-    let dispatch = Dispatch::new(services(&router, accounting, operations, others, gate.clone()));
+    let tally = Tally::default();
+    if let Some(listener) = metrics {
+        let accounting = Arc::clone(&accounting);
+        let (reactor, tally, gate) = (node.handle(), tally.clone(), gate.clone());
+        metrics_start(Metrics { accounting, reactor, tally, gate }, listener);
+    }
+    let dispatch = Dispatch::new(services(&router, accounting, operations, others, gate.clone()), tally);
     let (stop, stopped) = oneshot::channel::<()>();
     let mut serving = pin!(
         Server::builder()
@@ -197,6 +215,18 @@ fn services(
         others,
         gate,
     }
+}
+
+/// Serves /metrics for as long as the runtime lives.
+fn metrics_start(metrics: Metrics, listener: TcpListener) {
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, "serving /metrics");
+    }
+    drop(tokio::spawn(async move {
+        if let Err(error) = Arc::new(metrics).serve(listener).await {
+            tracing::error!(%error, "/metrics is not served");
+        }
+    }));
 }
 
 /// The services that health speaks of; the empty name is the whole server.

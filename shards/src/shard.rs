@@ -153,7 +153,7 @@ impl Shard {
             }
             Request::Unpin { key } => self.pin(step, caller, key, None),
             Request::List(list) => Some(Ok(payload_types::reply::Reply::Page(self.table.page(&list)))),
-            Request::Stats => Some(Ok(payload_types::reply::Reply::Stats(self.stats()))),
+            Request::Stats => Some(Ok(payload_types::reply::Reply::Stats(Box::new(self.stats())))),
             Request::Holders { key, after } => Some(self.holders(step.now, key, after)),
             Request::Explain { key } => Some(self.explain(step.now, key)),
         };

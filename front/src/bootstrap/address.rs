@@ -20,8 +20,27 @@ pub fn bind(address: &BindAddress) -> anyhow::Result<TcpListener> {
             "NO TLS AND NO ACCESS CONTROL: whoever can reach this address can read, change and delete every payload; bind 127.0.0.1 unless the network is trusted"
         );
     }
+    bind_as("server.bind_address", address)
+}
+
+/// Binds the address of /metrics, where one is configured.
+///
+/// # Errors
+/// As [`bind`].
+pub fn bind_metrics(address: &BindAddress) -> anyhow::Result<TcpListener> {
+    if !address.is_loopback() {
+        tracing::warn!(
+            %address,
+            "whoever can reach this address can read the node's figures: how much it holds and how much it is used"
+        );
+    }
+    bind_as("observability.metrics_address", address)
+}
+
+/// Binds the address that `key` names.
+fn bind_as(key: &str, address: &BindAddress) -> anyhow::Result<TcpListener> {
     let candidates = address.resolve().map_err(|error| {
-        anyhow::anyhow!("server.bind_address {address} cannot be looked up: {error}; write an IP address")
+        anyhow::anyhow!("{key} {address} cannot be looked up: {error}; write an IP address")
     })?;
     let mut refused = None;
     for candidate in candidates {
@@ -32,10 +51,10 @@ pub fn bind(address: &BindAddress) -> anyhow::Result<TcpListener> {
     }
     Err(match refused {
         Some(error) if error.kind() == io::ErrorKind::AddrInUse => anyhow::anyhow!(
-            "the address {address} is taken by another process; stop that one, or set server.bind_address to a free port"
+            "the address {address} is taken by another process; stop that one, or set {key} to a free port"
         ),
-        Some(error) => anyhow::anyhow!("cannot listen on {address}: {error}; set server.bind_address"),
-        None => anyhow::anyhow!("server.bind_address {address} names no address; write an IP address"),
+        Some(error) => anyhow::anyhow!("cannot listen on {address}: {error}; set {key}"),
+        None => anyhow::anyhow!("{key} {address} names no address; write an IP address"),
     })
 }
 
@@ -53,6 +72,14 @@ mod tests {
         let port = first.local_addr().expect("bound").port();
         let error = bind(&address("127.0.0.1", port)).expect_err("taken").to_string();
         assert!(error.contains(&format!("127.0.0.1:{port} is taken")), "{error}");
+    }
+
+    #[test]
+    fn given_a_taken_metrics_address_when_bound_then_a_sentence_names_its_key() {
+        let first = bind(&address("127.0.0.1", 0)).expect("a free port");
+        let port = first.local_addr().expect("bound").port();
+        let error = bind_metrics(&address("127.0.0.1", port)).expect_err("taken").to_string();
+        assert!(error.contains("is taken") && error.contains("observability.metrics_address"), "{error}");
     }
 
     #[test]

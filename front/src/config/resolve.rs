@@ -42,6 +42,11 @@ pub(super) fn config(
         },
         spill_workers: spill_workers(settings, machine),
         logging: logging(settings),
+        observability: ObservabilityConfig {
+            metrics_address: settings
+                .text("observability.metrics_address")
+                .map(|text| setting::address(&text).expect("the table's kind has checked it")),
+        },
     };
     warnings.extend(ignored(settings));
     warnings.extend(not_built(settings, &config));

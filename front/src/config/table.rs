@@ -171,6 +171,7 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("logging.format", Word(&FORMAT), Value("text"), "one line of text, or one JSON object, for each event"),
     Key::ignored("logging.pattern", Text, "", "the formats are text and json (logging.format)"),
     Key::later("logging.include_trace_context", Flag, "false", "trace and span ids in each line"),
+    Key::new("observability.metrics_address", Address, Said(""), "where /metrics is served over plain HTTP, for Prometheus; unset: nowhere"),
     Key::later("observability.metrics_enabled", Flag, "false", "export metrics"),
     Key::later("observability.tracing_enabled", Flag, "false", "export traces"),
     Key::later("observability.logs_enabled", Flag, "false", "export logs"),

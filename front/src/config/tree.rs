@@ -35,6 +35,15 @@ pub struct Config {
     pub spill_workers: SpillWorkersConfig,
     /// What is logged and how.
     pub logging: LoggingConfig,
+    /// What is told to monitors.
+    pub observability: ObservabilityConfig,
+}
+
+/// `observability`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ObservabilityConfig {
+    /// Where /metrics is served; `None`: nowhere.
+    pub metrics_address: Option<BindAddress>,
 }
 
 /// `node`.

@@ -41,7 +41,7 @@ pub enum Reply {
     /// List.
     Page(ShardPage),
     /// Stats.
-    Stats(ShardStats),
+    Stats(Box<ShardStats>),
     /// Holders.
     Holders(Holders),
     /// Explain.

@@ -402,7 +402,7 @@ impl World {
         let Ok(Reply::Stats(stats)) = self.ask_now(shard, Request::Stats)? else {
             return breach(Rule::Accounting, "Stats was refused");
         };
-        look.stats = stats;
+        look.stats = *stats;
         if let Err(wrong) = self.cores[shard].shard.check_accounting() {
             return breach(Rule::Accounting, wrong);
         }

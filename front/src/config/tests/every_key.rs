@@ -37,6 +37,7 @@ fn given_a_file_with_every_key_when_loaded_then_the_tree_holds_what_it_says() {
     assert!(config.server.require_tls && config.server.bind_address.port == 50052);
     assert_eq!((config.front.cores, config.shards.cores), (Some(vec![0]), Some(vec![1, 2])));
     assert_eq!(config.shards.spin, Spin::Off);
+    assert_eq!(config.observability.metrics_address.map(|address| address.port), Some(9464));
     assert_eq!((config.limits.allocate_wait_ms, config.limits.requests_in_flight), (500, 100));
     assert_eq!((config.limits.connections, config.leases.allocation_timeout_ms), (50, 7_200_000));
     assert_eq!(config.storage.ram.capacity.0, 64 << 20);

@@ -1,0 +1,110 @@
+//! Which metrics there are. Names begin with `payload_manager_` and end with their unit; docs/OPERATIONS.md lists them,
+//! and a test holds the list.
+
+use payload_reactor::ReactorHandle;
+use payload_types::ShardIndex;
+use payload_wire::pb::admin::v1::StatsResponse;
+use payload_wire::pb::operations::v1::TierAccounting;
+
+use super::text::{Kind, Text};
+use crate::tally::{Tally, code_name};
+
+type TierFigure = (&'static str, &'static str, fn(&TierAccounting) -> Option<u64>);
+
+/// Gauges of each tier, as Stats tells them.
+const TIER_GAUGES: [TierFigure; 15] = [
+    ("capacity_bytes", "What the tier may hold.", |tier| Some(tier.capacity_bytes)),
+    ("reserved_bytes", "Granted to shards and not charged.", |tier| Some(tier.reserved_bytes)),
+    ("allocated_bytes", "Charged: replicas, limbo and what is under way.", |tier| Some(tier.allocated_bytes)),
+    ("free_bytes", "capacity - reserved - allocated.", |tier| Some(tier.free_bytes)),
+    ("uncommitted_bytes", "Of allocated: payloads not committed yet.", |tier| Some(tier.uncommitted_bytes)),
+    ("leased_bytes", "Of allocated: payloads that somebody leases.", |tier| Some(tier.leased_bytes)),
+    ("pinned_bytes", "Of allocated: pinned payloads.", |tier| Some(tier.pinned_bytes)),
+    ("spilling_bytes", "Of allocated: being copied to a slower tier.", |tier| Some(tier.spilling_bytes)),
+    ("limbo_bytes", "Of allocated: dropped and not proven free yet.", |tier| Some(tier.limbo_bytes)),
+    ("under_way_bytes", "Of allocated: space that is being made.", |tier| Some(tier.under_way_bytes)),
+    ("peak_bytes", "The largest allocated since start.", |tier| Some(tier.peak_bytes)),
+    ("physical_bytes", "What the file system holds for the tier.", |tier| tier.physical_bytes),
+    ("fragmentation_bytes", "physical - allocated, where that is more.", |tier| tier.fragmentation_bytes),
+    ("logical_bytes", "Replicas, as large as they were asked for.", |tier| Some(tier.logical_bytes)),
+    ("payloads", "Payloads whose descriptor shows the tier.", |tier| Some(tier.payloads)),
+];
+
+/// Counters of each tier, as Stats tells them.
+const TIER_COUNTERS: [TierFigure; 4] = [
+    ("spilled_bytes_total", "Bytes copied to the tier from a faster one.", |tier| {
+        Some(tier.spilled_bytes_total)
+    }),
+    ("promoted_bytes_total", "Bytes copied to the tier from a slower one.", |tier| {
+        Some(tier.promoted_bytes_total)
+    }),
+    ("transfers_failed_total", "Copies to the tier that failed.", |tier| Some(tier.transfers_failed_total)),
+    ("evictions_total", "Replicas of the tier evicted under pressure.", |tier| Some(tier.evictions_total)),
+];
+
+/// What one scrape tells. `stats` is what the Stats RPC would have answered at this moment.
+pub fn render(stats: &StatsResponse, reactor: &ReactorHandle, tally: &Tally, in_flight: usize) -> String {
+    let mut text = Text::default();
+    tiers(&mut text, &stats.tiers);
+    node(&mut text, stats, in_flight);
+    let answered = tally.counted().map(|(rpc, code, count)| {
+        (vec![("rpc", rpc.to_owned()), ("code", code_name(code).to_owned())], count)
+    });
+    let help = "Calls answered, by RPC and gRPC code; CANCELLED: the client hung up first.";
+    text.family("payload_manager_requests_total", Kind::Counter, help, answered);
+    shards(&mut text, reactor);
+    text.into_string()
+}
+
+fn tiers(text: &mut Text, tiers: &[TierAccounting]) {
+    let families = TIER_GAUGES.iter().map(|figure| (figure, Kind::Gauge));
+    for ((name, help, figure), kind) in
+        families.chain(TIER_COUNTERS.iter().map(|figure| (figure, Kind::Counter)))
+    {
+        let samples = tiers.iter().filter_map(|tier| {
+            let name = tier.tier().as_str_name().trim_start_matches("TIER_").to_ascii_lowercase();
+            Some((vec![("tier", name)], figure(tier)?))
+        });
+        text.family(&format!("payload_manager_tier_{name}"), kind, help, samples);
+    }
+}
+
+fn node(text: &mut Text, stats: &StatsResponse, in_flight: usize) {
+    let node = stats.node.unwrap_or_default();
+    let mut one = |name: &str, kind, help: &str, value: u64| {
+        text.family(&format!("payload_manager_{name}"), kind, help, [(Vec::new(), value)]);
+    };
+    one("leases", Kind::Gauge, "Leases held.", node.leases);
+    one("leases_granted_total", Kind::Counter, "Leases granted since start.", node.leases_granted_total);
+    one("operations", Kind::Gauge, "Operations under way in drivers and catalog.", node.operations);
+    one("requests_parked", Kind::Gauge, "Requests that wait for a payload.", node.requests_parked);
+    one("requests_in_flight", Kind::Gauge, "Calls admitted and not answered.", in_flight as u64);
+    one("connections", Kind::Gauge, "Open client connections.", node.connections);
+    let uptime = node.uptime_ms as f64 / 1000.0;
+    let help = "Seconds since this start.";
+    text.family("payload_manager_uptime_seconds", Kind::Gauge, help, [(Vec::new(), uptime)]);
+    let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
+    text.family("payload_manager_build_info", Kind::Gauge, "Always 1; its label says more.", [(version, 1)]);
+}
+
+fn shards(text: &mut Text, reactor: &ReactorHandle) {
+    let label = |shard: ShardIndex| vec![("shard", shard.0.to_string())];
+    let lanes = (0..reactor.shard_count())
+        .map(|shard| (label(ShardIndex(shard)), reactor.requests_waiting(ShardIndex(shard))));
+    let help = "Requests that wait in a shard's lane.";
+    text.family("payload_manager_shard_lane_requests", Kind::Gauge, help, lanes);
+    let stalls = reactor.stalls();
+    let mut counter = |name: &str, help: &str, figure: fn(&payload_reactor::TurnStats) -> u64| {
+        let samples = stalls.iter().map(|turns| (label(turns.shard), figure(turns)));
+        text.family(&format!("payload_manager_shard_{name}"), Kind::Counter, help, samples);
+    };
+    counter("turns_total", "Turns of a shard.", |turns| turns.turns);
+    counter("turns_over_100us_total", "Turns with more than 100 us on the CPU.", |turns| turns.over_100us);
+    counter("turns_over_1ms_total", "Turns with more than 1 ms on the CPU.", |turns| turns.over_1ms);
+    let longest = stalls.iter().map(|turns| {
+        let longest = turns.longest.first().map_or(0, |turn| turn.on_cpu_ns);
+        (label(turns.shard), longest as f64 / 1e9)
+    });
+    let help = "CPU time of a shard's longest turn over 100 us; 0: there was none.";
+    text.family("payload_manager_shard_turn_longest_seconds", Kind::Gauge, help, longest);
+}

@@ -1,0 +1,175 @@
+//! Counts calls by RPC and by the code they were answered with.
+//!
+//! One atomic addition a call, on the front's thread. A call whose client hung up before the answer counts as
+//! CANCELLED. Calls of health and reflection are not counted, nor are paths that name no service.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tonic::Code;
+use tonic::codegen::http::HeaderMap;
+
+/// The RPCs of our services, the busiest first: a call is looked up here. Their names differ across services.
+pub const RPCS: [&str; 29] = [
+    "AcquireReadLease",
+    "ReleaseLease",
+    "ResolveSnapshot",
+    "AllocatePayload",
+    "CommitPayload",
+    "Delete",
+    "Promote",
+    "Spill",
+    "Prefetch",
+    "Pin",
+    "Unpin",
+    "ListPayloads",
+    "Append",
+    "Read",
+    "Commit",
+    "GetCommitted",
+    "GetRange",
+    "Subscribe",
+    "CreateStream",
+    "DeleteStream",
+    "UpdatePayloadMetadata",
+    "AppendPayloadMetadataEvent",
+    "AddLineage",
+    "GetLineage",
+    "ImportPayload",
+    "Stats",
+    "ListHolders",
+    "ExplainPayload",
+    "Scrub",
+];
+
+/// gRPC codes are 0 to 16.
+const CODES: usize = 17;
+
+/// How often each RPC was answered with each code. Shared by its clones.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    counts: Arc<Counts>,
+}
+
+#[derive(Debug)]
+struct Counts([[AtomicU64; CODES]; RPCS.len()]);
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))))
+    }
+}
+
+/// A call that is being answered. Dropped without an answer it counts as CANCELLED.
+#[derive(Debug)]
+pub struct Call {
+    tally: Tally,
+    rpc: usize,
+    is_counted: bool,
+}
+
+impl Tally {
+    /// A call of the method at the end of this path; `None` when it names none of our RPCs.
+    pub fn call(&self, path: &str) -> Option<Call> {
+        let method = path.rsplit_once('/')?.1;
+        let rpc = RPCS.iter().position(|name| *name == method)?;
+        Some(Call { tally: self.clone(), rpc, is_counted: false })
+    }
+
+    /// Every pair that was counted: RPC, code, how often.
+    pub fn counted(&self) -> impl Iterator<Item = (&'static str, Code, u64)> {
+        RPCS.iter().zip(&self.counts.0).flat_map(|(rpc, codes)| {
+            codes.iter().enumerate().filter_map(move |(code, count)| {
+                let count = count.load(Ordering::Relaxed);
+                (count > 0).then(|| (*rpc, Code::from(code as i32), count))
+            })
+        })
+    }
+}
+
+impl Call {
+    /// It was answered with these headers: an error's code is among them, success comes later, in the trailers.
+    pub fn answered(mut self, headers: &HeaderMap) {
+        let code = headers.get("grpc-status").map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()));
+        self.count(code);
+    }
+
+    fn count(&mut self, code: Code) {
+        self.is_counted = true;
+        self.tally.counts.0[self.rpc][code as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if !self.is_counted {
+            self.count(Code::Cancelled);
+        }
+    }
+}
+
+/// A code as gRPC's own documents write it.
+pub const fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(tally: &Tally) -> Vec<(&'static str, Code, u64)> {
+        tally.counted().collect()
+    }
+
+    #[test]
+    fn given_calls_when_answered_or_dropped_then_each_counts_once_under_its_code() {
+        let tally = Tally::default();
+        let call = |tally: &Tally| {
+            tally.call("/payload.manager.services.v1.PayloadAdminService/Stats").expect("ours")
+        };
+        let mut refused = HeaderMap::new();
+        refused.insert("grpc-status", "5".parse().expect("a header"));
+        call(&tally).answered(&HeaderMap::new());
+        call(&tally).answered(&HeaderMap::new());
+        call(&tally).answered(&refused);
+        drop(call(&tally));
+        let expected = [("Stats", Code::Ok, 2), ("Stats", Code::Cancelled, 1), ("Stats", Code::NotFound, 1)];
+        assert_eq!(counted(&tally), expected);
+    }
+
+    #[test]
+    fn given_a_path_of_nobody_when_called_then_nothing_counts() {
+        let tally = Tally::default();
+        assert!(tally.call("/grpc.health.v1.Health/Check").is_none() && tally.call("").is_none());
+        assert!(counted(&tally).is_empty());
+    }
+
+    #[test]
+    fn given_the_compiled_contract_when_searched_then_every_rpc_is_in_it() {
+        for rpc in RPCS {
+            // A name as protobuf encodes it: field 1 of the method, its length, its letters.
+            let encoded = [&[0x0A, rpc.len() as u8], rpc.as_bytes()].concat();
+            let found =
+                payload_wire::FILE_DESCRIPTOR_SET.windows(encoded.len()).any(|window| window == encoded);
+            assert!(found, "{rpc}");
+        }
+    }
+}
