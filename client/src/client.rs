@@ -409,7 +409,7 @@ impl Client {
         PayloadDataServiceClient::new(self.channel())
     }
 
-    fn request<T>(&self, message: T) -> Request<T> {
+    pub(crate) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         if let Some(deadline) = self.deadline {
             request.set_timeout(deadline);
@@ -417,7 +417,7 @@ impl Client {
         request
     }
 
-    fn answer<T>(&self, result: Result<Response<T>, Status>) -> Result<T, ClientError> {
+    pub(crate) fn answer<T>(&self, result: Result<Response<T>, Status>) -> Result<T, ClientError> {
         result.map(Response::into_inner).map_err(|status| ClientError::from_status(&status, &self.address))
     }
 }

@@ -29,6 +29,7 @@ pub mod descriptor;
 pub mod error;
 #[allow(unsafe_code)]
 pub mod mapping;
+pub mod operations;
 pub mod payload;
 pub mod transfer;
 

@@ -68,6 +68,8 @@ fn given_help_when_asked_for_then_every_command_is_named_and_described() {
         "pin",
         "unpin",
         "stats",
+        "holders",
+        "explain",
         "doctor",
         "completions",
     ] {

@@ -16,6 +16,7 @@ mod interrupt;
 mod lease;
 mod lifecycle;
 mod list;
+mod operations;
 mod output;
 mod put;
 mod stats;
@@ -85,8 +86,12 @@ enum Command {
     Pin(tiering::PinArgs),
     /// Let pinned payloads be moved again.
     Unpin(tiering::UnpinArgs),
-    /// Show how much each tier holds.
+    /// Show how much each tier holds, and what keeps it.
     Stats,
+    /// Show who leases and pins payloads.
+    Holders(operations::HoldersArgs),
+    /// Tell why payloads are where they are, and what would be evicted next.
+    Explain(operations::ExplainArgs),
     /// Check the server, and this machine's fitness to run one.
     Doctor,
     /// Print the completion script of a shell.
@@ -143,6 +148,8 @@ async fn run(cli: Cli, output: &mut Output) -> anyhow::Result<()> {
         Command::Pin(args) => tiering::run_pin(&client, output, args).await,
         Command::Unpin(args) => tiering::run_unpin(&client, output, args).await,
         Command::Stats => stats::run(&client, output).await,
+        Command::Holders(args) => operations::run_holders(&client, output, args).await,
+        Command::Explain(args) => operations::run_explain(&client, output, args).await,
         Command::Doctor | Command::Completions { .. } => Ok(()),
     }
 }

@@ -1,14 +1,18 @@
-//! `stats`: how much each tier holds.
+//! `stats`: how much each tier holds, and what keeps it.
+
+use std::collections::BTreeMap;
 
 use payload_client::Client;
-use payload_types::reply::TierStats;
-use payload_types::{ByteCount, PerTier, Tier};
+use payload_types::{ByteCount, time};
+use payload_wire::enums;
+use payload_wire::pb::admin::v1::StatsResponse;
+use payload_wire::pb::operations::v1::{NodeAccounting, TierAccounting};
 use serde::Serialize;
 
-use crate::output::{Column, Output, Row, left, right};
+use crate::output::{Block, Output};
 use crate::view::word;
 
-/// The contract's `StatsResponse`.
+/// The contract's `StatsResponse`, and what is ours in it.
 #[derive(Serialize)]
 struct Stats {
     payloads_gpu: u64,
@@ -19,44 +23,169 @@ struct Stats {
     bytes_ram: u64,
     bytes_disk: u64,
     bytes_object: u64,
+    /// By tier: every figure of the accounting under its field's name.
+    tiers: BTreeMap<String, BTreeMap<&'static str, Option<u64>>>,
+    node: BTreeMap<&'static str, u64>,
 }
 
-#[derive(Serialize)]
-struct TierRow {
-    tier: String,
-    payloads: u64,
-    bytes: u64,
+/// How a figure is shown to people.
+#[derive(Clone, Copy)]
+enum Unit {
+    Count,
+    Bytes,
 }
 
-impl Row for TierRow {
-    const COLUMNS: &'static [Column] = &[left("TIER", 6), right("PAYLOADS", 8), right("BYTES", 10)];
-    fn cells(&self) -> Vec<String> {
-        vec![self.tier.clone(), self.payloads.to_string(), ByteCount(self.bytes).to_string()]
-    }
-}
+type Figure = (&'static str, &'static str, Unit, fn(&TierAccounting) -> Option<u64>);
+
+/// Every figure of a tier: its field, its heading, its unit. Those that add up to the capacity come first.
+const FIGURES: [Figure; 19] = [
+    ("payloads", "payloads", Unit::Count, |tier| Some(tier.payloads)),
+    ("logical_bytes", "bytes", Unit::Bytes, |tier| Some(tier.logical_bytes)),
+    ("capacity_bytes", "capacity", Unit::Bytes, |tier| Some(tier.capacity_bytes)),
+    ("allocated_bytes", "allocated", Unit::Bytes, |tier| Some(tier.allocated_bytes)),
+    ("reserved_bytes", "reserved", Unit::Bytes, |tier| Some(tier.reserved_bytes)),
+    ("free_bytes", "free", Unit::Bytes, |tier| Some(tier.free_bytes)),
+    ("uncommitted_bytes", "uncommitted", Unit::Bytes, |tier| Some(tier.uncommitted_bytes)),
+    ("leased_bytes", "leased", Unit::Bytes, |tier| Some(tier.leased_bytes)),
+    ("pinned_bytes", "pinned", Unit::Bytes, |tier| Some(tier.pinned_bytes)),
+    ("spilling_bytes", "spilling", Unit::Bytes, |tier| Some(tier.spilling_bytes)),
+    ("under_way_bytes", "under way", Unit::Bytes, |tier| Some(tier.under_way_bytes)),
+    ("limbo_bytes", "limbo", Unit::Bytes, |tier| Some(tier.limbo_bytes)),
+    ("physical_bytes", "physical", Unit::Bytes, |tier| tier.physical_bytes),
+    ("fragmentation_bytes", "fragmentation", Unit::Bytes, |tier| tier.fragmentation_bytes),
+    ("peak_bytes", "peak", Unit::Bytes, |tier| Some(tier.peak_bytes)),
+    ("spilled_bytes_total", "spilled to it", Unit::Bytes, |tier| Some(tier.spilled_bytes_total)),
+    ("promoted_bytes_total", "promoted to it", Unit::Bytes, |tier| Some(tier.promoted_bytes_total)),
+    ("transfers_failed_total", "failed copies", Unit::Count, |tier| Some(tier.transfers_failed_total)),
+    ("evictions_total", "evictions", Unit::Count, |tier| Some(tier.evictions_total)),
+];
+
+type NodeFigure = (&'static str, fn(&NodeAccounting) -> u64);
+
+const NODE_FIGURES: [NodeFigure; 6] = [
+    ("leases", |node| node.leases),
+    ("leases_granted_total", |node| node.leases_granted_total),
+    ("operations", |node| node.operations),
+    ("requests_parked", |node| node.requests_parked),
+    ("connections", |node| node.connections),
+    ("uptime_ms", |node| node.uptime_ms),
+];
 
 /// Shows the statistics.
 pub async fn run(client: &Client, output: &mut Output) -> anyhow::Result<()> {
-    let tiers = client.stats().await?;
-    if output.is_json() {
-        return Ok(output.object(&object(&tiers))?);
-    }
-    for tier in Tier::ALL {
-        let TierStats { payloads, bytes, .. } = tiers[tier];
-        output.row(&TierRow { tier: word(tier), payloads, bytes })?;
-    }
-    Ok(())
+    let answer = client.accounting().await?;
+    Ok(output.block(&Stats::from(&answer))?)
 }
 
-fn object(tiers: &PerTier<TierStats>) -> Stats {
-    Stats {
-        payloads_gpu: tiers[Tier::Gpu].payloads,
-        payloads_ram: tiers[Tier::Ram].payloads,
-        payloads_disk: tiers[Tier::Disk].payloads,
-        payloads_object: tiers[Tier::Object].payloads,
-        bytes_gpu: tiers[Tier::Gpu].bytes,
-        bytes_ram: tiers[Tier::Ram].bytes,
-        bytes_disk: tiers[Tier::Disk].bytes,
-        bytes_object: tiers[Tier::Object].bytes,
+fn tier_name(tier: &TierAccounting) -> String {
+    word(enums::tier_or_void("tier", tier.tier).map_or("unknown".to_owned(), |tier| match tier {
+        Some(payload_types::tier::SpillTarget::Tier(tier)) => tier.to_string(),
+        _ => "unknown".to_owned(),
+    }))
+}
+
+impl From<&StatsResponse> for Stats {
+    fn from(answer: &StatsResponse) -> Self {
+        let figures = |tier: &TierAccounting| {
+            FIGURES.iter().map(|(field, _, _, figure)| (*field, figure(tier))).collect()
+        };
+        let node = answer.node.unwrap_or_default();
+        Self {
+            payloads_gpu: answer.payloads_gpu,
+            payloads_ram: answer.payloads_ram,
+            payloads_disk: answer.payloads_disk,
+            payloads_object: answer.payloads_object,
+            bytes_gpu: answer.bytes_gpu,
+            bytes_ram: answer.bytes_ram,
+            bytes_disk: answer.bytes_disk,
+            bytes_object: answer.bytes_object,
+            tiers: answer.tiers.iter().map(|tier| (tier_name(tier), figures(tier))).collect(),
+            node: NODE_FIGURES.iter().map(|(field, figure)| (*field, figure(&node))).collect(),
+        }
+    }
+}
+
+impl Block for Stats {
+    /// One line a figure, one column a tier: people compare a figure across tiers, and no terminal is too narrow.
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        const WIDTH: usize = 12;
+        // Fastest first, as everywhere; a map of names has them in another order.
+        let tiers: Vec<_> = ["gpu", "ram", "disk", "object"]
+            .into_iter()
+            .filter_map(|name| Some((name, self.tiers.get(name)?)))
+            .collect();
+        let line = |cells: &mut dyn Iterator<Item = String>| {
+            cells.map(|cell| format!("{cell:>WIDTH$}")).collect::<Vec<_>>().join("")
+        };
+        let mut fields = vec![("TIER", line(&mut tiers.iter().map(|(name, _)| (*name).to_owned())))];
+        for (field, heading, unit, _) in FIGURES {
+            let cell = |figures: &BTreeMap<&str, Option<u64>>| match (figures[field], unit) {
+                (None, _) => "-".to_owned(),
+                (Some(number), Unit::Count) => number.to_string(),
+                (Some(bytes), Unit::Bytes) => ByteCount(bytes).to_string(),
+            };
+            fields.push((heading, line(&mut tiers.iter().map(|(_, figures)| cell(figures)))));
+        }
+        let number = |field: &str| self.node[field].to_string();
+        fields.push(("", String::new()));
+        fields.push((
+            "leases",
+            format!("{} held, {} granted", number("leases"), number("leases_granted_total")),
+        ));
+        fields.push((
+            "operations",
+            format!("{} under way, {} requests wait", number("operations"), number("requests_parked")),
+        ));
+        fields.push(("connections", number("connections")));
+        // Whole seconds: nobody reads more of an uptime.
+        fields.push(("up for", time::format_millis(self.node["uptime_ms"] / 1_000 * 1_000)));
+        fields
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer() -> StatsResponse {
+        let ram = TierAccounting {
+            tier: 2,
+            capacity_bytes: 1 << 30,
+            allocated_bytes: 1 << 20,
+            physical_bytes: Some(1 << 20),
+            payloads: 3,
+            ..TierAccounting::default()
+        };
+        let disk = TierAccounting { tier: 3, capacity_bytes: 1 << 31, ..TierAccounting::default() };
+        let node =
+            NodeAccounting { leases: 2, leases_granted_total: 5, uptime_ms: 61_234, ..Default::default() };
+        StatsResponse {
+            payloads_ram: 3,
+            tiers: vec![ram, disk],
+            node: Some(node),
+            ..StatsResponse::default()
+        }
+    }
+
+    #[test]
+    fn given_statistics_when_shown_to_programs_then_every_field_is_there() {
+        let json = serde_json::to_value(Stats::from(&answer())).expect("plain data");
+        assert_eq!(json["payloads_ram"], 3);
+        assert_eq!(json["tiers"]["ram"]["capacity_bytes"], 1u64 << 30);
+        assert_eq!(json["tiers"]["ram"].as_object().expect("figures").len(), FIGURES.len());
+        assert_eq!(json["tiers"]["ram"]["physical_bytes"], 1 << 20);
+        assert!(json["tiers"]["disk"]["physical_bytes"].is_null(), "not measured yet");
+        assert!(json["tiers"].get("gpu").is_none(), "not configured");
+        assert_eq!((&json["node"]["leases"], &json["node"]["uptime_ms"]), (&2.into(), &61_234.into()));
+    }
+
+    #[test]
+    fn given_statistics_when_shown_to_people_then_sizes_read_as_people_write_them() {
+        let fields = Stats::from(&answer()).fields();
+        let of = |name: &str| fields.iter().find(|(field, _)| *field == name).expect(name).1.clone();
+        assert_eq!(of("TIER").split_whitespace().collect::<Vec<_>>(), ["ram", "disk"]);
+        assert_eq!(of("capacity").trim(), "1 GiB       2 GiB");
+        assert_eq!(of("physical").split_whitespace().last(), Some("-"));
+        assert_eq!((of("leases").as_str(), of("up for").as_str()), ("2 held, 5 granted", "61s"));
     }
 }
