@@ -18,8 +18,8 @@ pub(crate) const DRIVER_BACKLOG_MAX: usize = limits::OPS_PER_SHARD_MAX + limits:
 /// Each operation has at most one change under way.
 pub(crate) const CATALOG_BACKLOG_MAX: usize = limits::OPS_PER_SHARD_MAX;
 
-/// Open asks, one merged return a tier, one answer a recall.
-pub(crate) const BUDGET_BACKLOG_MAX: usize = limits::BUDGET_ASKS_PER_SHARD_MAX + 4 + limits::RECALLS_MAX;
+/// Open asks, each with the message that cancels it, one merged return a tier, one answer a recall.
+pub(crate) const BUDGET_BACKLOG_MAX: usize = 2 * limits::BUDGET_ASKS_PER_SHARD_MAX + 4 + limits::RECALLS_MAX;
 
 /// A FIFO in front of a port. Its memory is taken when it is first needed.
 pub(crate) struct Backlog<T> {
@@ -64,23 +64,20 @@ impl<T> Backlog<T> {
 
 impl Backlog<BudgetRequest> {
     /// As [`Backlog::send`]; unasked returns of one tier become one while they wait, since nothing bounds their
-    /// number. Giving back earlier than an ask that waits before it harms nobody.
+    /// number. The later one takes the earlier one's bytes along, so that what a shard reports never gets older.
     pub(crate) fn send_budget(
         &mut self,
         request: BudgetRequest,
         offer: impl FnOnce(BudgetRequest) -> Result<(), BudgetRequest>,
     ) {
-        if let BudgetRequest::Return { tier, bytes, recall: None, usage, .. } = request {
-            for waiting in &mut self.waiting {
-                if let BudgetRequest::Return {
-                    tier: its_tier, bytes: sum, recall: None, usage: latest, ..
-                } = waiting
-                    && *its_tier == tier
-                {
-                    sum.0 += bytes.0;
-                    *latest = usage;
-                    return;
-                }
+        let mut request = request;
+        if let BudgetRequest::Return { tier, bytes: sum, recall: None, .. } = &mut request {
+            let earlier = self.waiting.iter().position(|waiting| {
+                matches!(waiting, BudgetRequest::Return { tier: its, recall: None, .. } if its == tier)
+            });
+            if let Some(BudgetRequest::Return { bytes, .. }) = earlier.and_then(|at| self.waiting.remove(at))
+            {
+                sum.0 += bytes.0;
             }
         }
         self.send(request, offer);
@@ -89,7 +86,7 @@ impl Backlog<BudgetRequest> {
 
 #[cfg(test)]
 mod tests {
-    use payload_types::effect::TierUsage;
+    use payload_types::effect::{TierSupply, TierUsage};
     use payload_types::{ByteCount, OpId, ShardIndex, Tier};
 
     use super::*;
@@ -130,6 +127,7 @@ mod tests {
             bytes: ByteCount(bytes),
             recall,
             usage: TierUsage { allocated: bytes, ..TierUsage::default() },
+            supply: TierSupply::default(),
         };
         let ask = BudgetRequest::Ask {
             shard: ShardIndex(1),
@@ -152,8 +150,13 @@ mod tests {
             sent.push(request);
             Ok(())
         });
-        let BudgetRequest::Return { bytes, usage, .. } = sent[0] else { panic!("{:?}", sent[0]) };
-        assert_eq!((bytes.0, usage.allocated), (4, 3), "summed, with the latest usage");
-        assert_eq!(sent[1..], [ask, give(Tier::Disk, 2, None), give(Tier::Ram, 5, Some(9))]);
+        let BudgetRequest::Return { bytes, usage, .. } = sent[2] else { panic!("{:?}", sent[2]) };
+        assert_eq!(
+            (bytes.0, usage.allocated),
+            (4, 3),
+            "summed, with the latest usage, where the latest stood"
+        );
+        assert_eq!(sent[..2], [ask, give(Tier::Disk, 2, None)]);
+        assert_eq!(sent[3..], [give(Tier::Ram, 5, Some(9))]);
     }
 }

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use payload_types::effect::{
     BudgetRequest, CatalogChange, CatalogOp, Effect, ReplicaRef, ReplyTo, StorageAction, StorageOp,
-    TierUsage, TransferOp,
+    TierSupply, TierUsage, TransferOp,
 };
 use payload_types::event::{BudgetReply, CatalogAck, Completion, Event, StorageDone};
 use payload_types::ids::{LeaseNonce, NamespaceId};
@@ -91,8 +91,8 @@ impl FakeCore {
             Request::Pin { .. } => Effect::Budget(BudgetRequest::Ask { shard, op, tier, bytes }),
             Request::Unpin { .. } => {
                 self.reply(to);
-                let usage = TierUsage::default();
-                Effect::Budget(BudgetRequest::Return { shard, tier, bytes, recall: None, usage })
+                let (usage, supply) = (TierUsage::default(), TierSupply::default());
+                Effect::Budget(BudgetRequest::Return { shard, tier, bytes, recall: None, usage, supply })
             }
             other => panic!("no test sends {other:?}"),
         };

@@ -92,7 +92,8 @@ pub(crate) struct Pump<C> {
     transfer: Backlog<TransferOp>,
     catalog: Backlog<CatalogOp>,
     budget: Backlog<BudgetRequest>,
-    /// Ops that drivers, catalog or arbiter have and did not answer; `Freed` is not waited for.
+    /// Ops that drivers and the catalog have and did not answer. `Freed` is not waited for, nor is the arbiter: an ask
+    /// waits until somebody frees space, and nobody does while the server stops.
     in_flight: usize,
     /// The phase as the last turn saw it.
     phase: Phase,
@@ -291,7 +292,6 @@ impl<C: Core> Pump<C> {
                 self.catalog.send(op, |op| self.ports.catalog(op));
             }
             Effect::Budget(request) => {
-                self.in_flight += usize::from(matches!(request, BudgetRequest::Ask { .. }));
                 self.budget.send_budget(request, |request| self.shared.ask_arbiter(request));
             }
         }
@@ -310,12 +310,8 @@ pub(crate) struct Unfinished {
 /// Whether this is what one op of [`Pump::in_flight`] waited for.
 fn ends_an_op(completion: &Completion) -> bool {
     match completion {
-        Completion::Storage(StorageDone::Freed { .. }) | Completion::Budget(BudgetReply::Recall { .. }) => {
-            false
-        }
-        Completion::Storage(_) | Completion::Transfer(_) | Completion::Catalog(_) | Completion::Budget(_) => {
-            true
-        }
+        Completion::Storage(StorageDone::Freed { .. }) | Completion::Budget(_) => false,
+        Completion::Storage(_) | Completion::Transfer(_) | Completion::Catalog(_) => true,
     }
 }
 

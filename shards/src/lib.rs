@@ -16,11 +16,12 @@
 //! - [`lease`]: leases and their order; [`limbo`]: replicas that were dropped and whose space is not free yet
 //! - [`op`]: work that drivers or the catalog do for a payload; [`parked`]: requests that wait for such work
 //! - `flow`: what each request does, a file each
-//! - [`arbiter`]: the node's capacity, shared among shards
+//! - [`evict`]: who may be evicted and where to; [`arbiter`]: the node's capacity, shared among shards, and who waits for it
 #![forbid(unsafe_code)]
 
 pub mod arbiter;
 pub mod config;
+pub mod evict;
 mod flow;
 pub mod index;
 pub mod lease;
@@ -33,7 +34,7 @@ pub mod shard;
 pub mod table;
 mod usage;
 
-pub use arbiter::Arbiter;
+pub use arbiter::{Arbiter, Watermarks};
 pub use config::ShardConfig;
 pub use flow::adopt::Adopted;
 pub use outbox::Outbox;

@@ -42,7 +42,17 @@ pub struct Entry {
     pub sound: bool,
     /// How far the drop has come.
     pub phase: Phase,
+    /// It was detached a while ago and is not free yet: somebody outside has it open or mapped, for as long as they
+    /// like.
+    pub mapped: bool,
     links: Links,
+}
+
+impl Entry {
+    /// Charged bytes that only wait for a driver.
+    fn leaving(&self) -> u64 {
+        if self.leases == 0 && !self.mapped { self.replica.size.in_pages().0 } else { 0 }
+    }
 }
 
 impl Linked for Entry {
@@ -60,6 +70,8 @@ pub struct Limbo {
     dropping: usize,
     /// Charged bytes by tier.
     bytes: PerTier<u64>,
+    /// Of those: what only waits for a driver.
+    leaving: PerTier<u64>,
 }
 
 fn hash(generation: Generation) -> u64 {
@@ -67,7 +79,10 @@ fn hash(generation: Generation) -> u64 {
 }
 
 /// The most entries: each payload may have one replica a tier in limbo, and copies of deleted payloads theirs.
-const ENTRIES_MAX: u32 = 2 * limits::PAYLOADS_PER_SHARD_MAX;
+pub const ENTRIES_MAX: u32 = 2 * limits::PAYLOADS_PER_SHARD_MAX;
+
+/// A detached replica that nobody has open or mapped is free within this; one that is not is somebody's.
+pub const FREED_SOON_MS: u64 = 100;
 
 impl Default for Limbo {
     fn default() -> Self {
@@ -77,6 +92,7 @@ impl Default for Limbo {
             queue: None,
             dropping: 0,
             bytes: PerTier::default(),
+            leaving: PerTier::default(),
         }
     }
 }
@@ -85,6 +101,11 @@ impl Limbo {
     /// Charged bytes of a tier's entries.
     pub fn bytes(&self, tier: payload_types::Tier) -> u64 {
         self.bytes[tier]
+    }
+
+    /// Of those: what no lease holds and, as far as is known, nobody outside; it is free in a moment.
+    pub fn leaving(&self, tier: payload_types::Tier) -> u64 {
+        self.leaving[tier]
     }
 
     /// Takes a dropped replica in.
@@ -104,8 +125,10 @@ impl Limbo {
             synced: kept.synced,
             sound: kept.sound,
             phase: Phase::Held,
+            mapped: false,
             links: Links::default(),
         };
+        self.leaving[replica.tier] += entry.leaving();
         let key = self.entries.insert(entry).expect("limbo has room for a replica of every payload");
         self.by_generation.insert(hash(replica.generation), key.index);
         self.bytes[replica.tier] += replica.size.in_pages().0;
@@ -141,6 +164,7 @@ impl Limbo {
             && entry.leases > 0
         {
             entry.leases -= 1;
+            self.leaving[entry.replica.tier] += entry.leaving();
             self.queue_if_unused(key);
         }
     }
@@ -170,14 +194,22 @@ impl Limbo {
         self.queue.is_some() && self.dropping < limits::DROPS_IN_FLIGHT_MAX
     }
 
-    /// The driver took the name away. Gives the entry and the payload that may wait for the name.
-    pub fn detached(&mut self, generation: Generation) -> Option<(SlotKey, SlotKey)> {
+    /// The driver took the name away. Gives the entry and the payload, while it exists, that may wait for the name.
+    pub fn detached(&mut self, generation: Generation) -> Option<(SlotKey, Option<SlotKey>)> {
         let key = self.find(generation)?;
         let entry = self.entries.get_mut(key).expect("just found");
         assert_eq!(entry.phase, Phase::Dropping, "only a replica that a driver was told to drop is detached");
         entry.phase = Phase::Detached;
         self.dropping -= 1;
-        entry.payload.map(|payload| (key, payload))
+        Some((key, entry.payload))
+    }
+
+    /// The entry was detached a while ago. If it is still there somebody has it mapped, and it counts as leaving no more.
+    pub fn overdue(&mut self, key: SlotKey) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            self.leaving[entry.replica.tier] -= entry.leaving();
+            entry.mapped = true;
+        }
     }
 
     /// Nobody has it open or mapped: its charge ends.
@@ -206,6 +238,7 @@ impl Limbo {
             "every entry is indexed"
         );
         self.bytes[entry.replica.tier] -= entry.replica.size.in_pages().0;
+        self.leaving[entry.replica.tier] -= entry.leaving();
         entry
     }
 
@@ -214,7 +247,9 @@ impl Limbo {
         if let Some(entry) = self.entries.get_mut(key) {
             entry.payload = None;
             if forced {
+                let before = entry.leaving();
                 entry.leases = 0;
+                self.leaving[entry.replica.tier] += entry.leaving() - before;
                 self.queue_if_unused(key);
             }
         }

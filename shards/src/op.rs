@@ -10,15 +10,19 @@
 //!   Remove:    catalog                         -> answered
 //!   Pin:       catalog                         -> answered
 //! ```
+//! An operation in its budget step waits until its ask is met or cancelled ([`Wait`]).
+//!
 //! Rows of one payload reach the catalog in the order of their versions: a pin is not stored while an exclusive
 //! operation's row is on its way, and the catalog writer is one FIFO.
 
 use std::num::NonZeroU32;
 
-use payload_ledger::{SlotKey, Slots};
+use payload_ledger::{SlotKey, Slots, TimerId};
 use payload_types::effect::{ReplicaRef, ReplyTo};
 use payload_types::report::PinOwner;
-use payload_types::{ByteCount, Checksum, Monotonic, OpId, PayloadError, PayloadState, PerTier, Pin, limits};
+use payload_types::{
+    ByteCount, Checksum, Monotonic, OpId, PayloadError, PayloadState, PerTier, Pin, Tier, limits,
+};
 
 /// For whom an operation is done. Each class has slots of its own, so that neither starves the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,6 +53,28 @@ pub struct Op {
     pub class: Class,
     /// What.
     pub kind: Kind,
+    /// The ask that the arbiter has.
+    pub wait: Option<Wait>,
+}
+
+impl Op {
+    /// One that waits for nothing.
+    pub fn new(payload: SlotKey, class: Class, kind: Kind) -> Self {
+        Self { payload, class, kind, wait: None }
+    }
+}
+
+/// An open ask for capacity.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wait {
+    /// The tier.
+    pub tier: Tier,
+    /// It is cancelled then; `None`: never.
+    pub until: Option<Monotonic>,
+    /// Fires at that moment.
+    pub timer: Option<TimerId>,
+    /// The arbiter was told.
+    pub cancelled: bool,
 }
 
 /// What an operation does.
@@ -90,6 +116,8 @@ pub enum Kind {
         caller: Option<(ReplyTo, Removal)>,
         /// The state to go back to when the catalog fails.
         prior: PayloadState,
+        /// Charged bytes that are free once it is done.
+        leaving: PerTier<u64>,
     },
     /// Pin or Unpin.
     Pin {
@@ -122,6 +150,8 @@ pub struct Copy {
     pub to: ReplicaRef,
     /// On stable storage before it is done.
     pub sync: bool,
+    /// Done under pressure, not because a client asked for it.
+    pub evicts: bool,
     /// How far it has come.
     pub step: Step,
 }
@@ -138,7 +168,14 @@ impl Copy {
 pub struct Ops {
     slots: Slots<Op>,
     upkeep_len: usize,
+    /// Of those: evictions that copy.
+    evictions_len: usize,
+    /// Operations that wait for capacity.
+    waiting_len: usize,
+    /// Of those: clients'.
+    waiting_requests_len: usize,
     spilling: PerTier<u64>,
+    removing: PerTier<u64>,
 }
 
 impl Default for Ops {
@@ -146,7 +183,11 @@ impl Default for Ops {
         Self {
             slots: Slots::new(limits::OPS_PER_SHARD_MAX as u32),
             upkeep_len: 0,
+            evictions_len: 0,
+            waiting_len: 0,
+            waiting_requests_len: 0,
             spilling: PerTier::default(),
+            removing: PerTier::default(),
         }
     }
 }
@@ -171,6 +212,41 @@ impl Ops {
         }
     }
 
+    /// True when one more of a client's operations may wait for capacity.
+    pub fn may_wait(&self) -> bool {
+        self.waiting_requests_len < limits::WAITERS_PER_SHARD_MAX
+    }
+
+    /// True when every operation under way waits for capacity.
+    pub fn only_wait(&self) -> bool {
+        self.waiting_len == self.slots.len() as usize
+    }
+
+    /// True when an eviction can start.
+    pub fn may_evict(&self) -> bool {
+        self.evictions_len < limits::EVICTIONS_PER_SHARD_MAX && self.has_room(Class::Upkeep)
+    }
+
+    /// The operation waits for capacity from here on.
+    ///
+    /// # Panics
+    /// When it has ended, or waits already.
+    pub fn begin_wait(&mut self, key: SlotKey, wait: Wait) {
+        let op = self.slots.get_mut(key).expect("only a live operation asks");
+        assert!(op.wait.replace(wait).is_none(), "one ask at a time");
+        self.waiting_len += 1;
+        self.waiting_requests_len += usize::from(op.class == Class::Request);
+    }
+
+    /// The arbiter answered.
+    pub fn end_wait(&mut self, key: SlotKey) -> Option<Wait> {
+        let op = self.slots.get_mut(key)?;
+        let wait = op.wait.take()?;
+        self.waiting_len -= 1;
+        self.waiting_requests_len -= usize::from(op.class == Class::Request);
+        Some(wait)
+    }
+
     /// Starts an operation.
     ///
     /// # Panics
@@ -178,11 +254,7 @@ impl Ops {
     pub fn start(&mut self, op: Op) -> SlotKey {
         assert!(self.has_room(op.class), "the caller checked has_room");
         self.upkeep_len += usize::from(op.class == Class::Upkeep);
-        if let Kind::Copy(copy) = &op.kind
-            && copy.is_spill()
-        {
-            self.spilling[copy.from.tier] += copy.from.size.in_pages().0;
-        }
+        self.count(&op.kind, true);
         self.slots.insert(op).expect("both classes together fit the table")
     }
 
@@ -202,13 +274,44 @@ impl Ops {
     /// When it has ended before.
     pub fn end(&mut self, key: SlotKey) -> Op {
         let op = self.slots.remove(key).expect("an operation ends once");
+        assert!(op.wait.is_none(), "an operation ends after its ask");
         self.upkeep_len -= usize::from(op.class == Class::Upkeep);
-        if let Kind::Copy(copy) = &op.kind
-            && copy.is_spill()
-        {
-            self.spilling[copy.from.tier] -= copy.from.size.in_pages().0;
-        }
+        self.count(&op.kind, false);
         op
+    }
+
+    /// Turns the copy of a payload that was found damaged into the mark for it.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn becomes_mark(&mut self, key: SlotKey, failure: PayloadError) {
+        let op = self.slots.get_mut(key).expect("the copy has not ended");
+        let was = std::mem::replace(&mut op.kind, Kind::Mark { failure });
+        self.count(&was, false);
+    }
+
+    fn count(&mut self, kind: &Kind, add: bool) {
+        let put = |sum: &mut u64, bytes: u64| if add { *sum += bytes } else { *sum -= bytes };
+        match kind {
+            Kind::Copy(copy) => {
+                if copy.is_spill() {
+                    put(&mut self.spilling[copy.from.tier], copy.from.size.in_pages().0);
+                }
+                if copy.evicts {
+                    self.evictions_len = if add { self.evictions_len + 1 } else { self.evictions_len - 1 };
+                }
+            }
+            Kind::Remove { leaving, .. } => {
+                for tier in Tier::ALL {
+                    put(&mut self.removing[tier], leaving[tier]);
+                }
+            }
+            Kind::Allocate { .. }
+            | Kind::Commit { .. }
+            | Kind::Sync { .. }
+            | Kind::Mark { .. }
+            | Kind::Pin { .. } => {}
+        }
     }
 
     /// Operations under way.
@@ -222,7 +325,12 @@ impl Ops {
     }
 
     /// Charged bytes on `tier` that are being copied to a slower one.
-    pub fn spilling(&self, tier: payload_types::Tier) -> ByteCount {
+    pub fn spilling(&self, tier: Tier) -> ByteCount {
         ByteCount(self.spilling[tier])
+    }
+
+    /// Charged bytes on `tier` that operations under way will free.
+    pub fn leaving(&self, tier: Tier) -> u64 {
+        self.spilling[tier] + self.removing[tier]
     }
 }

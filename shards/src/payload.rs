@@ -12,6 +12,7 @@ use payload_types::{
     PayloadRow, PayloadState, PerTier, Pin, ReplicaRow, Tier, Version, WallMs,
 };
 
+use crate::evict::Class;
 use crate::limbo::Users;
 
 /// A current replica.
@@ -91,6 +92,12 @@ pub struct Payload {
     pub timer: Option<TimerId>,
     /// Fires when its pin ends.
     pub pin_timer: Option<TimerId>,
+    /// The list of victims it stands in, unless it is leased. Kept by the table.
+    pub class: Class,
+    /// Its last eviction failed: it is passed over until its timer fires.
+    pub passed_over: bool,
+    /// Evictions that failed in a row.
+    pub eviction_failures: u8,
 }
 
 /// What Allocate fixes for a payload's life.
@@ -138,6 +145,9 @@ impl Payload {
             retries: None,
             timer: None,
             pin_timer: None,
+            class: Class::NONE,
+            passed_over: false,
+            eviction_failures: 0,
         }
     }
 

@@ -17,7 +17,7 @@ use crate::op::{Class, Ops};
 use crate::outbox::Outbox;
 use crate::parked::{Caller, ParkedRequests, Why};
 use crate::table::Table;
-use crate::usage::{BudgetQueue, Refusal};
+use crate::usage::{Pressure, Refusal};
 
 /// What a timer is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,6 +30,12 @@ pub(crate) enum Timer {
     Lease(SlotKey),
     /// The deadline of a parked request, or the next attempt of a move in the background.
     Parked(SlotKey),
+    /// The end of an operation's wait for space.
+    Wait(SlotKey),
+    /// A payload whose eviction failed may be tried again.
+    Evict(SlotKey),
+    /// A dropped replica was detached a while ago.
+    Limbo(SlotKey),
 }
 
 /// What a step is told and where it writes.
@@ -52,24 +58,25 @@ pub struct Shard {
     pub(crate) limbo: Limbo,
     pub(crate) wheel: Wheel<Timer>,
     pub(crate) accounts: PerTier<Account>,
-    pub(crate) budget: PerTier<BudgetQueue>,
+    pub(crate) budget: PerTier<Pressure>,
     /// What was moved since start, for reports only.
     pub(crate) moved: PerTier<MovedTotals>,
     generations: u64,
 }
 
-/// Every payload may have two timers, every lease and every parked request one.
-const TIMERS_MAX: u32 = 2 * limits::PAYLOADS_PER_SHARD_MAX
+/// Every payload may have three timers, every lease, parked request and operation one, and every replica in limbo one.
+const TIMERS_MAX: u32 = 3 * limits::PAYLOADS_PER_SHARD_MAX
     + limits::LEASES_PER_SHARD_MAX
-    + (limits::REQUESTS_PER_SHARD_MAX + crate::parked::BACKGROUND_MAX) as u32;
+    + (limits::REQUESTS_PER_SHARD_MAX + crate::parked::BACKGROUND_MAX + limits::OPS_PER_SHARD_MAX) as u32
+    + crate::limbo::ENTRIES_MAX;
 
 impl Shard {
     /// An empty shard.
     pub fn new(config: ShardConfig) -> Self {
         assert!(config.shard.0 < config.shard_count, "a shard is one of those there are");
         Self {
+            table: Table::new(config.capacity),
             config,
-            table: Table::new(),
             leases: Leases::default(),
             ops: Ops::default(),
             parked: ParkedRequests::default(),
@@ -95,18 +102,18 @@ impl Shard {
                 let caller = Caller { reply_to: Some(reply_to), deadline, ..Caller::default() };
                 self.dispatch(&mut step, caller, request);
             }
-            Event::Completion(completion) => self.completion(&mut step, completion),
+            Event::Completion(completion) => self.completion(&mut step, completion, &mut work_left),
             Event::Timer => self.timers(&mut step, &mut work_left),
         }
-        self.run_budget(&mut step, &mut work_left);
         self.run_ready(&mut step, &mut work_left);
+        self.table.settle(now.monotonic);
+        self.run_budget(&mut step);
         self.run_drops(&mut step, &mut work_left);
     }
 
     /// When the next `Event::Timer` is wanted: at a timer's moment, or at once while bounded work is left over.
     pub fn next_timer(&self) -> Option<Monotonic> {
-        let budget_ready = Tier::ALL.into_iter().any(|tier| self.budget[tier].is_ready());
-        if budget_ready || self.parked.has_ready() || self.limbo.has_drop() {
+        if self.parked.has_ready() || self.limbo.has_drop() {
             return Some(Monotonic(0));
         }
         self.wheel.next_due()
@@ -120,6 +127,11 @@ impl Shard {
     /// True when nothing is under way: no operation, no parked request, no drop that a driver was not told about.
     pub fn is_quiet(&self) -> bool {
         self.ops.is_empty() && self.parked.is_empty() && !self.limbo.has_drop()
+    }
+
+    /// True when whatever is under way waits for capacity: nothing happens until some is freed.
+    pub fn only_waits(&self) -> bool {
+        self.ops.only_wait() && !self.parked.has_ready() && !self.limbo.has_drop()
     }
 
     /// The next replica generation.
@@ -162,7 +174,7 @@ impl Shard {
         }
     }
 
-    fn completion(&mut self, step: &mut Step<'_>, completion: Completion) {
+    fn completion(&mut self, step: &mut Step<'_>, completion: Completion, work_left: &mut usize) {
         match completion {
             Completion::Storage(StorageDone::Created { op, result }) => {
                 self.allocate_created(step, op, result)
@@ -171,26 +183,30 @@ impl Shard {
             Completion::Storage(StorageDone::Synced { op, result }) => self.sync_done(step, op, result),
             Completion::Storage(StorageDone::Detached { generation, .. }) => {
                 if let Some((entry, payload)) = self.limbo.detached(generation) {
-                    self.limbo_segment_gone(entry, payload);
+                    let due = step.now.monotonic.plus_millis(crate::limbo::FREED_SOON_MS);
+                    if self.wheel.arm(due, Timer::Limbo(entry)).is_none() {
+                        self.limbo.overdue(entry);
+                    }
+                    if let Some(payload) = payload {
+                        self.limbo_segment_gone(entry, payload);
+                    }
                 }
             }
             Completion::Storage(StorageDone::Freed { generation, .. }) => {
                 if let Some(entry) = self.limbo.freed(generation) {
-                    self.release_charge(step.out, entry.replica.tier, entry.replica.size.in_pages());
+                    self.release_charge(entry.replica.tier, entry.replica.size.in_pages());
                 }
             }
             Completion::Transfer(done) => self.copy_done(step, done.op, done.result),
             Completion::Catalog(ack) => self.catalog_ack(step, ack.op, ack.result),
             Completion::Budget(BudgetReply::Granted { op, tier, bytes }) => {
-                self.budget[tier].asked = None;
-                self.accounts[tier].grant(bytes);
-                self.budget_granted(step, op);
+                self.budget_granted(step, op, tier, bytes);
             }
             Completion::Budget(BudgetReply::Denied { op, tier, free, usage }) => {
-                self.budget_refused(step, op, &Refusal { tier, free, others: usage });
+                self.budget_denied(step, op, &Refusal { tier, free, others: usage });
             }
-            Completion::Budget(BudgetReply::Recall { tier, recall }) => {
-                self.give_back(step.out, tier, ByteCount::ZERO, Some(recall));
+            Completion::Budget(BudgetReply::Recall { tier, recall, pressure, evict }) => {
+                self.budget_ordered(step, work_left, (tier, recall), pressure, evict);
             }
         }
     }
@@ -202,6 +218,9 @@ impl Shard {
                 Timer::Pin(payload) => self.pin_due(step, payload),
                 Timer::Lease(lease) => self.lease_due(step, lease),
                 Timer::Parked(parked) => self.parked_due(step, parked),
+                Timer::Wait(op) => self.cancel_wait(step.out, op),
+                Timer::Evict(payload) => self.eviction_due(payload),
+                Timer::Limbo(entry) => self.limbo.overdue(entry),
             }
         }
     }

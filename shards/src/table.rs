@@ -3,16 +3,23 @@
 //! Every change that could alter a count or an order goes through [`Table::update`], which takes the payload's share
 //! out of the books, applies the change and puts the new share in: the books equal the sum of the replicas because
 //! there is no other way to change either. Leases, the commonest change, have two short cuts beside it.
+//!
+//! The lists of victims hold exactly the payloads that may be evicted: whoever changes a payload leaves its slot in
+//! `touched`, and `settle`, at the end of each step, puts those where they belong by now.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
+use payload_ledger::recency::Recency;
 use payload_ledger::{SlotKey, Slots};
 use payload_types::reply::{ShardPage, ShardStats, TierStats};
 use payload_types::report::PinOwner;
 use payload_types::request::List;
-use payload_types::{NamespaceId, PayloadId, PayloadKey, PerTier, Pin, Tier, limits};
+use payload_types::{
+    ByteCount, Monotonic, NamespaceId, PayloadId, PayloadKey, PerTier, Pin, Rank, Tier, limits,
+};
 
+use crate::evict::{self, Class, Exit};
 use crate::index::Index;
 use crate::payload::Payload;
 
@@ -39,6 +46,9 @@ pub struct Table {
     ordered: PerTier<BTreeMap<PayloadKey, u32>>,
     counts: BTreeMap<(NamespaceId, Tier), u64>,
     books: PerTier<TierBooks>,
+    capacity: PerTier<Option<ByteCount>>,
+    recency: Recency,
+    touched: Vec<SlotKey>,
     /// Who set the pins of this start, by the payload's slot. Beside the payloads, of which few are pinned.
     pin_owners: BTreeMap<u32, PinOwner>,
 }
@@ -53,14 +63,17 @@ fn shown_tier(payload: &Payload) -> Option<Tier> {
 }
 
 impl Table {
-    /// An empty table of at most `limits::PAYLOADS_PER_SHARD_MAX`.
-    pub fn new() -> Self {
+    /// An empty table of at most `limits::PAYLOADS_PER_SHARD_MAX`, on a node with these tiers.
+    pub fn new(capacity: PerTier<Option<ByteCount>>) -> Self {
         Self {
             payloads: Slots::new(limits::PAYLOADS_PER_SHARD_MAX),
             by_key: Index::new(),
             ordered: PerTier::default(),
             counts: BTreeMap::new(),
             books: PerTier::default(),
+            capacity,
+            recency: Recency::default(),
+            touched: Vec::new(),
             pin_owners: BTreeMap::new(),
         }
     }
@@ -90,7 +103,9 @@ impl Table {
         let key = payload.key;
         let slot = self.payloads.insert(payload).ok()?;
         self.by_key.insert(hash(key), slot.index);
+        self.recency.reset(slot.index);
         self.account(slot, true);
+        self.touched.push(slot);
         Some(slot)
     }
 
@@ -100,6 +115,7 @@ impl Table {
     /// When `slot` is stale.
     pub fn remove(&mut self, slot: SlotKey) -> Payload {
         self.account(slot, false);
+        self.unlist(slot);
         let payload = self.payloads.remove(slot).expect("the caller holds a live slot");
         assert!(self.by_key.remove(hash(payload.key), slot.index), "every payload is indexed");
         self.pin_owners.remove(&slot.index);
@@ -124,6 +140,9 @@ impl Table {
     /// # Panics
     /// When it is gone.
     pub fn links(&mut self, slot: SlotKey) -> &mut Payload {
+        if self.touched.last() != Some(&slot) {
+            self.touched.push(slot);
+        }
         self.payloads.get_mut(slot).expect("the caller holds a live slot")
     }
 
@@ -156,12 +175,15 @@ impl Table {
             for tier in Tier::ALL.into_iter().filter(|tier| payload.replicas[*tier].is_some()) {
                 self.books[tier].leased += pages;
             }
+            if payload.class != Class::NONE {
+                self.recency.remove(payload.class.list(), slot.index, pages);
+            }
         }
         payload
     }
 
-    /// Counts one lease less on the payload, unless it is gone.
-    pub fn lease_ended(&mut self, slot: SlotKey) -> Option<&mut Payload> {
+    /// Counts one lease less on the payload, unless it is gone. After its last one it is the last to be evicted.
+    pub fn lease_ended(&mut self, slot: SlotKey, now: Monotonic) -> Option<&mut Payload> {
         let payload = self.payloads.get_mut(slot)?;
         payload.lease_count -= 1;
         if payload.lease_count == 0 {
@@ -169,8 +191,78 @@ impl Table {
             for tier in Tier::ALL.into_iter().filter(|tier| payload.replicas[*tier].is_some()) {
                 self.books[tier].leased -= pages;
             }
+            if payload.class == Class::NONE {
+                self.recency.set_stamp(slot.index, now.0);
+            } else {
+                self.recency.push_newest(payload.class.list(), slot.index, pages, now.0);
+            }
         }
         Some(payload)
+    }
+
+    /// Takes a payload out of its list of victims.
+    fn unlist(&mut self, slot: SlotKey) {
+        let payload = self.payloads.get_mut(slot).expect("the caller holds a live slot");
+        let class = std::mem::replace(&mut payload.class, Class::NONE);
+        if class != Class::NONE && payload.lease_count == 0 {
+            self.recency.remove(class.list(), slot.index, payload.size.in_pages().0);
+        }
+    }
+
+    /// Puts the payloads that were changed into the lists of victims where they belong by now. Called at the end of
+    /// each step.
+    pub fn settle(&mut self, now: Monotonic) {
+        while let Some(slot) = self.touched.pop() {
+            let Some(payload) = self.payloads.get(slot) else { continue };
+            let class = Class::of(payload, &self.capacity);
+            if class == payload.class {
+                continue;
+            }
+            self.unlist(slot);
+            let payload = self.payloads.get_mut(slot).expect("just seen");
+            payload.class = class;
+            if class != Class::NONE && payload.lease_count == 0 {
+                let pages = payload.size.in_pages().0;
+                match self.recency.stamp(slot.index) {
+                    0 => self.recency.push_newest(class.list(), slot.index, pages, now.0),
+                    _ => self.recency.insert(class.list(), slot.index, pages),
+                }
+            }
+        }
+    }
+
+    /// Notes that a payload is used now, as a lease does when it ends: it was promoted.
+    pub fn used(&mut self, slot: SlotKey, now: Monotonic) {
+        self.unlist(slot);
+        self.recency.set_stamp(slot.index, now.0);
+        self.touched.push(slot);
+    }
+
+    /// Who is evicted from `tier` first.
+    pub fn victim(&self, tier: Tier) -> Option<(Rank, SlotKey)> {
+        self.victims(tier).next()
+    }
+
+    /// Who is evicted from `tier`, in order.
+    pub fn victims(&self, tier: Tier) -> impl Iterator<Item = (Rank, SlotKey)> + '_ {
+        Class::of_tier(tier).into_iter().flat_map(move |(class, priority)| {
+            self.recency.iter(class.list()).map(move |index| {
+                let used_at = Monotonic(self.recency.stamp(index));
+                let slot = self.payloads.key_at(index).expect("listed payloads exist");
+                (Rank { priority, used_at }, slot)
+            })
+        })
+    }
+
+    /// Charged bytes of the payloads that may be evicted from `tier` now.
+    pub fn evictable(&self, tier: Tier) -> u64 {
+        Class::of_tier(tier).into_iter().map(|(class, _)| self.recency.weight(class.list())).sum()
+    }
+
+    /// Where a payload goes when it is evicted.
+    pub fn exit(&self, slot: SlotKey) -> Option<Exit> {
+        let payload = self.at(slot);
+        evict::exit(payload, payload.fastest()?, &self.capacity)
     }
 
     fn account(&mut self, slot: SlotKey, add: bool) {
@@ -280,11 +372,5 @@ impl Table {
             page.rows.push(self.at(slot).summary());
         }
         page
-    }
-}
-
-impl Default for Table {
-    fn default() -> Self {
-        Self::new()
     }
 }

@@ -1,19 +1,43 @@
-//! Capacity: charging, giving back, and telling a refused caller what fills the tier.
-
-use std::collections::VecDeque;
+//! Capacity: charging, waiting for it, giving back, and telling a refused caller what fills the tier.
+//!
+//! ```text
+//!   charge fits the grant: go on
+//!   else Ask --> Granted: go on    the caller's deadline --> Cancel --> Denied: refused with the breakdown
+//! ```
+//! Each operation has its own ask. While the arbiter says that a tier is under pressure nothing is kept to spare, and
+//! the end of each step reports what became free, or what became a better victim than was said before.
 
 use payload_ledger::SlotKey;
-use payload_types::effect::{BudgetRequest, Effect, TierUsage};
-use payload_types::{ByteCount, OpId, PayloadError, Tier, limits};
+use payload_types::effect::{BudgetRequest, Effect, TierSupply, TierUsage};
+use payload_types::event::EvictOrder;
+use payload_types::{ByteCount, ErrorKind, Monotonic, OpId, PayloadError, Tier, limits};
 
-use crate::op::{Kind, op_id, slot_key};
+use crate::op::{Class, Kind, Op, Wait, op_id, slot_key};
 use crate::outbox::Outbox;
-use crate::shard::{Shard, Step};
+use crate::parked::Caller;
+use crate::shard::{Shard, Step, Timer};
 
 /// Spare grant that a shard keeps for its next allocations: a 1/64 of the tier, shared by all shards.
 const SPARE_SHARE: u64 = 64;
 
-/// What the arbiter said when it refused an ask.
+/// Moves that nobody waits for, evictions among them, wait this long for space on their destination: long enough for
+/// a delete or an eviction there to make some, short enough that the next victim is tried soon when none can.
+const BACKGROUND_WAIT_MS: u64 = 500;
+
+/// One tier as the arbiter sees it.
+#[derive(Debug, Default)]
+pub(crate) struct Pressure {
+    /// The arbiter wants everything back that is not needed.
+    on: bool,
+    /// Its order that the end of this step answers.
+    answer: Option<u64>,
+    /// What it was told last.
+    told: TierSupply,
+    /// Something was released since.
+    released: bool,
+}
+
+/// What the arbiter says of a tier that an ask did not get.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Refusal {
     /// The tier.
@@ -24,106 +48,198 @@ pub(crate) struct Refusal {
     pub others: TierUsage,
 }
 
-/// Who waits for capacity of one tier. One ask at a time is under way: while it is, nothing is given back unasked, so
-/// that its answer and the spare together are all there is.
-#[derive(Debug, Default)]
-pub(crate) struct BudgetQueue {
-    /// The operation whose ask the arbiter has.
-    pub asked: Option<SlotKey>,
-    /// Those that ask next. Each has a slot of its own, so there are at most `limits::OPS_PER_SHARD_MAX`.
-    waiting: VecDeque<SlotKey>,
-    /// How many of them waited when it asked: a refusal is news to them too.
-    covered: usize,
-}
-
-impl BudgetQueue {
-    /// True when the next one can ask.
-    pub fn is_ready(&self) -> bool {
-        self.asked.is_none() && !self.waiting.is_empty()
-    }
-}
-
 impl Shard {
+    /// Until when a move waits for space: to its caller's deadline, to the end when that has none, and a moment when
+    /// nobody waits for it.
+    pub(crate) fn move_wait_end(now: Monotonic, caller: &Caller) -> Option<Monotonic> {
+        match caller.reply_to {
+            Some(_) => caller.deadline,
+            None => Some(now.plus_millis(BACKGROUND_WAIT_MS)),
+        }
+    }
+
     /// Charges `bytes` on `tier`, or has `op` wait for them; true when they are charged.
-    pub(crate) fn charge_or_ask(&mut self, out: &mut Outbox, op: OpId, tier: Tier, bytes: ByteCount) -> bool {
+    pub(crate) fn charge_or_wait(
+        &mut self,
+        step: &mut Step<'_>,
+        op: SlotKey,
+        tier: Tier,
+        bytes: ByteCount,
+        until: Option<Monotonic>,
+    ) -> bool {
         if self.accounts[tier].charge(bytes) {
             return true;
         }
-        if self.budget[tier].asked.is_some() {
-            self.budget[tier].waiting.push_back(slot_key(op));
-            return false;
-        }
-        // What is spare here counts too, but asking for the difference could starve: the spare may be recalled before
+        // What is spare here counts too, but asking for the difference could starve: the spare may be called in before
         // the answer comes. So it goes back first, and the grant is whole.
         if self.accounts[tier].spare() > ByteCount::ZERO {
-            self.give_back(out, tier, ByteCount::ZERO, None);
+            self.give_back(step.out, tier, ByteCount::ZERO, None);
         }
-        let queue = &mut self.budget[tier];
-        queue.asked = Some(slot_key(op));
-        queue.covered = queue.waiting.len();
+        let timer = until.and_then(|until| self.wheel.arm(until, Timer::Wait(op)));
+        self.ops.begin_wait(op, Wait { tier, until, timer, cancelled: false });
         let shard = self.config.shard;
-        out.push(Effect::Budget(BudgetRequest::Ask { shard, op, tier, bytes }));
+        step.out.push(Effect::Budget(BudgetRequest::Ask { shard, op: op_id(op), tier, bytes }));
         false
     }
 
-    /// Lets those that wait for capacity go on, as far as this step's work reaches.
-    pub(crate) fn run_budget(&mut self, step: &mut Step<'_>, work_left: &mut usize) {
-        for tier in Tier::ALL {
-            while *work_left > 0
-                && self.budget[tier].is_ready()
-                && let Some(op) = self.budget[tier].waiting.pop_front()
-            {
-                *work_left -= 1;
-                self.budget_granted(step, op_id(op));
-            }
-        }
-    }
-
-    /// The arbiter refused `op`, and with it those that waited when it asked and would not fit either.
-    pub(crate) fn budget_refused(&mut self, step: &mut Step<'_>, op: OpId, refusal: &Refusal) {
-        let queue = &mut self.budget[refusal.tier];
-        queue.asked = None;
-        let covered = std::mem::take(&mut queue.covered).min(limits::ITEMS_PER_TURN_MAX);
-        let behind: Vec<SlotKey> = queue.waiting.drain(..covered).collect();
-        self.budget_denied(step, op, refusal);
-        for op in behind.into_iter().rev() {
-            let fits = self.ops.get(op).is_none_or(|op| match &op.kind {
-                Kind::Allocate { replica, .. } => self.would_fit(refusal.tier, replica.size, refusal.free),
-                Kind::Copy(copy) => self.would_fit(refusal.tier, copy.to.size, refusal.free),
-                _ => true,
-            });
-            if fits {
-                self.budget[refusal.tier].waiting.push_front(op);
-            } else {
-                self.budget_denied(step, op_id(op), refusal);
-            }
-        }
-    }
-
-    /// True when a refused ask is worth repeating: what is spare here by now and what the arbiter had left are enough
-    /// together.
-    pub(crate) fn would_fit(&self, tier: Tier, size: ByteCount, free: ByteCount) -> bool {
-        self.accounts[tier].spare().0 + free.0 >= size.in_pages().0
-    }
-
-    /// Ends a charge, and gives the arbiter what is more than a spare.
-    pub(crate) fn release_charge(&mut self, out: &mut Outbox, tier: Tier, bytes: ByteCount) {
-        self.accounts[tier].release(bytes);
-        if self.config.shard_count == 1 || self.budget[tier].asked.is_some() {
+    /// Somebody else waits for the same operation: it waits as long as the last of them.
+    pub(crate) fn prolong_wait(&mut self, now: Monotonic, op: SlotKey, caller: &Caller) {
+        let Some(wait) = self.ops.get(op).and_then(|op| op.wait) else { return };
+        let until = wait.until.zip(Self::move_wait_end(now, caller)).map(|(old, new)| old.max(new));
+        if until == wait.until {
             return;
         }
-        let capacity = self.config.capacity[tier].unwrap_or_default().0;
-        let keep = ByteCount(capacity / SPARE_SHARE / u64::from(self.config.shard_count));
-        if self.accounts[tier].spare().0 > 2 * keep.0 {
-            self.give_back(out, tier, keep, None);
+        if let Some(timer) = wait.timer {
+            self.wheel.disarm(timer);
         }
+        let timer = until.and_then(|until| self.wheel.arm(until, Timer::Wait(op)));
+        self.ops.get_mut(op).expect("just seen").wait = Some(Wait { until, timer, ..wait });
+    }
+
+    /// Nobody waits for `op`'s space any more.
+    pub(crate) fn cancel_wait(&mut self, out: &mut Outbox, op: SlotKey) {
+        let Some(Op { wait: Some(wait), .. }) = self.ops.get_mut(op) else { return };
+        if !std::mem::replace(&mut wait.cancelled, true) {
+            let (shard, tier) = (self.config.shard, wait.tier);
+            out.push(Effect::Budget(BudgetRequest::Cancel { shard, op: op_id(op), tier }));
+        }
+    }
+
+    /// The arbiter met an ask.
+    pub(crate) fn budget_granted(&mut self, step: &mut Step<'_>, id: OpId, tier: Tier, bytes: ByteCount) {
+        self.accounts[tier].grant(bytes);
+        self.budget[tier].released = true;
+        let op = slot_key(id);
+        let Some(wait) = self.ops.end_wait(op) else { return };
+        if let Some(timer) = wait.timer {
+            self.wheel.disarm(timer);
+        }
+        let Some(Op { kind, payload, class, .. }) = self.ops.get(op) else { return };
+        if wait.cancelled {
+            let kind = match kind {
+                Kind::Allocate { deadline: None, .. } => ErrorKind::ResourceExhausted,
+                _ if *class == Class::Upkeep => ErrorKind::ResourceExhausted,
+                _ => ErrorKind::DeadlineExceeded,
+            };
+            let late = "the space became free only after the deadline, and was given back; allow more time";
+            return self.space_refused(step, op, &PayloadError::new(kind, format!("{tier}: {late}")));
+        }
+        match kind {
+            Kind::Allocate { replica, .. } => {
+                let replica = *replica;
+                assert!(self.accounts[tier].charge(replica.size.in_pages()), "a grant covers its ask");
+                self.create(step, id, replica);
+            }
+            Kind::Copy(copy) if self.is_ending(*payload) => self.end_unwanted(*copy, op),
+            Kind::Copy(copy) => {
+                assert!(self.accounts[tier].charge(copy.to.size.in_pages()), "a grant covers its ask");
+                self.transfer(step, op);
+            }
+            Kind::Commit { .. }
+            | Kind::Sync { .. }
+            | Kind::Mark { .. }
+            | Kind::Remove { .. }
+            | Kind::Pin { .. } => unreachable!("only allocations and copies ask for space"),
+        }
+    }
+
+    /// The arbiter took an ask back that was cancelled.
+    pub(crate) fn budget_denied(&mut self, step: &mut Step<'_>, id: OpId, refusal: &Refusal) {
+        let op = slot_key(id);
+        let Some(wait) = self.ops.end_wait(op) else { return };
+        if let Some(timer) = wait.timer {
+            self.wheel.disarm(timer);
+        }
+        let size = match self.ops.get(op).map(|op| &op.kind) {
+            Some(Kind::Allocate { replica, .. }) => replica.size,
+            Some(Kind::Copy(copy)) => copy.to.size,
+            _ => return,
+        };
+        let error = self.tier_full(size, refusal);
+        self.space_refused(step, op, &error);
+    }
+
+    fn space_refused(&mut self, step: &mut Step<'_>, op: SlotKey, error: &PayloadError) {
+        let Some(Op { kind, payload, .. }) = self.ops.get(op) else { return };
+        match kind {
+            Kind::Copy(copy) if self.is_ending(*payload) => self.end_unwanted(*copy, op),
+            Kind::Copy(copy) => {
+                let copy = *copy;
+                self.release_source(copy, op);
+                self.copy_failed(step.now, op, error);
+            }
+            _ => self.allocation_failed(step, op_id(op), error.clone()),
+        }
+    }
+
+    /// An order of the arbiter; answered at the end of the step.
+    pub(crate) fn budget_ordered(
+        &mut self,
+        step: &mut Step<'_>,
+        work_left: &mut usize,
+        (tier, recall): (Tier, u64),
+        pressure: bool,
+        evict: Option<EvictOrder>,
+    ) {
+        self.budget[tier].on = pressure;
+        self.budget[tier].answer = Some(recall);
+        if let Some(order) = evict {
+            self.evict(step, tier, order, work_left);
+        }
+    }
+
+    /// Ends a charge; the end of the step gives the arbiter what is more than a spare.
+    pub(crate) fn release_charge(&mut self, tier: Tier, bytes: ByteCount) {
+        self.accounts[tier].release(bytes);
+        self.budget[tier].released = true;
+    }
+
+    /// The end of a step: answers the arbiter's orders and gives back what is not needed.
+    pub(crate) fn run_budget(&mut self, step: &mut Step<'_>) {
+        for tier in Tier::ALL {
+            let Pressure { on, answer, released, .. } = self.budget[tier];
+            let spare = self.accounts[tier].spare();
+            if let Some(recall) = answer {
+                self.budget[tier].answer = None;
+                let keep = if on { ByteCount::ZERO } else { spare };
+                self.give_back(step.out, tier, keep, Some(recall));
+            } else if on {
+                if spare > ByteCount::ZERO || self.has_news(tier) {
+                    self.give_back(step.out, tier, ByteCount::ZERO, None);
+                }
+            } else if released {
+                let capacity = self.config.capacity[tier].unwrap_or_default().0;
+                let share = capacity / SPARE_SHARE / u64::from(self.config.shard_count);
+                let keep = ByteCount(share / limits::PAGE_BYTES * limits::PAGE_BYTES);
+                // With one shard there is nobody to give it to.
+                if self.config.shard_count > 1 && spare.0 > 2 * keep.0 {
+                    self.give_back(step.out, tier, keep, None);
+                }
+            }
+            self.budget[tier].released = false;
+        }
+    }
+
+    /// True when the arbiter, as far as it knows, would not ask for the evictions that it would ask for now.
+    fn has_news(&self, tier: Tier) -> bool {
+        let (now, told) = (self.supply(tier), self.budget[tier].told);
+        let better = now.head.is_some_and(|head| told.head.is_none_or(|told| head < told));
+        better || now.leaving < told.leaving
     }
 
     /// Returns spare grant beyond `keep` to the arbiter, as the answer to `recall` if there is one.
-    pub(crate) fn give_back(&mut self, out: &mut Outbox, tier: Tier, keep: ByteCount, recall: Option<u64>) {
+    fn give_back(&mut self, out: &mut Outbox, tier: Tier, keep: ByteCount, recall: Option<u64>) {
         let bytes = self.accounts[tier].give_up(keep);
-        let (shard, usage) = (self.config.shard, self.usage(tier));
-        out.push(Effect::Budget(BudgetRequest::Return { shard, tier, bytes, recall, usage }));
+        let (shard, usage, supply) = (self.config.shard, self.usage(tier), self.supply(tier));
+        self.budget[tier].told = supply;
+        out.push(Effect::Budget(BudgetRequest::Return { shard, tier, bytes, recall, usage, supply }));
+    }
+
+    /// What this shard could free of a tier.
+    pub fn supply(&self, tier: Tier) -> TierSupply {
+        let head = if self.ops.may_evict() { self.table.victim(tier).map(|(rank, _)| rank) } else { None };
+        let leaving = self.ops.leaving(tier) + self.limbo.leaving(tier);
+        TierSupply { evictable: self.table.evictable(tier), head, leaving }
     }
 
     /// What this shard uses of a tier.
@@ -149,14 +265,20 @@ impl Shard {
         Ok(())
     }
 
+    /// Refuses what would have to wait for space when too many do so already.
+    pub(crate) fn check_wait(&self, tier: Tier, size: ByteCount) -> Result<(), PayloadError> {
+        if self.ops.may_wait() || self.accounts[tier].spare() >= size.in_pages() {
+            return Ok(());
+        }
+        Err(PayloadError::exhausted(format!(
+            "{size} on {tier} are not there now, and {} operations of this shard wait for space already; try again later",
+            limits::WAITERS_PER_SHARD_MAX
+        )))
+    }
+
     /// The refusal of a full tier, with its breakdown.
-    pub(crate) fn tier_full(
-        &self,
-        tier: Tier,
-        size: ByteCount,
-        free: ByteCount,
-        others: TierUsage,
-    ) -> PayloadError {
+    fn tier_full(&self, size: ByteCount, refusal: &Refusal) -> PayloadError {
+        let Refusal { tier, free, others } = *refusal;
         let usage = self.usage(tier).plus(others);
         let [allocated, leased, pinned, spilling, limbo] =
             [usage.allocated, usage.leased, usage.pinned, usage.spilling, usage.limbo].map(ByteCount);

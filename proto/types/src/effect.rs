@@ -1,6 +1,7 @@
 //! What a shard asks of others. `step` only writes these down; the reactor (or the simulator) carries them out.
 
 use crate::ids::{Epoch, Generation, OpId, PayloadId, PayloadKey, ShardIndex};
+use crate::policy::Rank;
 use crate::reply::ReplyResult;
 use crate::row::PayloadRow;
 use crate::tier::Tier;
@@ -124,7 +125,8 @@ pub enum CatalogChange {
 /// What a shard says to the budget arbiter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BudgetRequest {
-    /// Needs `bytes` more on `tier`. Answered by `BudgetReply::Granted` or `Denied`.
+    /// Needs `bytes` more on `tier`, and waits for them. Answered by `BudgetReply::Granted`, or by `Denied` once it was
+    /// cancelled.
     Ask {
         /// Who asks.
         shard: ShardIndex,
@@ -135,7 +137,18 @@ pub enum BudgetRequest {
         /// In whole pages.
         bytes: ByteCount,
     },
-    /// Gives `bytes` back: unasked, or as the answer to a recall (then also when it is 0).
+    /// Waits no longer: its caller's deadline passed, or its payload is gone. Answered by `BudgetReply::Denied`, unless
+    /// `Granted` is on its way already.
+    Cancel {
+        /// Who asked.
+        shard: ShardIndex,
+        /// The slot that waited.
+        op: OpId,
+        /// The tier.
+        tier: Tier,
+    },
+    /// Gives `bytes` back: unasked, or as the answer to a recall (then also when it is 0). Under pressure also sent
+    /// with 0 bytes, when the shard has something better to evict than it said, or less on its way out.
     Return {
         /// Who gives.
         shard: ShardIndex,
@@ -147,7 +160,20 @@ pub enum BudgetRequest {
         recall: Option<u64>,
         /// What the shard uses, for the breakdown of a refusal.
         usage: TierUsage,
+        /// What it could evict, and what is on its way out.
+        supply: TierSupply,
     },
+}
+
+/// What a shard could free of a tier, in bytes charged (whole pages).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TierSupply {
+    /// Replicas that may be evicted now.
+    pub evictable: u64,
+    /// Who of them goes first; `None` also while all slots for evictions are taken.
+    pub head: Option<Rank>,
+    /// On their way out: moves to a slower tier, removals, and dropped replicas that only wait for their driver.
+    pub leaving: u64,
 }
 
 /// How a shard, or the node, uses a tier: all in bytes charged (whole pages).

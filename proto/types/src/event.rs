@@ -2,6 +2,7 @@
 
 use crate::effect::{ReplyTo, TierUsage};
 use crate::ids::{Generation, OpId};
+use crate::policy::Rank;
 use crate::request::Request;
 use crate::tier::Tier;
 use crate::time::Monotonic;
@@ -144,7 +145,7 @@ pub enum BudgetReply {
         /// At least what was asked for.
         bytes: ByteCount,
     },
-    /// The tier is full.
+    /// The ask was cancelled, and had not been met.
     Denied {
         /// The slot that asked.
         op: OpId,
@@ -155,11 +156,25 @@ pub enum BudgetReply {
         /// The node's use of the tier.
         usage: TierUsage,
     },
-    /// Give back what you do not need; answered by `BudgetRequest::Return` with this number.
+    /// An order, at most one a tier and shard at a time; answered by one `BudgetRequest::Return` with its number.
     Recall {
         /// The tier.
         tier: Tier,
         /// Names the recall.
         recall: u64,
+        /// True: give back what is spare, now and from now on as soon as it is; report what could be evicted.
+        /// False: the pressure is over.
+        pressure: bool,
+        /// Start evictions first.
+        evict: Option<EvictOrder>,
     },
+}
+
+/// How much of a tier a shard shall free.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EvictOrder {
+    /// Start evictions until this much is on its way out: the last one may pass it.
+    pub bytes: ByteCount,
+    /// But none that ranks behind this: another shard's go first.
+    pub bound: Option<Rank>,
 }

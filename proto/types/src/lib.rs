@@ -30,7 +30,7 @@ pub use ids::{
     Epoch, Generation, LeaseId, LeaseNonce, NamespaceId, OpId, PayloadId, PayloadKey, ShardIndex, Version,
 };
 pub use peer::Peer;
-pub use policy::{EvictionPolicy, EvictionPriority, Pin, PromotionPolicy, SpillPolicy};
+pub use policy::{EvictionPolicy, EvictionPriority, Pin, PromotionPolicy, Rank, SpillPolicy};
 pub use row::{Health, PayloadRow, ReplicaRow};
 pub use state::PayloadState;
 pub use tier::{PerTier, Tier};

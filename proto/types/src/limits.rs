@@ -28,6 +28,14 @@ pub const OPS_FOR_REQUESTS: usize = 1024;
 /// their own share never stop expiry, nor expiry clients.
 pub const OPS_FOR_UPKEEP: usize = 256;
 
+/// Of those a shard starts by itself: evictions that copy. Half, so that a slow disk under pressure leaves the other
+/// half to expiry and to moves that clients asked for.
+pub const EVICTIONS_PER_SHARD_MAX: usize = OPS_FOR_UPKEEP / 2;
+
+/// Clients' operations of one shard that may wait for capacity. Half of their slots, so that a full tier never stops
+/// the deletes that would make room.
+pub const WAITERS_PER_SHARD_MAX: usize = OPS_FOR_REQUESTS / 2;
+
 /// The in-flight table of one shard.
 pub const OPS_PER_SHARD_MAX: usize = OPS_FOR_REQUESTS + OPS_FOR_UPKEEP;
 
@@ -50,7 +58,7 @@ pub const COMPLETION_LANE_LEN: usize = OPS_PER_SHARD_MAX
 /// back: nobody waits for them but the budget.
 pub const RETIRED_NOTICES_MAX: usize = 1024;
 
-/// Budget recalls the arbiter may have open with one shard: one a tier.
+/// Orders (recalls) the arbiter may have open with one shard: one a tier.
 pub const RECALLS_MAX: usize = 4;
 
 /// Catalog operations queued for the writer by one shard: one per operation in flight.
@@ -85,6 +93,9 @@ pub const LEASE_MS_MAX_DEFAULT: u64 = 120_000;
 /// `leases.allocation_timeout`: an allocation that is never committed is reclaimed after 1 h.
 pub const ALLOCATION_TIMEOUT_MS_DEFAULT: u64 = 3_600_000;
 
+/// `limits.allocate_wait`: an allocation without a deadline waits 30 s for space (behaviour.md).
+pub const ALLOCATE_WAIT_MS_DEFAULT: u64 = 30_000;
+
 /// Opaque bytes of metadata and lineage parameters: 1 MiB (behaviour.md).
 pub const OPAQUE_BYTES_MAX: usize = 1 << 20;
 
@@ -114,4 +125,5 @@ const _: () = assert!(REQUESTS_PER_SHARD_MAX >= OPS_FOR_REQUESTS + REQUEST_LANE_
 const _: () = assert!(LIST_PAGE_MAX >= LIST_PAGE_DEFAULT);
 const _: () = assert!(PAYLOAD_BYTES_MAX < STORED_INTEGER_MAX);
 const _: () = assert!(ITEMS_PER_TURN_MAX <= OPS_FOR_UPKEEP);
+const _: () = assert!(EVICTIONS_PER_SHARD_MAX < OPS_FOR_UPKEEP && WAITERS_PER_SHARD_MAX < OPS_FOR_REQUESTS);
 const _: () = assert!((IO_BYTES_MAX as u64).is_multiple_of(PAGE_BYTES));

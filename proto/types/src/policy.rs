@@ -2,7 +2,7 @@
 
 use crate::error::PayloadError;
 use crate::tier::{SpillTarget, Tier};
-use crate::time::WallMs;
+use crate::time::{Monotonic, WallMs};
 
 /// Who is evicted first (`EvictionPriority` of the contract).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -18,6 +18,15 @@ pub enum EvictionPriority {
     High = 3,
     /// Never evicted automatically, and never expires (behaviour.md, AllocatePayload).
     Never = 4,
+}
+
+/// Who goes first under pressure: by priority, then the least recently leased. The smallest goes first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Rank {
+    /// `Low`, `Normal` or `High`.
+    pub priority: EvictionPriority,
+    /// When its last lease ended; when it arrived on its tier, if it was never leased there.
+    pub used_at: Monotonic,
 }
 
 /// The contract's `EvictionPolicy`, validated.

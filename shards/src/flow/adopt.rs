@@ -59,6 +59,7 @@ impl Shard {
         let slot = self.table.insert(payload).expect("rows of one shard fit its table");
         self.arm_payload_timer(now, slot);
         self.arm_pin_timer(now, slot);
+        self.table.settle(now.monotonic);
         match (expired, found) {
             (true, _) => Adopted::Expired,
             (false, true) => Adopted::Live,

@@ -6,7 +6,7 @@ use payload_types::effect::{Effect, ReplicaRef, ReplyTo, StorageAction, StorageO
 use payload_types::event::{DriverError, DriverErrorKind};
 use payload_types::reply::Reply;
 use payload_types::request::Allocate;
-use payload_types::{ByteCount, ErrorKind, Monotonic, Now, OpId, PayloadError, PayloadState, Tier};
+use payload_types::{ByteCount, ErrorKind, Monotonic, Now, OpId, PayloadError, PayloadState, Tier, limits};
 
 use crate::limbo::{Kept, Users};
 use crate::op::{Class, Kind, Op, op_id, slot_key};
@@ -32,6 +32,7 @@ impl Shard {
     ) -> Result<(), PayloadError> {
         self.check_capacity(request.tier, request.size)?;
         self.check_slot(Class::Request)?;
+        self.check_wait(request.tier, request.size)?;
         if self.table.is_full() {
             return Err(PayloadError::exhausted(
                 "this shard holds as many payloads as it may; delete some, or run more shards",
@@ -58,9 +59,10 @@ impl Shard {
         let generation = self.mint_generation();
         let replica = ReplicaRef { tier: request.tier, id: request.key.id, generation, size: request.size };
         let kind = Kind::Allocate { reply_to, deadline, replica };
-        let op = self.ops.start(Op { payload: slot, class: Class::Request, kind });
+        let op = self.ops.start(Op::new(slot, Class::Request, kind));
         self.table.links(slot).op = Some(op);
-        if self.charge_or_ask(step.out, op_id(op), replica.tier, replica.size.in_pages()) {
+        let until = deadline.unwrap_or(step.now.monotonic.plus_millis(limits::ALLOCATE_WAIT_MS_DEFAULT));
+        if self.charge_or_wait(step, op, replica.tier, replica.size.in_pages(), Some(until)) {
             self.create(step, op_id(op), replica);
         }
         Ok(())
@@ -84,7 +86,7 @@ impl Shard {
         };
         let (slot, reply_to, deadline, replica) = (*slot, *reply_to, *deadline, *replica);
         if let Err(error) = result {
-            self.release_charge(step.out, replica.tier, replica.size.in_pages());
+            self.release_charge(replica.tier, replica.size.in_pages());
             self.allocation_failed(step, op, creation_error(replica.tier, replica.size, &error));
             return;
         }

@@ -29,13 +29,13 @@ impl Shard {
     fn remove_stored(&mut self, step: &mut Step<'_>, op: SlotKey, result: Result<(), String>) {
         let waiting = self.ops.get(op).expect("the caller found it");
         let slot = waiting.payload;
-        let Kind::Remove { caller, prior } = &waiting.kind else { return };
+        let Kind::Remove { caller, prior, .. } = &waiting.kind else { return };
         let (caller, prior) = (*caller, *prior);
         match result {
             Ok(()) => {
                 self.ops.end(op);
                 // A spill to VOID waited for older leases only; newer ones still hold the bytes.
-                self.finalize_removal(slot, matches!(caller, Some((_, Removal::Delete))));
+                self.finalize_removal(step, slot, matches!(caller, Some((_, Removal::Delete))));
                 if let Some((reply_to, removal)) = caller {
                     let reply = match removal {
                         Removal::Delete => Reply::Deleted,
@@ -51,6 +51,9 @@ impl Shard {
                     payload.version = payload.version.next();
                 });
                 self.end_op(op, None);
+                if caller.is_none() {
+                    self.pass_over(step.now, slot);
+                }
                 self.look_again(step.now, slot, super::remove::CATALOG_RETRY_MS);
                 if let Some((reply_to, _)) = caller {
                     step.out.reply(reply_to, Err(error));

@@ -50,7 +50,7 @@ impl Shard {
         let replica = payload.replica_ref(tier).expect("an allocated payload has its replica");
         let reply_to = caller.reply_to.expect("only clients commit");
         let kind = Kind::Commit { reply_to, checksum, step: op::Step::Driver };
-        let op = self.ops.start(Op { payload: slot, class: Class::Request, kind });
+        let op = self.ops.start(Op::new(slot, Class::Request, kind));
         let payload = self.table.links(slot);
         payload.op = Some(op);
         payload.set_state(PayloadState::Committing);

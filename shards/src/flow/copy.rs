@@ -8,7 +8,9 @@
 use payload_ledger::SlotKey;
 use payload_types::effect::{CatalogChange, Effect, ReplicaRef, TransferOp};
 use payload_types::event::{DriverError, DriverErrorKind, TransferError};
-use payload_types::{Checksum, ErrorKind, Health, OpId, PayloadError, PayloadState, ReplicaRow, Tier};
+use payload_types::{
+    Checksum, ErrorKind, Health, Now, OpId, PayloadError, PayloadState, Pin, ReplicaRow, Tier,
+};
 
 use crate::flow::commit::{data_loss, unavailable};
 use crate::limbo::{Kept, Users};
@@ -16,7 +18,6 @@ use crate::op::{self, Class, Copy, Kind, Op, op_id, slot_key};
 use crate::parked::Caller;
 use crate::payload::Replica;
 use crate::shard::{Shard, Step};
-use crate::usage::Refusal;
 
 /// What a wish for another placement met.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,6 +26,17 @@ pub(crate) enum Progress {
     There,
     /// Something is under way; with a slot, exactly what was wished for.
     Waits(Option<SlotKey>),
+}
+
+/// What a copy shall make.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Aim {
+    /// A replica on this tier.
+    pub to: Tier,
+    /// On stable storage.
+    pub sync: bool,
+    /// Because of pressure.
+    pub evicts: bool,
 }
 
 impl Shard {
@@ -41,7 +53,7 @@ impl Shard {
             return Ok(Progress::There);
         }
         if let Some(op) = payload.op {
-            return Ok(Progress::Waits(self.joins(op, to)));
+            return Ok(Progress::Waits(self.joins(step, op, to, caller)));
         }
         if to == Tier::Ram
             && let Some(segment) = payload.limbo_segment
@@ -54,13 +66,25 @@ impl Shard {
             });
         }
         let sync = self.syncs(to);
-        self.start_copy(step, slot, to, sync, caller).map(|op| Progress::Waits(Some(op)))
+        self.start_copy(step, slot, Aim { to, sync, evicts: false }, caller)
+            .map(|op| Progress::Waits(Some(op)))
     }
 
-    /// The operation, if it is a copy to `to`.
-    pub(crate) fn joins(&self, op: SlotKey, to: Tier) -> Option<SlotKey> {
-        match &self.ops.get(op)?.kind {
-            Kind::Copy(copy) if copy.to.tier == to => Some(op),
+    /// The operation, if it is a copy to `to`; it then waits for space as long as this caller does, too.
+    pub(crate) fn joins(
+        &mut self,
+        step: &Step<'_>,
+        op: SlotKey,
+        to: Tier,
+        caller: &Caller,
+    ) -> Option<SlotKey> {
+        let Op { kind, wait, .. } = self.ops.get(op)?;
+        match kind {
+            // One that was given up is over in a moment, and failed; whoever waits longer begins anew then.
+            Kind::Copy(copy) if copy.to.tier == to && wait.is_none_or(|wait| !wait.cancelled) => {
+                self.prolong_wait(step.now.monotonic, op, caller);
+                Some(op)
+            }
             _ => None,
         }
     }
@@ -82,8 +106,7 @@ impl Shard {
         &mut self,
         step: &mut Step<'_>,
         slot: SlotKey,
-        to: Tier,
-        sync: bool,
+        Aim { to, sync, evicts }: Aim,
         caller: &Caller,
     ) -> Result<SlotKey, PayloadError> {
         let class = if caller.reply_to.is_some() { Class::Request } else { Class::Upkeep };
@@ -91,26 +114,30 @@ impl Shard {
         assert!(payload.op.is_none(), "one operation a payload");
         self.check_capacity(to, payload.size)?;
         self.check_slot(class)?;
+        if class == Class::Request {
+            self.check_wait(to, payload.size)?;
+        }
         let from = payload.replica_ref(payload.tier()).expect("the fastest replica");
         let to = ReplicaRef { tier: to, id: from.id, generation: self.mint_generation(), size: from.size };
-        let copy = Copy { from, to, sync, step: op::Step::Budget };
-        let op = self.ops.start(Op { payload: slot, class, kind: Kind::Copy(copy) });
+        let copy = Copy { from, to, sync, evicts, step: op::Step::Budget };
+        let op = self.ops.start(Op::new(slot, class, Kind::Copy(copy)));
         self.table.update(slot, |payload| {
             payload.op = Some(op);
             payload.replicas[from.tier].as_mut().expect("the fastest replica").users.copies += 1;
             if copy.is_spill() && payload.state == PayloadState::Active {
-                payload.set_state(PayloadState::Spilling);
+                payload.set_state(if evicts { PayloadState::Evicting } else { PayloadState::Spilling });
                 payload.version = payload.version.next();
             }
         });
-        if self.charge_or_ask(step.out, op_id(op), to.tier, to.size.in_pages()) {
+        let until = Self::move_wait_end(step.now.monotonic, caller);
+        if self.charge_or_wait(step, op, to.tier, to.size.in_pages(), until) {
             self.transfer(step, op);
         }
         Ok(op)
     }
 
     /// Hands a copy, whose destination is charged, to the disk store.
-    fn transfer(&mut self, step: &mut Step<'_>, op: SlotKey) {
+    pub(crate) fn transfer(&mut self, step: &mut Step<'_>, op: SlotKey) {
         let Some(Op { payload, kind: Kind::Copy(copy), .. }) = self.ops.get_mut(op) else { return };
         copy.step = op::Step::Driver;
         let expected = self.table.at(*payload).checksum;
@@ -125,82 +152,20 @@ impl Shard {
         }));
     }
 
-    /// It is `op`'s turn: the arbiter granted what it asked for, or it waited behind another ask.
-    pub(crate) fn budget_granted(&mut self, step: &mut Step<'_>, op: OpId) {
-        let Some(Op { kind, payload, .. }) = self.ops.get(slot_key(op)) else { return };
-        match kind {
-            Kind::Allocate { replica, .. } => {
-                let replica = *replica;
-                if self.charge_or_ask(step.out, op, replica.tier, replica.size.in_pages()) {
-                    self.create(step, op, replica);
-                }
-            }
-            Kind::Copy(copy) if self.is_ending(*payload) => self.end_unwanted(*copy, slot_key(op)),
-            Kind::Copy(copy) => {
-                let to = copy.to;
-                if self.charge_or_ask(step.out, op, to.tier, to.size.in_pages()) {
-                    self.transfer(step, slot_key(op));
-                }
-            }
-            Kind::Commit { .. }
-            | Kind::Sync { .. }
-            | Kind::Mark { .. }
-            | Kind::Remove { .. }
-            | Kind::Pin { .. } => {}
-        }
-    }
-
-    pub(crate) fn budget_denied(&mut self, step: &mut Step<'_>, op: OpId, refusal: &Refusal) {
-        let Refusal { tier, free, others } = *refusal;
-        let Some(Op { kind, payload, .. }) = self.ops.get(slot_key(op)) else { return };
-        match kind {
-            // What was freed here since it was asked for may be enough by now.
-            Kind::Allocate { replica, .. } => {
-                let replica = *replica;
-                if self.would_fit(tier, replica.size, free) {
-                    if self.charge_or_ask(step.out, op, tier, replica.size.in_pages()) {
-                        self.create(step, op, replica);
-                    }
-                    return;
-                }
-                let error = self.tier_full(tier, replica.size, free, others);
-                self.allocation_failed(step, op, error);
-            }
-            Kind::Copy(copy) if self.is_ending(*payload) => self.end_unwanted(*copy, slot_key(op)),
-            Kind::Copy(copy) => {
-                let copy = *copy;
-                if self.would_fit(tier, copy.to.size, free) {
-                    if self.charge_or_ask(step.out, op, tier, copy.to.size.in_pages()) {
-                        self.transfer(step, slot_key(op));
-                    }
-                    return;
-                }
-                let error = self.tier_full(tier, copy.to.size, free, others);
-                self.release_source(copy, slot_key(op));
-                self.copy_failed(slot_key(op), &error);
-            }
-            Kind::Commit { .. }
-            | Kind::Sync { .. }
-            | Kind::Mark { .. }
-            | Kind::Remove { .. }
-            | Kind::Pin { .. } => {}
-        }
-    }
-
     /// True when the payload is gone or on its way out: what is still made for it is dropped. A removal that fails
     /// leaves the copy to finish as if nothing had been.
-    fn is_ending(&self, slot: SlotKey) -> bool {
+    pub(crate) fn is_ending(&self, slot: SlotKey) -> bool {
         let state = self.table.get(slot).map(|payload| payload.state);
         state.is_none_or(|state| matches!(state, PayloadState::Deleting | PayloadState::Expired))
     }
 
-    fn end_unwanted(&mut self, copy: Copy, op: SlotKey) {
+    pub(crate) fn end_unwanted(&mut self, copy: Copy, op: SlotKey) {
         self.release_source(copy, op);
         self.end_op(op, None);
     }
 
     /// The source is not read any more.
-    fn release_source(&mut self, copy: Copy, op: SlotKey) {
+    pub(crate) fn release_source(&mut self, copy: Copy, op: SlotKey) {
         let slot = self.ops.get(op).expect("the copy has not ended").payload;
         if self.table.get(slot).is_some()
             && let Some(replica) = self.table.links(slot).replicas[copy.from.tier].as_mut()
@@ -225,7 +190,7 @@ impl Shard {
         self.release_source(copy, op);
         if result.is_err() {
             self.moved[copy.to.tier].transfers_failed += 1;
-            self.release_charge(step.out, copy.to.tier, copy.to.size.in_pages());
+            self.release_charge(copy.to.tier, copy.to.size.in_pages());
         }
         if self.is_ending(slot) {
             if result.is_ok() {
@@ -238,7 +203,7 @@ impl Shard {
             Ok(checksum) => self.copy_arrived(step, op, copy, checksum),
             Err(TransferError::Destination(error)) => {
                 let refusal = destination_error(copy.to.tier, &error);
-                self.copy_failed(op, &refusal);
+                self.copy_failed(step.now, op, &refusal);
             }
             Err(TransferError::Source(error)) => match error.kind {
                 DriverErrorKind::Missing | DriverErrorKind::Truncated | DriverErrorKind::Corrupt => {
@@ -248,7 +213,7 @@ impl Shard {
                 DriverErrorKind::Full | DriverErrorKind::SyncFailed | DriverErrorKind::Io => {
                     let message =
                         format!("reading it from {} failed: {}; try again", copy.from.tier, error.message);
-                    self.copy_failed(op, &PayloadError::new(ErrorKind::Unavailable, message));
+                    self.copy_failed(step.now, op, &PayloadError::new(ErrorKind::Unavailable, message));
                 }
             },
         }
@@ -291,7 +256,7 @@ impl Shard {
             Err(reason) if copy.to.tier.is_durable() => {
                 self.drop_made(slot, copy);
                 let key = self.table.at(slot).key;
-                self.copy_failed(op, &unavailable(key, "moved", &reason));
+                self.copy_failed(step.now, op, &unavailable(key, "moved", &reason));
             }
             Ok(()) | Err(_) => self.publish_copy(step, op, copy),
         }
@@ -307,7 +272,8 @@ impl Shard {
         }
     }
 
-    /// Shows the new replica; a spill retires the faster ones.
+    /// Shows the new replica; a spill retires the faster ones. An eviction does not where somebody leased or pinned the
+    /// payload meanwhile: what it wrote then makes the next one cheap.
     fn publish_copy(&mut self, step: &Step<'_>, op: SlotKey, copy: Copy) {
         let slot = self.ops.get(op).expect("the copy has not ended").payload;
         // One that could not be brought to stable storage is written anew, and replaced here.
@@ -318,9 +284,14 @@ impl Shard {
                 payload.set_state(PayloadState::Durable);
             }
             payload.version = payload.version.next();
+            payload.eviction_failures = 0;
         });
         self.count_copy(copy);
-        if copy.is_spill() {
+        let payload = self.table.at(slot);
+        let held = payload.lease_count > 0 || payload.pin != Pin::None;
+        if !copy.is_spill() {
+            self.table.used(slot, step.now.monotonic);
+        } else if !(copy.evicts && held) {
             self.retire_faster(slot, copy.to.tier);
         }
         self.end_op(op, None);
@@ -353,9 +324,13 @@ impl Shard {
     }
 
     /// Leaves everything as it was before the copy, and tells who joined it why.
-    fn copy_failed(&mut self, op: SlotKey, error: &PayloadError) {
-        let slot = self.ops.get(op).expect("the copy has not ended").payload;
-        if self.table.at(slot).state == PayloadState::Spilling {
+    pub(crate) fn copy_failed(&mut self, now: Now, op: SlotKey, error: &PayloadError) {
+        let ended = self.ops.get(op).expect("the copy has not ended");
+        let slot = ended.payload;
+        if matches!(&ended.kind, Kind::Copy(copy) if copy.evicts) {
+            self.pass_over(now, slot);
+        }
+        if matches!(self.table.at(slot).state, PayloadState::Spilling | PayloadState::Evicting) {
             self.table.update(slot, |payload| {
                 payload.set_state(payload.settled_state());
                 payload.version = payload.version.next();
@@ -393,9 +368,7 @@ impl Shard {
             payload.version = payload.version.next();
             payload.row(epoch, payload.state, payload.version, payload.replica_rows())
         });
-        if let Some(op) = self.ops.get_mut(op) {
-            op.kind = Kind::Mark { failure };
-        }
+        self.ops.becomes_mark(op, failure);
         self.store(step, op_id(op), CatalogChange::Put(Box::new(row)));
     }
 }

@@ -129,7 +129,7 @@ impl Shard {
 
     fn end_lease(&mut self, step: &mut Step<'_>, key: SlotKey) {
         let slot = self.leases.get(key).expect("the caller found it").payload;
-        let Some(payload) = self.table.lease_ended(slot) else {
+        let Some(payload) = self.table.lease_ended(slot, step.now.monotonic) else {
             let lease = self.leases.end(&mut None, key);
             self.wheel.disarm(lease.timer);
             // Deleted by force: nothing counts it any more. Discarded by a spill: limbo does.

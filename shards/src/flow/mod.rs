@@ -5,6 +5,7 @@ mod allocate;
 mod catalog;
 mod commit;
 mod copy;
+mod evict;
 mod lease;
 mod pin;
 pub mod promote;

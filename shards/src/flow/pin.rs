@@ -49,11 +49,9 @@ impl Shard {
             return Some(Err(error));
         }
         let reply_to = caller.reply_to.expect("only clients pin");
-        let op = self.ops.start(Op {
-            payload: slot,
-            class: Class::Request,
-            kind: Kind::Pin { reply_to, prior, prior_owner: self.table.pin_owner(slot), unpin },
-        });
+        let prior_owner = self.table.pin_owner(slot);
+        let kind = Kind::Pin { reply_to, prior, prior_owner, unpin };
+        let op = self.ops.start(Op::new(slot, Class::Request, kind));
         self.set_pin(step.now, slot, new, owner);
         let epoch = self.config.epoch;
         let payload = self.table.links(slot);

@@ -7,7 +7,7 @@
 use payload_ledger::SlotKey;
 use payload_types::effect::{CatalogChange, ReplyTo};
 use payload_types::request::Request;
-use payload_types::{ErrorKind, Health, Now, PayloadError, PayloadKey, PayloadState, Tier, Version};
+use payload_types::{ErrorKind, Health, Now, PayloadError, PayloadKey, PayloadState, PerTier, Tier, Version};
 
 use crate::limbo::{Kept, Users};
 use crate::op::{self, Class, Kind, Op, Removal, op_id};
@@ -102,7 +102,7 @@ impl Shard {
         caller: Option<(ReplyTo, Removal)>,
     ) -> Result<(), PayloadError> {
         if !self.table.at(slot).stored {
-            self.finalize_removal(slot, true);
+            self.finalize_removal(step, slot, true);
             return Ok(());
         }
         let class = if caller.is_some() { Class::Request } else { Class::Upkeep };
@@ -115,7 +115,15 @@ impl Shard {
         };
         let change = CatalogChange::Remove { key: payload.key, epoch: self.config.epoch };
         // A copy that is under way stays the payload's operation: should the removal fail, it goes on.
-        let op = self.ops.start(Op { payload: slot, class, kind: Kind::Remove { caller, prior } });
+        let mut leaving = PerTier::default();
+        // What somebody leases stays until the release, unless a forced delete ends the leases.
+        if payload.lease_count == 0 || matches!(caller, Some((_, Removal::Delete))) {
+            for tier in Tier::ALL.into_iter().filter(|tier| payload.replicas[*tier].is_some()) {
+                leaving[tier] = payload.size.in_pages().0;
+            }
+        }
+        let kind = Kind::Remove { caller, prior, leaving };
+        let op = self.ops.start(Op::new(slot, class, kind));
         self.table.update(slot, |payload| {
             payload.set_state(PayloadState::Deleting);
             payload.version = payload.version.next();
@@ -126,8 +134,11 @@ impl Shard {
 
     /// Takes a payload out whose row is gone, or never was. With `forced` the leases that are left are invalid from
     /// here on, and hold nothing back; drivers prove that its space is free before it is reused.
-    pub(crate) fn finalize_removal(&mut self, slot: SlotKey, forced: bool) {
+    pub(crate) fn finalize_removal(&mut self, step: &mut Step<'_>, slot: SlotKey, forced: bool) {
         let mut payload = self.table.remove(slot);
+        if let Some(op) = payload.op {
+            self.cancel_wait(step.out, op);
+        }
         payload.set_state(PayloadState::Deleted);
         for timer in [payload.timer, payload.pin_timer].into_iter().flatten() {
             self.wheel.disarm(timer);

@@ -12,6 +12,7 @@ use payload_types::{
     limits,
 };
 
+use crate::evict::{self, Exit};
 use crate::lease::Lease;
 use crate::op::{Copy, Kind};
 use crate::payload::Payload;
@@ -186,64 +187,18 @@ impl Shard {
         if let Some(work) = work {
             keep(true, Kept::Busy(work));
         }
-        let goes_to = self.slower_place(payload, tier);
-        if let Some(floor) = payload.policy.min_residency
-            && goes_to.as_ref().is_some_and(|place| place.tier().is_none_or(|to| floor.is_faster_than(to)))
-        {
-            keep(true, Kept::MinResidency(floor));
+        let exit = evict::exit(payload, tier, &self.config.capacity);
+        if exit.is_none() {
+            let floor = payload.policy.min_residency.filter(|floor| !tier.is_faster_than(*floor));
+            keep(true, floor.map_or(Kept::Nowhere, Kept::MinResidency));
         }
-        keep(goes_to.is_none(), Kept::Nowhere);
-        match goes_to {
-            Some(place) if kept.is_empty() => place.pressure(),
+        match exit {
+            Some(exit) if kept.is_empty() => match exit {
+                Exit::Drop(twin) => Pressure::Drop { twin },
+                Exit::Copy(to) => Pressure::Move { to },
+                Exit::Discard => Pressure::Discard,
+            },
             _ => Pressure::Stays(kept),
-        }
-    }
-
-    /// Where the replica on `tier` would go: to a twin that is there, or as the payload's policy says.
-    fn slower_place(&self, payload: &Payload, tier: Tier) -> Option<Place> {
-        let twin = Tier::ALL.into_iter().find(|slower| {
-            tier.is_faster_than(*slower) && slower.is_durable() && payload.replicas[*slower].is_some()
-        });
-        if let Some(twin) = twin {
-            return Some(Place::Twin(twin));
-        }
-        match payload.policy.spill_target {
-            Some(SpillTarget::Void) => return Some(Place::Nowhere),
-            Some(SpillTarget::Tier(target)) if tier.is_faster_than(target) => {
-                return self.config.capacity[target].map(|_| Place::Copy(target));
-            }
-            Some(SpillTarget::Tier(_)) | None => {}
-        }
-        let next = Tier::ALL
-            .into_iter()
-            .find(|slower| tier.is_faster_than(*slower) && self.config.capacity[*slower].is_some());
-        next.map(Place::Copy)
-    }
-}
-
-/// Where pressure would put a payload's bytes.
-enum Place {
-    /// They are there already.
-    Twin(Tier),
-    /// They are copied there.
-    Copy(Tier),
-    /// They are discarded.
-    Nowhere,
-}
-
-impl Place {
-    fn tier(&self) -> Option<Tier> {
-        match self {
-            Self::Twin(tier) | Self::Copy(tier) => Some(*tier),
-            Self::Nowhere => None,
-        }
-    }
-
-    fn pressure(&self) -> Pressure {
-        match self {
-            Self::Twin(twin) => Pressure::Drop { twin: *twin },
-            Self::Copy(to) => Pressure::Move { to: *to },
-            Self::Nowhere => Pressure::Discard,
         }
     }
 }

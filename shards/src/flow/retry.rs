@@ -101,6 +101,15 @@ impl Shard {
             None => self.attempt(step, Caller { lease_wait_end: None, ..parked.caller }, parked.request),
             Some(to) => {
                 let answer = self.too_late(&parked.request, slot);
+                // A promotion that was best effort goes on, even if it is still waiting for space.
+                if let Request::Promote { key, target, policy: PromotionPolicy::BestEffort, .. } =
+                    parked.request
+                    && answer.is_ok()
+                {
+                    let policy = PromotionPolicy::Blocking;
+                    let again = Request::Promote { key, target, policy, expected_version: None };
+                    self.in_background(step, again, None);
+                }
                 step.out.reply(to, answer);
             }
         }

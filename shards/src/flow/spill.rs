@@ -6,7 +6,7 @@ use payload_types::request::{Request, Spill};
 use payload_types::tier::SpillTarget;
 use payload_types::{PayloadError, SpillPolicy, Tier};
 
-use crate::flow::copy::Progress;
+use crate::flow::copy::{Aim, Progress};
 use crate::op::Removal;
 use crate::parked::Caller;
 use crate::shard::{Answer, Shard, Step};
@@ -162,14 +162,15 @@ impl Shard {
         self.check_drop(step, slot, &Plan::Down(target), request)?;
         let payload = self.table.at(slot);
         if let Some(op) = payload.op {
-            return Ok(Progress::Waits(self.joins(op, target)));
+            return Ok(Progress::Waits(self.joins(step, op, target, caller)));
         }
         match payload.replicas[target] {
             Some(replica)
                 if request.fsync && !replica.synced && replica.sync_failed && payload.tier() != target =>
             {
                 // Asking the same file again would prove nothing: the bytes are written anew from the faster replica.
-                self.start_copy(step, slot, target, true, caller).map(|op| Progress::Waits(Some(op)))
+                let aim = Aim { to: target, sync: true, evicts: false };
+                self.start_copy(step, slot, aim, caller).map(|op| Progress::Waits(Some(op)))
             }
             Some(replica) if request.fsync && !replica.synced => self.start_sync(step, slot, target, caller),
             Some(_) => {
@@ -182,7 +183,8 @@ impl Shard {
             }
             None => {
                 let sync = request.fsync || self.syncs(target);
-                self.start_copy(step, slot, target, sync, caller).map(|op| Progress::Waits(Some(op)))
+                let aim = Aim { to: target, sync, evicts: false };
+                self.start_copy(step, slot, aim, caller).map(|op| Progress::Waits(Some(op)))
             }
         }
     }

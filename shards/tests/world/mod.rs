@@ -117,6 +117,11 @@ impl World {
         self.requests
     }
 
+    /// A deadline so long from now.
+    pub fn in_ms(&self, milliseconds: u64) -> Option<Monotonic> {
+        Some(self.now.monotonic.plus_millis(milliseconds))
+    }
+
     /// Sends a request, does all the work there is, and gives its answer.
     pub fn ask(&mut self, request: Request) -> ReplyResult {
         let number = self.send(request);
@@ -212,6 +217,14 @@ impl World {
 
     pub fn committed(&mut self, tier: Tier, size: u64) -> PayloadKey {
         let key = self.allocate(tier, size);
+        self.ask(Request::Commit { key, checksum: None }).expect("committed");
+        key
+    }
+
+    /// Committed, and pinned until Unpin.
+    pub fn pinned(&mut self, tier: Tier, size: u64) -> PayloadKey {
+        let key = self.allocate(tier, size);
+        self.ask(Request::Pin { key, duration_ms: None, owner: Peer::UNKNOWN }).expect("pinned");
         self.ask(Request::Commit { key, checksum: None }).expect("committed");
         key
     }

@@ -6,8 +6,8 @@ use payload_types::reply::{LeaseGrant, Reply, ReplyResult, ShardPage};
 use payload_types::request::{Acquire, Request, Spill};
 use payload_types::tier::SpillTarget;
 use payload_types::{
-    ByteCount, Descriptor, ErrorKind, PayloadError, PayloadKey, PayloadState, Pin, PromotionPolicy,
-    SpillPolicy, Tier, Version,
+    Descriptor, ErrorKind, PayloadError, PayloadKey, PayloadState, Pin, PromotionPolicy, SpillPolicy, Tier,
+    Version,
 };
 
 use super::faults::MILLIS;
@@ -18,6 +18,9 @@ use super::storage::Damage;
 
 /// How late an answer may be: timers are due up to a tick late, messages take a few milliseconds, and a pump may sleep.
 pub(super) const DEADLINE_SLACK_NS: u64 = 50 * MILLIS;
+
+/// How long the arbiter may need to learn what is free: a recall and its answer, and pumps that sleep.
+const RECALL_SLACK_NS: u64 = 10 * MILLIS;
 
 /// How old a fault may be when a shard hears of it: a hop, and a pump that slept.
 const FAULT_SLACK_NS: u64 = 5 * MILLIS;
@@ -264,6 +267,9 @@ impl Oracle {
         if slower {
             self.coverage.hit("acquire_best_effort_on_slower_replica");
         }
+        if seen.state == PayloadState::Evicting {
+            self.coverage.hit("evict_raced_acquire");
+        }
         if held.jobs > 0 {
             self.coverage.hit("lease_during_copy");
         }
@@ -372,7 +378,7 @@ impl Oracle {
                 if excused || self.failed_since(pending) { Ok(()) } else { wrong("nothing was damaged") }
             }
             (ErrorKind::ResourceExhausted, request) => match request {
-                Request::Allocate(request) => self.full(pending, request.size, error),
+                Request::Allocate(request) => self.full(pending, request, error, scene),
                 Request::Promote { .. }
                 | Request::Prefetch { .. }
                 | Request::Spill(_)
@@ -387,7 +393,29 @@ impl Oracle {
     }
 
     /// An allocation may be refused for want of space only when there was no space.
-    fn full(&self, pending: &Pending, size: ByteCount, error: &PayloadError) -> Result<(), Breach> {
+    fn full(
+        &mut self,
+        pending: &Pending,
+        request: &payload_types::request::Allocate,
+        error: &PayloadError,
+        scene: Scene<'_>,
+    ) -> Result<(), Breach> {
+        let size = request.size;
+        let waited = pending.sent.plus_millis(limits::ALLOCATE_WAIT_MS_DEFAULT);
+        let until = pending.deadline.unwrap_or(waited);
+        let crowded = self.pending.len() >= limits::WAITERS_PER_SHARD_MAX
+            && error.message.contains("wait for space already");
+        let fits = scene.plan.capacity[request.tier].is_some_and(|capacity| size.in_pages() <= capacity);
+        if fits && scene.now.monotonic < until && !self.failed_since(pending) && !crowded {
+            return breach(Rule::WrongAnswer, format!("refused before its deadline: {error:?}"));
+        }
+        if fits && scene.now.monotonic >= until {
+            self.coverage.hit("waiter_timed_out");
+        }
+        // Spares of other shards are called in first: a few messages, which a short deadline does not wait for.
+        if scene.now.monotonic.0 < pending.sent.0 + RECALL_SLACK_NS {
+            return Ok(());
+        }
         match pending.free_min {
             Some(least) if least < u64::MAX && least >= size.in_pages().0 && !self.failed_since(pending) => {
                 breach(Rule::WrongAnswer, format!("{least} bytes were free all the time: {error:?}"))

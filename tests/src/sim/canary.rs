@@ -31,11 +31,19 @@ pub enum Canary {
     EarlyDetach,
     /// A file is reported synced, and is not.
     SkippedSync,
+    /// An eviction takes a replica that somebody leases.
+    EvictsLeased,
+    /// A shard evicts four times what it was told to.
+    OverEviction,
+    /// One grant in twenty never reaches who waits for it.
+    LostWake,
+    /// The arbiter never hears that somebody waits no more: what it collected for him stays with him.
+    ForgottenCancel,
 }
 
 impl Canary {
     /// Each of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 15] = [
         Self::LeaseSpillRace,
         Self::EarlyFree,
         Self::AcknowledgementBeforeTransaction,
@@ -47,6 +55,10 @@ impl Canary {
         Self::LostTransaction,
         Self::EarlyDetach,
         Self::SkippedSync,
+        Self::EvictsLeased,
+        Self::OverEviction,
+        Self::LostWake,
+        Self::ForgottenCancel,
     ];
 
     /// The rules by which it may be noticed: what it breaks itself, not what breaks later because of it.
@@ -65,6 +77,10 @@ impl Canary {
             Self::LostTransaction => &[Rule::Acknowledgement, Rule::CommitLost, Rule::FreeBeforeDurable],
             Self::EarlyDetach => &[Rule::SegmentName],
             Self::SkippedSync => &[Rule::Row, Rule::Acknowledgement],
+            Self::EvictsLeased => &[Rule::LiveLease],
+            Self::OverEviction => &[Rule::Eviction],
+            Self::LostWake => &[Rule::Deadline, Rule::Answers, Rule::Leak],
+            Self::ForgottenCancel => &[Rule::Budget],
         }
     }
 

@@ -105,7 +105,10 @@ impl World {
     }
 
     fn send(&mut self, shard: usize, request: Request) -> u64 {
-        let deadline = self.rng.chance(self.plan.deadline_permille).then(|| {
+        // A blocking move without a deadline waits for space to the end; few clients do that.
+        let moves = matches!(request, Request::Promote { .. } | Request::Spill(_) | Request::Acquire(_));
+        let permille = self.plan.deadline_permille.max(if moves { 700 } else { 0 });
+        let deadline = self.rng.chance(permille).then(|| {
             let wait = self.rng.pick(&[50 * MICROS, MILLIS, 20 * MILLIS, SECONDS, 10 * SECONDS]);
             Monotonic(self.now.0 + wait)
         });
@@ -152,7 +155,9 @@ impl World {
     /// One request, chosen at random.
     fn think(&mut self) -> Request {
         let wanted = self.plan.payloads_wanted;
-        let alive = self.oracle.facts.values().filter(|fact| !fact.gone && !fact.lost).count() as u64;
+        let alive =
+            self.oracle.facts.values().filter(|fact| !fact.gone && !fact.gone_maybe && !fact.lost).count()
+                as u64;
         let hungry = if alive < wanted { 400 } else { 30 };
         if self.rng.chance(hungry) {
             return Request::Allocate(self.allocation());

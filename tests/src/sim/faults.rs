@@ -2,6 +2,7 @@
 //!
 //! Everything random in a run comes from one [`Rng`], so that a seed names a run. Chances are in permille.
 
+use payload_shards::Watermarks;
 use payload_types::event::{DriverError, DriverErrorKind};
 use payload_types::{ByteCount, PerTier, Tier};
 
@@ -70,6 +71,8 @@ pub(super) struct Plan {
     pub(super) shard_count: u16,
     /// Capacity by tier.
     pub(super) capacity: PerTier<Option<ByteCount>>,
+    /// Where eviction begins and ends, on every tier.
+    pub(super) watermarks: Watermarks,
     /// The unit sizes are drawn in.
     pub(super) grain: u64,
     pub(super) lease_ms_default: u64,
@@ -125,6 +128,12 @@ impl Plan {
         Self {
             shard_count: rng.between(1, 5) as u16,
             capacity,
+            watermarks: rng.pick(&[
+                Watermarks::default(),
+                Watermarks { low: 40, high: 60 },
+                Watermarks { low: 0, high: 10 },
+                Watermarks { low: 99, high: 100 },
+            ]),
             grain,
             lease_ms_default: rng.between(10, lease_ms_max.min(20_000)),
             lease_ms_max,

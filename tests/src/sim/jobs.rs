@@ -28,6 +28,10 @@ impl World {
         match job {
             Job::Storage(op) => self.complete(op.shard, completion, Some(op.replica.id)),
             Job::Transfer(op) => {
+                let failed = matches!(&completion, Completion::Transfer(done) if done.result.is_err());
+                if self.books.evicting.remove(&op.from.id) && failed {
+                    self.oracle.coverage.hit("evict_failed");
+                }
                 let name = BlockName::from(op.from);
                 if self.canary == Some(Canary::LeaseSpillRace) && self.oracle.is_leased(name, self.clock()) {
                     self.storage.finish_detach(name);

@@ -55,8 +55,9 @@ impl World {
         let reclaimed = self.storage.reclaim(&vouched);
         self.trace
             .add(self.now, format_args!("boot {epoch:?} {shard_count} shards, {reclaimed} blocks reclaimed"));
-        self.arbiter = Arbiter::new(self.plan.capacity, shard_count);
-        self.granted = PerTier::default();
+        self.arbiter =
+            Arbiter::with_watermarks(self.plan.capacity, PerTier([self.plan.watermarks; 4]), shard_count);
+        self.forget_books();
         for (shard, core) in cores.iter().enumerate() {
             for tier in Tier::ALL {
                 let bytes = core.shard.budget_held()[tier];
@@ -172,7 +173,8 @@ impl World {
         self.run_for(patience)?;
         let looks = self.looks()?;
         self.count_endings(&looks);
-        self.judge(|oracle, scene| oracle.judge_quiet(&looks, scene))?;
+        let waiting = self.anybody_waits();
+        self.judge(|oracle, scene| oracle.judge_quiet(&looks, waiting, scene))?;
         self.audit_space_exactly()?;
         for round in 0.. {
             let keys: Vec<PayloadKey> =
@@ -188,7 +190,7 @@ impl World {
                 return breach(Rule::Leak, format!("cannot be deleted: {:?}", self.catalog.rows.values()));
             }
         }
-        self.judge(|oracle, scene| oracle.judge_quiet(&[], scene))?;
+        self.judge(|oracle, scene| oracle.judge_quiet(&[], false, scene))?;
         self.audit_space_exactly()?;
         self.reclaim_budgets()
     }
@@ -197,12 +199,12 @@ impl World {
         let end = Monotonic(self.now.0 + nanoseconds);
         while self.turn(end)? {}
         self.now = end;
-        for shard in 0..self.cores.len() {
-            if !self.cores[shard].shard.is_quiet() {
+        for (shard, core) in self.cores.iter().enumerate() {
+            if !core.shard.is_quiet() && !core.shard.only_waits() {
                 return breach(Rule::Leak, format!("shard {shard} does not come to rest"));
             }
         }
-        Ok(())
+        self.audit_waiters()
     }
 
     fn looks(&mut self) -> Result<Vec<Look>, Breach> {
@@ -249,7 +251,7 @@ impl World {
         for tier in Tier::ALL {
             let Some(capacity) = self.plan.capacity[tier] else { continue };
             for shard in 0..self.cores.len() {
-                let recall = BudgetReply::Recall { tier, recall: RECALL_OWN };
+                let recall = BudgetReply::Recall { tier, recall: RECALL_OWN, pressure: true, evict: None };
                 self.step(shard, Event::Completion(Completion::Budget(recall)))?;
             }
             self.run_for(SECONDS)?;
@@ -264,7 +266,7 @@ impl World {
             let mut replies = Vec::new();
             let bytes = ByteCount(capacity.0 / limits::PAGE_BYTES * limits::PAGE_BYTES);
             self.arbiter.step(BudgetRequest::Ask { shard, op, tier, bytes }, &mut replies);
-            if !matches!(replies.as_slice(), [(_, BudgetReply::Granted { .. })]) {
+            if !matches!(replies.first(), Some((_, BudgetReply::Granted { .. }))) {
                 return breach(Rule::Leak, format!("an empty {tier} cannot be granted: {replies:?}"));
             }
         }

@@ -7,6 +7,7 @@
 //!
 //! - [`world`](self): the node and its virtual time (`world`, `agenda`, `jobs`), storage (`storage`), catalog
 //!   (`catalog`), clients (`client`), what a seed makes of a run (`faults`)
+//! - the arbiter, evictions and who waits, with the books that are kept of them: `pressure`
 //! - the oracle: its model of what was promised (`oracle`), each reply (`answers`), the node after each step (`audit`)
 //! - [`Canary`]: planted bugs that the oracle must notice; [`Coverage`]: situations that runs must meet; `trace`: the
 //!   hash by which two runs are compared
@@ -23,6 +24,7 @@ mod faults;
 mod jobs;
 mod life;
 mod oracle;
+mod pressure;
 mod storage;
 mod trace;
 mod world;

@@ -31,8 +31,12 @@ pub enum Rule {
     CommitLost,
     /// Space is used that nobody is charged for, or statistics differ from what is there.
     Accounting,
-    /// The arbiter granted more than there is.
+    /// The arbiter granted more than there is, or its books do not balance.
     Budget,
+    /// A payload was evicted that must stay, before another that goes first, or for nothing.
+    Eviction,
+    /// Somebody waits for what is free, or could be evicted.
+    Starved,
     /// A request was answered twice, or by nobody.
     Answers,
     /// A request was answered after its deadline.
@@ -105,6 +109,7 @@ pub(super) struct Fact {
     pub(super) size: ByteCount,
     pub(super) tier: Tier,
     pub(super) policy: EvictionPolicy,
+    pub(super) no_evict: bool,
     pub(super) created_at: WallMs,
     pub(super) expires_at: Option<WallMs>,
     /// Stands for the bytes the producer wrote.
@@ -192,13 +197,15 @@ pub(super) struct Oracle {
 
 /// True when `next` may be shown after `prev` when both were seen, `precise` when nothing can have been in between.
 fn follows(prev: PayloadState, next: PayloadState, precise: bool) -> bool {
-    use PayloadState::{Active, Allocated, Committing, Deleting, Durable};
+    use PayloadState::{Active, Allocated, Committing, Deleting, Durable, Evicting, Spilling};
     if prev == next {
         return true;
     }
     let from_committing = prev == Allocated && matches!(next, Active | Durable);
+    // One copy fails, and another begins in the same step.
+    let again = matches!((prev, next), (Spilling, Evicting) | (Evicting, Spilling));
     if precise {
-        return prev.may_become(next) || from_committing;
+        return prev.may_become(next) || from_committing || again;
     }
     let mut reached = vec![prev];
     let mut index = 0;
@@ -290,6 +297,7 @@ impl Oracle {
             size: request.size,
             tier: request.tier,
             policy: request.policy,
+            no_evict: request.no_evict,
             created_at: descriptor.created_at,
             expires_at: descriptor.expires_at,
             content: 0,

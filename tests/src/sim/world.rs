@@ -30,6 +30,7 @@ use super::catalog::Catalog;
 use super::client::Client;
 use super::faults::{MICROS, MILLIS, Plan, Probing, Rng, SECONDS};
 use super::oracle::{Breach, Oracle, Rule, Scene, breach};
+use super::pressure::Books;
 use super::storage::{BlockName, Storage};
 use super::trace::Trace;
 
@@ -100,6 +101,8 @@ pub(super) struct World {
     pub(super) arbiter: Arbiter,
     /// What the arbiter granted and did not get back.
     pub(super) granted: PerTier<u64>,
+    /// Who waits for capacity, and who makes room.
+    pub(super) books: Books,
     pub(super) catalog_running: bool,
     pub(super) power_loss: bool,
     job_last: u64,
@@ -144,6 +147,7 @@ impl World {
             cores: Vec::new(),
             arbiter,
             granted: PerTier::default(),
+            books: Books::default(),
             catalog_running: false,
             power_loss: false,
             job_last: 0,
@@ -166,7 +170,7 @@ impl World {
         self.cores.len().max(1) as u16
     }
 
-    fn strikes(&mut self, which: Canary, permille: u64) -> bool {
+    pub(super) fn strikes(&mut self, which: Canary, permille: u64) -> bool {
         Canary::strikes(self.canary, which, permille, &mut self.rng)
     }
 
@@ -194,8 +198,8 @@ impl World {
 
     fn audit(&mut self) -> Result<(), Breach> {
         let works = std::mem::take(&mut self.works);
-        // What is under way: work for the payload, asks for capacity, effects that no pump has seen.
-        let anything = self.asks_open > 0 || self.cores.iter().any(|core| !core.outbox.is_empty());
+        // What is under way: work for the payload, and effects that no pump has seen.
+        let anything = self.cores.iter().any(|core| !core.outbox.is_empty());
         let audited = self.judge(|oracle, scene| {
             oracle.audit(scene, |key| anything || works.get(&key.id).is_some_and(|count| *count > 0))
         });
@@ -272,6 +276,9 @@ impl World {
 
     fn request_arrives(&mut self, request: &Request) {
         if let Request::Delete { key, .. } = request {
+            if self.books.evicting.contains(&key.id) {
+                self.oracle.coverage.hit("evict_raced_delete");
+            }
             if self.copies_of(key.id) {
                 self.oracle.coverage.hit("delete_during_copy");
             }
@@ -294,9 +301,19 @@ impl World {
         }
         let now = self.clock();
         self.trace.add(self.now, format_args!("shard {shard} <- {event:?}"));
-        let core = &mut self.cores[shard];
-        let before = core.outbox.len();
+        let before = self.cores[shard].outbox.len();
         let is_timer = event == Event::Timer;
+        let order = match &event {
+            Event::Completion(Completion::Budget(BudgetReply::Recall {
+                tier,
+                recall,
+                evict: Some(order),
+                ..
+            })) => Some((*tier, *recall, *order)),
+            _ => None,
+        };
+        let victims = order.and_then(|(tier, ..)| self.before_order(shard, tier));
+        let core = &mut self.cores[shard];
         core.shard.step(now, event, &mut core.outbox);
         let added = core.outbox.len() - before;
         core.idle_timers = if is_timer && added == 0 { core.idle_timers + 1 } else { 0 };
@@ -305,6 +322,9 @@ impl World {
                 Rule::Limits,
                 format!("shard {shard}: {added} effects, {} idle timers", core.idle_timers),
             );
+        }
+        if let Some(order) = order {
+            self.after_order(shard, order, victims)?;
         }
         self.arm(shard);
         if self.rng.chance(self.plan.lazy_pump_permille) {
@@ -445,6 +465,9 @@ impl World {
             Effect::Transfer(op) => {
                 self.storage.begin_transfer(&op)?;
                 let born_in_ram = self.fact_of(op.to.id).is_some_and(|fact| fact.tier == Tier::Ram);
+                if op.to.tier == Tier::Ram && self.came_after_eviction(shard, op.op) {
+                    self.oracle.coverage.hit("promote_evicted_others");
+                }
                 if op.to.tier == Tier::Ram && born_in_ram {
                     self.oracle.coverage.hit("segment_made_again_after_detach");
                 }
@@ -472,7 +495,18 @@ impl World {
         }
     }
 
-    fn deliver_at(&mut self, at: Monotonic, shard: usize, completion: Completion, work: Option<PayloadId>) {
+    /// When a reply of the arbiter reaches a shard: none overtakes.
+    pub(super) fn from_arbiter(&mut self, shard: usize, delay: u64) -> Monotonic {
+        self.cores[shard].from_arbiter.arrival(self.now, delay)
+    }
+
+    pub(super) fn deliver_at(
+        &mut self,
+        at: Monotonic,
+        shard: usize,
+        completion: Completion,
+        work: Option<PayloadId>,
+    ) {
         self.agenda.add(at, Task::Deliver { shard, event: Event::Completion(completion), work });
     }
 
@@ -616,45 +650,6 @@ impl World {
             self.deliver_at(at, shard, Completion::Catalog(ack), Some(id));
         }
         self.catalog_begin();
-        Ok(())
-    }
-
-    fn arbiter_step(&mut self, mut request: BudgetRequest) -> Result<(), Breach> {
-        let asker = match &mut request {
-            BudgetRequest::Ask { shard, .. } => *shard,
-            BudgetRequest::Return { shard, tier, bytes, recall, .. } => {
-                self.granted[*tier] -= bytes.0;
-                *recall = recall.filter(|recall| *recall != RECALL_OWN);
-                *shard
-            }
-        };
-        let mut replies = Vec::new();
-        self.arbiter.step(request, &mut replies);
-        for (shard, reply) in replies {
-            self.trace.add(self.now, format_args!("arbiter -> shard {} {reply:?}", shard.0));
-            self.asks_open -= u64::from(!matches!(reply, BudgetReply::Recall { .. }));
-            match reply {
-                BudgetReply::Granted { tier, bytes, .. } => {
-                    self.granted[tier] += bytes.0;
-                    let capacity = self.plan.capacity[tier].unwrap_or_default().0;
-                    if self.granted[tier] > capacity {
-                        return breach(
-                            Rule::Budget,
-                            format!("{} of {capacity} bytes of {tier} granted", self.granted[tier]),
-                        );
-                    }
-                }
-                BudgetReply::Denied { .. } => self.oracle.coverage.hit("budget_denied"),
-                BudgetReply::Recall { .. } if shard != asker => {
-                    self.oracle.coverage.hit("budget_recalled_from_another_shard");
-                }
-                BudgetReply::Recall { .. } => {}
-            }
-            let delay = self.plan.hop_delay(&mut self.rng);
-            let core = usize::from(shard.0);
-            let at = self.cores[core].from_arbiter.arrival(self.now, delay);
-            self.deliver_at(at, core, Completion::Budget(reply), None);
-        }
         Ok(())
     }
 }

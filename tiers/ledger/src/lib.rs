@@ -6,6 +6,7 @@
 
 pub mod account;
 pub mod list;
+pub mod recency;
 pub mod slots;
 pub mod wheel;
 
