@@ -42,7 +42,15 @@ const _: () = assert!(RECORD_BYTES as u64 * 64 < PAGE_BYTES);
 /// What a log says exists.
 ///
 /// Ids come from this server's own log and catalog, so the quickest hash will do: boot handles 10^6 of them.
-pub(crate) type Live = HashMap<(PayloadId, Generation), ByteCount, RandomState>;
+pub(crate) type Live = HashMap<(PayloadId, Generation), Named, RandomState>;
+
+/// One replica of [`Live`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Named {
+    pub(crate) size: ByteCount,
+    /// Boot notes here what stays whatever happens: a row vouches for it, or it could not be looked at.
+    pub(crate) keep: bool,
+}
 
 /// Why a log cannot be used.
 #[derive(Debug)]
@@ -242,7 +250,7 @@ impl IntentLog {
     fn replace(&self, state: &mut State, live: &Live) -> io::Result<()> {
         let mut bytes = Vec::with_capacity((live.len() + 1) * RECORD_BYTES);
         bytes.extend_from_slice(&self.header());
-        for (&(id, generation), &size) in live {
+        for (&(id, generation), &Named { size, .. }) in live {
             bytes.extend_from_slice(&record(MADE, &ReplicaRef { tier: self.tier, id, generation, size }));
         }
         let mut path = self.path.clone().into_os_string();
@@ -348,7 +356,7 @@ fn fold(bytes: &[u8], tier: Tier) -> Live {
         let key = (id, Generation(word(&record[24..32])));
         match record[0] {
             _ if !is_intact(record) || record[1] != tier as u8 => damaged += 1,
-            MADE => drop(live.insert(key, ByteCount(word(&record[32..40])))),
+            MADE => drop(live.insert(key, Named { size: ByteCount(word(&record[32..40])), keep: false })),
             GONE => drop(live.remove(&key)),
             _ => damaged += 1,
         }
@@ -393,7 +401,7 @@ mod tests {
         drop(log);
         let (log, live) = open(&path);
         assert_eq!(names(&live), [8, 9]);
-        assert_eq!(live[&(replica(8).id, Generation(8))], ByteCount(4096));
+        assert_eq!(live[&(replica(8).id, Generation(8))].size, ByteCount(4096));
         log.rewrite(&live).expect("rewritten");
         log.made(&replica(20)).expect("made after a rewrite");
         drop(log);

@@ -19,18 +19,15 @@ use payload_types::{Generation, PayloadId, Tier};
 
 use super::FileStore;
 use super::limbo::Limbo;
-use crate::intent::Live;
+use crate::intent::{Live, Named};
 use crate::naming::Names;
 use crate::sys;
 
 /// What the intent log named when it was opened, and what became of it.
 pub(crate) struct Found {
-    /// Named, and nobody has vouched for it yet.
-    named: Live,
-    /// Stays whatever happens: a row vouches for it, or it could not be looked at.
-    kept: Live,
-    /// True when the log does not name all that is kept.
-    kept_unnamed: bool,
+    replicas: Live,
+    /// True when the log does not name all of them.
+    has_unnamed: bool,
     /// Of segments, the newest generation of each id: the owner of its public name.
     newest: HashMap<PayloadId, Generation, RandomState>,
 }
@@ -95,43 +92,45 @@ pub struct Reclaimed {
     /// Their bytes.
     pub removed_bytes: u64,
     /// Replicas that somebody still has open or mapped. They have lost their names, they are removed when they are
-    /// let go, and until then they take space that no shard is charged for.
+    /// let go, and until then they take space.
     pub held: u64,
     /// Their bytes.
     pub held_bytes: u64,
 }
 
 impl Found {
-    pub(crate) fn new(tier: Tier, named: Live) -> Self {
+    pub(crate) fn new(tier: Tier, replicas: Live) -> Self {
         let mut newest = HashMap::default();
         if tier == Tier::Ram {
-            for &(id, generation) in named.keys() {
+            for &(id, generation) in replicas.keys() {
                 let owner = newest.entry(id).or_insert(generation);
                 *owner = generation.max(*owner);
             }
         }
-        let kept = Live::with_capacity_and_hasher(named.len(), RandomState::default());
-        Self { named, kept, kept_unnamed: false, newest }
+        Self { replicas, has_unnamed: false, newest }
     }
 
-    /// How many replicas the log named.
+    /// How many replicas there are: those that the log named, and those that rows vouched for.
     pub(crate) fn len(&self) -> usize {
-        self.named.len() + self.kept.len()
+        self.replicas.len()
     }
 
     /// A row vouches for the replica, and its name was looked at: whether it is there. It is kept if so.
     pub(crate) fn vouch(&mut self, store: &FileStore, replica: &ReplicaRef, seen: Seen) -> bool {
         let key = (replica.id, replica.generation);
-        let is_named = self.named.contains_key(&key) || self.kept.contains_key(&key);
+        let named = self.replicas.get_mut(&key);
         // A segment that this boot's log does not name is of another boot, or the name is another generation's.
         let is_segment = matches!(store.names, Names::Segments { .. });
-        if is_segment && (!is_named || self.newest.get(&key.0) != Some(&key.1)) {
+        if is_segment && (named.is_none() || self.newest.get(&key.0) != Some(&key.1)) {
             return false;
         }
-        if seen != Seen::Absent {
-            self.named.remove(&key);
-            self.kept.insert(key, replica.size);
-            self.kept_unnamed |= !is_named;
+        match named {
+            _ if seen == Seen::Absent => {}
+            Some(named) => named.keep = true,
+            None => {
+                self.replicas.insert(key, Named { size: replica.size, keep: true });
+                self.has_unnamed = true;
+            }
         }
         seen == Seen::Whole
     }
@@ -141,27 +140,30 @@ impl Found {
     pub(crate) fn reclaim(mut self, store: &FileStore, tier: Tier) -> (Reclaimed, Vec<ReplicaRef>) {
         let mut tally = Reclaimed::default();
         let mut held = Vec::new();
-        for ((id, generation), size) in std::mem::take(&mut self.named) {
-            let replica = ReplicaRef { tier, id, generation, size };
+        let left = |(&(id, generation), named): (&(PayloadId, Generation), &Named)| {
+            (!named.keep).then_some(ReplicaRef { tier, id, generation, size: named.size })
+        };
+        let leftovers: Vec<ReplicaRef> = self.replicas.iter().filter_map(left).collect();
+        for replica in leftovers {
             match self.remove(store, &replica) {
                 Ok(Limbo::Freed) => {
+                    self.replicas.remove(&(replica.id, replica.generation));
                     tally.removed += 1;
-                    tally.removed_bytes += size.0;
+                    tally.removed_bytes += replica.size.0;
                     continue;
                 }
                 Ok(Limbo::Held) => held.push(replica),
                 // Not looked at again before the next start: its public name may be another generation's by then.
                 Err(error) => {
-                    tracing::warn!(%tier, %id, "a leftover could not be removed, and is kept: {error}")
+                    tracing::warn!(%tier, id = %replica.id, "a leftover could not be removed, and is kept: {error}")
                 }
             }
             tally.held += 1;
-            tally.held_bytes += size.0;
-            self.kept.insert((id, generation), size);
+            tally.held_bytes += replica.size.0;
         }
-        // A log that says just that, and nothing of what is gone, is left as it is: 48 MB for 10^6 replicas.
-        let is_current = !self.kept_unnamed && store.log.records() == self.kept.len() as u64;
-        if !is_current && let Err(error) = store.log.rewrite(&self.kept) {
+        // A log that names just these, and nothing that is gone, is left as it is: 48 MB for 10^6 replicas.
+        let is_current = !self.has_unnamed && store.log.records() == self.replicas.len() as u64;
+        if !is_current && let Err(error) = store.log.rewrite(&self.replicas) {
             tracing::warn!(%tier, "the intent log could not be compacted, and is used as it is: {error}");
         }
         (tally, held)
