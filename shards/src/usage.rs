@@ -10,7 +10,7 @@
 use payload_ledger::SlotKey;
 use payload_types::effect::{BudgetRequest, Effect, TierSupply, TierUsage};
 use payload_types::event::EvictOrder;
-use payload_types::{ByteCount, ErrorKind, Monotonic, OpId, PayloadError, Tier, limits};
+use payload_types::{ByteCount, ErrorKind, Monotonic, Now, OpId, PayloadError, Tier, limits};
 
 use crate::op::{Class, Kind, Op, Wait, op_id, slot_key};
 use crate::outbox::Outbox;
@@ -94,6 +94,12 @@ impl Shard {
         }
         let timer = until.and_then(|until| self.wheel.arm(until, Timer::Wait(op)));
         self.ops.get_mut(op).expect("just seen").wait = Some(Wait { until, timer, ..wait });
+    }
+
+    /// True when `op` waits for space, and now nobody wants it any more.
+    pub(crate) fn ends_with(&self, now: Now, op: SlotKey) -> bool {
+        let wait = self.ops.get(op).and_then(|op| op.wait);
+        wait.is_some_and(|wait| wait.cancelled || wait.until.is_some_and(|until| until <= now.monotonic))
     }
 
     /// Nobody waits for `op`'s space any more.

@@ -58,6 +58,13 @@ pub fn untimed(server: &Server) -> Untimed {
     PayloadCatalogServiceClient::with_origin(client, origin)
 }
 
+/// A request that the caller waits for so long.
+pub fn within<T>(milliseconds: u64, message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.set_timeout(std::time::Duration::from_millis(milliseconds));
+    request
+}
+
 /// A connection to one server.
 #[derive(Clone)]
 pub struct V1 {

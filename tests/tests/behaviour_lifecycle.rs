@@ -5,7 +5,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use payload_tests::server::{PATIENCE, Place, eventually};
-use payload_tests::v1::{DISK, RAM, UNSPECIFIED, V1, VOID, allocation, content, id, listing, refused};
+use payload_tests::v1::{
+    DISK, RAM, UNSPECIFIED, V1, VOID, allocation, content, id, listing, refused, untimed, within,
+};
 use payload_wire::pb::core::v1 as core;
 use payload_wire::pb::core::v1::PayloadState;
 use payload_wire::pb::core::v1::payload_descriptor::Location;
@@ -30,9 +32,9 @@ async fn given_no_size_or_too_much_when_allocated_then_the_contracts_codes_and_n
             refused(answer.expect("at once"), Code::ResourceExhausted, &["64 MiB"]);
         }
         let whole = v1.allocated(tier, 64 << 20).await;
-        let full = tokio::time::timeout(PATIENCE, v1.allocate(allocation(tier, 4096))).await;
+        let full = untimed(&server).allocate_payload(within(300, allocation(tier, 4096))).await;
         let words = ["allocated", "leased", "pinned", "spilling", "free"];
-        refused(full.expect("at once, for now"), Code::ResourceExhausted, &words);
+        refused(full, Code::ResourceExhausted, &words);
         v1.delete(&id(&whole), false).await.expect("deleted");
         let next =
             eventually("space comes back", async || v1.allocate(allocation(tier, 64 << 20)).await.ok()).await;

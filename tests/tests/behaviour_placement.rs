@@ -3,7 +3,7 @@
 use payload_tests::server::{PATIENCE, Place, eventually};
 use payload_tests::v1::{
     BEST_EFFORT, BLOCKING, DISK, RAM, UNSPECIFIED, V1, VOID, allocation, content, id, promotion, refused,
-    spill_refused, spilled, spilling, stranger, untimed,
+    spill_refused, spilled, spilling, stranger, untimed, within,
 };
 use payload_wire::pb::core::v1 as core;
 use payload_wire::pb::core::v1::{PayloadId, PayloadState};
@@ -359,14 +359,14 @@ async fn given_no_target_when_spilled_then_its_own_spill_target_else_disk_and_lo
 }
 
 #[tokio::test]
-async fn given_a_full_disk_tier_when_spilled_then_not_ok_at_once_and_the_payload_is_as_before() {
+async fn given_a_full_disk_tier_when_spilled_then_it_waits_and_the_payload_is_as_before() {
     let place = Place::new().with("STORAGE__DISK__CAPACITY_BYTES", "8MiB");
     let server = place.start();
     let v1 = V1::connect(&server).await;
     let hog = v1.allocated(DISK, 8 << 20).await;
     let payload = id(&v1.put(RAM, &content(1, 5000)).await);
-    let answer = tokio::time::timeout(PATIENCE, v1.spill_to(&payload, DISK)).await.expect("at once, for now");
-    spill_refused(&answer, &["DISK", "full"]);
+    let answer = untimed(&server).spill(within(300, spilling(&payload, DISK))).await.expect("one result");
+    spill_refused(&answer.into_inner().results[0], &["DISK", "full"]);
     let after = v1.resolve(&payload).await.expect("known");
     assert_eq!((after.tier, after.state()), (RAM, PayloadState::Active));
     // In the background it is retried while possible.

@@ -22,7 +22,7 @@ use payload_drivers::{Drivers, DriversConfig, Locator};
 use payload_reactor::preflight::{self, Status};
 use payload_reactor::topology::{self, Plan, Wanted};
 use payload_reactor::{Mailboxes, Reactor, ReactorConfig, ReactorHandle, SpinPolicy, clock};
-use payload_shards::{Arbiter, Shard, ShardConfig};
+use payload_shards::{Arbiter, Shard, ShardConfig, Watermarks};
 use payload_types::event::Completion;
 use payload_types::{ByteCount, Epoch, PerTier, ShardIndex, Tier, limits};
 
@@ -65,7 +65,7 @@ impl Node {
             "catalog recovered"
         );
 
-        let arbiter = arbiter_preloaded(capacity, &shards);
+        let arbiter = arbiter_preloaded(config, capacity, &shards);
         let mailboxes = Mailboxes::new(config.shards.count);
         let handle = mailboxes.handle();
         let locator = drivers.locate();
@@ -190,9 +190,12 @@ fn shards_new(config: &Config, epoch: Epoch, capacity: PerTier<Option<ByteCount>
 }
 
 /// The arbiter, knowing what the adopted payloads already use.
-fn arbiter_preloaded(capacity: PerTier<Option<ByteCount>>, shards: &[Shard]) -> Arbiter {
+fn arbiter_preloaded(config: &Config, capacity: PerTier<Option<ByteCount>>, shards: &[Shard]) -> Arbiter {
     let count = u16::try_from(shards.len()).expect("limits::SHARD_COUNT_MAX fits");
-    let mut arbiter = Arbiter::new(capacity, count);
+    let mut watermarks = PerTier::<Watermarks>::default();
+    watermarks[Tier::Ram] = config.storage.ram.watermarks;
+    watermarks[Tier::Disk] = config.storage.disk.watermarks;
+    let mut arbiter = Arbiter::with_watermarks(capacity, watermarks, count);
     for (index, shard) in (0..count).zip(shards) {
         let held = shard.budget_held();
         for tier in Tier::ALL {

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use payload_reactor::preflight::Machine;
+use payload_shards::Watermarks;
 use payload_types::{ByteCount, limits};
 
 use super::error::ConfigError;
@@ -185,9 +186,27 @@ fn ram(
     settings.set(PATH, Setting::Number(capacity.0));
     Ok(RamConfig {
         capacity,
+        watermarks: watermarks(settings, "storage.ram")?,
         shm_prefix: required_text(settings, "storage.ram.shm_prefix"),
         segment_mode: mode(settings, "storage.ram.segment_mode"),
     })
+}
+
+/// Where eviction from the tier of this section begins and ends, in percent.
+fn watermarks(settings: &Settings, section: &str) -> Result<Watermarks, ConfigError> {
+    let (low_path, high_path) = (format!("{section}.low_watermark"), format!("{section}.high_watermark"));
+    let percent = |path: &str| {
+        let number = settings.number(path).expect("the table has a default");
+        u8::try_from(number).expect("the table limits it")
+    };
+    let (low, high) = (percent(&low_path), percent(&high_path));
+    if low >= high {
+        let reason = format!(
+            "it is {low} and {high_path} is {high}; eviction must end below where it begins: lower this, or raise that"
+        );
+        return Err(ConfigError::refused(&low_path, reason));
+    }
+    Ok(Watermarks { low, high })
 }
 
 fn mode(settings: &Settings, path: &str) -> u32 {
@@ -223,7 +242,13 @@ fn disk(
             "`storage.disk.fsync` is false: what Commit acknowledges on disk may be lost with power".into(),
         );
     }
-    Ok(DiskConfig { root_path, capacity, fsync, file_mode: mode(settings, "storage.disk.file_mode") })
+    Ok(DiskConfig {
+        root_path,
+        capacity,
+        watermarks: watermarks(settings, "storage.disk")?,
+        fsync,
+        file_mode: mode(settings, "storage.disk.file_mode"),
+    })
 }
 
 /// Capacity is charged in whole pages, so what is left over could never be used.

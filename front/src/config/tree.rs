@@ -8,6 +8,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
+use payload_shards::Watermarks;
 use payload_types::ByteCount;
 
 /// Everything a node is told.
@@ -196,6 +197,8 @@ pub struct StorageConfig {
 pub struct RamConfig {
     /// What the tier may use, clamped to the limits of this machine.
     pub capacity: ByteCount,
+    /// Where eviction begins and ends.
+    pub watermarks: Watermarks,
     /// Begins the names of its segments.
     pub shm_prefix: String,
     /// The permission bits of a committed segment.
@@ -209,6 +212,8 @@ pub struct DiskConfig {
     pub root_path: PathBuf,
     /// What the tier may use.
     pub capacity: ByteCount,
+    /// Where eviction begins and ends.
+    pub watermarks: Watermarks,
     /// Commit waits until the bytes are on stable storage.
     pub fsync: bool,
     /// The permission bits of a committed file.

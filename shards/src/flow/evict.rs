@@ -16,9 +16,8 @@ use crate::flow::copy::Aim;
 use crate::parked::Caller;
 use crate::shard::{Shard, Step, Timer};
 
-/// After a failed eviction a payload is passed over for so long, doubling up to 2^FAILURES_MAX times that: 32 s.
-const BACKOFF_MS: u64 = 500;
-const FAILURES_MAX: u8 = 6;
+/// After a failed eviction a payload is passed over for `retry_backoff_ms`, doubling so often: 500 ms to 32 s.
+const PAUSE_DOUBLINGS: u8 = 6;
 
 impl Shard {
     /// Starts evictions from `tier` until enough is on its way out.
@@ -68,7 +67,8 @@ impl Shard {
     /// Leaves a payload alone for a while whose eviction failed.
     pub(crate) fn pass_over(&mut self, now: Now, slot: SlotKey) {
         let failures = self.table.at(slot).eviction_failures;
-        let due = now.monotonic.plus_millis(BACKOFF_MS << failures.min(FAILURES_MAX));
+        let pause = self.config.retry_backoff_ms.saturating_mul(1 << failures.min(PAUSE_DOUBLINGS));
+        let due = now.monotonic.plus_millis(pause);
         if self.wheel.arm(due, Timer::Evict(slot)).is_some() {
             let payload = self.table.links(slot);
             payload.passed_over = true;

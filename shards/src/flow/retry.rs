@@ -81,8 +81,16 @@ impl Shard {
     /// A parked request's time has come: its deadline, or its next attempt.
     pub(crate) fn parked_due(&mut self, step: &mut Step<'_>, key: SlotKey) {
         let Some(parked) = self.parked.get(key) else { return };
-        let slot = parked.payload;
-        let retry = parked.retry;
+        let (slot, retry) = (parked.payload, parked.retry);
+        let best_effort =
+            matches!(parked.request, Request::Promote { policy: PromotionPolicy::BestEffort, .. });
+        if let Some(op) = parked.joined.filter(|_| !best_effort && parked.caller.reply_to.is_some())
+            && self.ends_with(step.now, op)
+        {
+            // Nobody waits for its space any longer than this caller, who is told what fills the tier.
+            self.parked.get_mut(key).expect("just seen").timer = None;
+            return self.cancel_wait(step.out, op);
+        }
         let mut ends = match self.table.get(slot) {
             Some(payload) if retry => payload.retries,
             Some(payload) => payload.parked,
@@ -102,8 +110,8 @@ impl Shard {
             Some(to) => {
                 let answer = self.too_late(&parked.request, slot);
                 // A promotion that was best effort goes on, even if it is still waiting for space.
-                if let Request::Promote { key, target, policy: PromotionPolicy::BestEffort, .. } =
-                    parked.request
+                if let Request::Promote { key, target, .. } = parked.request
+                    && best_effort
                     && answer.is_ok()
                 {
                     let policy = PromotionPolicy::Blocking;

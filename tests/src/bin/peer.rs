@@ -5,6 +5,7 @@
 //! ```text
 //! read ID          leases, maps, hashes, releases   -> TIER LENGTH XXH3
 //! hold ID          leases and maps, and keeps both  -> TIER LENGTH XXH3
+//! delete ID        deletes                           -> deleted, or the refusal
 //! write TIER SEED LENGTH   allocates, writes in place, commits -> ID
 //! ```
 //! Ids are hexadecimal, tiers numbers. Ends with its standard input; a task that fails ends it with a panic.
@@ -42,6 +43,10 @@ fn main() {
                 }
                 answer
             }
+            ["delete", name] => match runtime.block_on(v1.delete(&from_hex(name), false)) {
+                Ok(()) => "deleted".to_owned(),
+                Err(status) => status.to_string(),
+            },
             _ => panic!("no task: {line}"),
         };
         println!("{answer}");

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use payload_reactor::preflight::Machine;
+use payload_shards::Watermarks;
 use payload_types::ByteCount;
 
 use super::super::*;
@@ -16,6 +17,8 @@ fn given_no_file_when_loaded_then_the_embedded_defaults() {
     assert_eq!(config.database, DatabaseConfig::Sqlite { path: "/srv/d/catalog.db".into() });
     assert_eq!(config.storage.ram.capacity, ByteCount(4 * GIB), "a quarter of memory");
     assert_eq!((config.storage.ram.shm_prefix.as_str(), config.storage.ram.segment_mode), ("pm", 0o440));
+    assert_eq!(config.storage.ram.watermarks, Watermarks { low: 80, high: 90 });
+    assert_eq!(config.storage.disk.watermarks, Watermarks { low: 80, high: 90 });
     assert_eq!(config.storage.disk.root_path, PathBuf::from("/srv/d/disk"));
     assert_eq!(config.storage.disk.capacity, ByteCount(50 * GIB), "half of what is free or held already");
     assert_eq!(config.storage.disk.file_mode, 0o440);

@@ -99,6 +99,8 @@ fn given_refused_values_when_loaded_then_the_reason_is_given() {
         ("storage: {disk: {capacity_bytes: 9223372036854775808}}", "2^63"),
         ("storage: {gpu: {devices: [{capacity_bytes: 1GiB}]}}", "needs its number"),
         ("storage: {gpu: {devices: [{device_id: 1}, {device_id: 1}]}}", "already"),
+        ("storage: {ram: {low_watermark: 90}}", "storage.ram.high_watermark is 90"),
+        ("storage: {disk: {high_watermark: 80}}", "must end below"),
         ("leases: {default_lease: 3m}", "leases.max_lease"),
         ("leases: {max_lease: 0s, default_lease: 0s}", "at least 1ms"),
         ("shards: {count: 3, cores: [0, 1]}", "2 cores for 3 shards"),
