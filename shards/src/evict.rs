@@ -68,7 +68,10 @@ pub fn exit(payload: &Payload, from: Tier, capacity: &PerTier<Option<ByteCount>>
     let floor = payload.policy.min_residency;
     let permitted =
         |to: &Tier| from.is_faster_than(*to) && floor.is_none_or(|floor| !floor.is_faster_than(*to));
-    let slower = Tier::ALL.into_iter().filter(permitted).find(|tier| payload.replicas[*tier].is_some());
+    let slower = Tier::ALL
+        .into_iter()
+        .filter(permitted)
+        .find(|tier| payload.replicas[*tier].is_some_and(|twin| !twin.unsound));
     if let Some(twin) = slower {
         return Some(Exit::Drop(twin));
     }

@@ -1,11 +1,12 @@
 //! Work that drivers, the catalog or the arbiter do for a payload: a fixed number of slots, and at most one exclusive
-//! operation a payload. A pin's store is the one that may run beside a copy.
+//! operation a payload. A pin's store may run beside a copy, and verifications beside anything.
 //!
 //! ```text
 //!   Allocate:  budget -> create                -> answered
 //!   Commit:    seal   -> catalog               -> answered
 //!   Copy:      budget -> copy -> catalog       -> published     requests that wait are parked with the payload
 //!   Sync:      sync                            -> noted
+//!   Verify:    read                            -> answered, or the next replica
 //!   Mark:      catalog                         -> the failure that it marks is told
 //!   Remove:    catalog                         -> answered
 //!   Pin:       catalog                         -> answered
@@ -23,6 +24,8 @@ use payload_types::report::PinOwner;
 use payload_types::{
     ByteCount, Checksum, Monotonic, OpId, PayloadError, PayloadState, PerTier, Pin, Tier, limits,
 };
+
+use crate::flow::scrub::Verify;
 
 /// For whom an operation is done. Each class has slots of its own, so that neither starves the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -110,6 +113,8 @@ pub enum Kind {
         /// Why.
         failure: PayloadError,
     },
+    /// A replica is read again. Not exclusive.
+    Verify(Box<Verify>),
     /// Delete, expiry, spill to VOID.
     Remove {
         /// The caller, and what it asked.
@@ -154,6 +159,8 @@ pub struct Copy {
     pub evicts: bool,
     /// How far it has come.
     pub step: Step,
+    /// The faster replicas stay: it only writes a damaged one anew.
+    pub keeps_source: bool,
 }
 
 impl Copy {
@@ -310,6 +317,7 @@ impl Ops {
             | Kind::Commit { .. }
             | Kind::Sync { .. }
             | Kind::Mark { .. }
+            | Kind::Verify(_)
             | Kind::Pin { .. } => {}
         }
     }

@@ -27,6 +27,8 @@ pub struct Replica {
     /// True when bringing it to stable storage failed, or may have in an earlier run: the kernel may have dropped the
     /// dirty pages, so asking again would prove nothing.
     pub sync_failed: bool,
+    /// True when its bytes were found damaged and another replica serves the payload: it is never served alone.
+    pub unsound: bool,
     /// When it was made, in seconds since 1970; 0: before this start. In seconds, because that takes no room: the
     /// record would be padded by as much.
     pub made_s: u32,
@@ -36,7 +38,7 @@ impl Replica {
     /// A new replica that nobody uses.
     pub fn new(generation: Generation, synced: bool, made_at: WallMs) -> Self {
         let made_s = u32::try_from(made_at.as_millis() / 1000).unwrap_or(u32::MAX);
-        Self { generation, users: Users::default(), synced, sync_failed: false, made_s }
+        Self { generation, users: Users::default(), synced, sync_failed: false, unsound: false, made_s }
     }
 }
 

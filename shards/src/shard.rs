@@ -165,6 +165,7 @@ impl Shard {
             }
             Request::Unpin { key } => self.pin(step, caller, key, None),
             Request::List(list) => Some(Ok(payload_types::reply::Reply::Page(self.table.page(&list)))),
+            Request::Scrub(request) => self.scrub(step, caller, request),
             Request::Stats => Some(Ok(payload_types::reply::Reply::Stats(Box::new(self.stats())))),
             Request::Holders { key, after } => Some(self.holders(step.now, key, after)),
             Request::Explain { key } => Some(self.explain(step.now, key)),
@@ -181,6 +182,7 @@ impl Shard {
             }
             Completion::Storage(StorageDone::Sealed { op, result }) => self.commit_sealed(step, op, result),
             Completion::Storage(StorageDone::Synced { op, result }) => self.sync_done(step, op, result),
+            Completion::Storage(StorageDone::Verified { op, result }) => self.verified(step, op, result),
             Completion::Storage(StorageDone::Detached { generation, .. }) => {
                 if let Some((entry, payload)) = self.limbo.detached(generation) {
                     let due = step.now.monotonic.plus_millis(crate::limbo::FREED_SOON_MS);

@@ -187,6 +187,7 @@ fn stored(action: StorageAction) -> Option<fn(payload_types::OpId) -> StorageDon
         StorageAction::Create => Some(|op| StorageDone::Created { op, result: Ok(()) }),
         StorageAction::Seal { .. } => Some(|op| StorageDone::Sealed { op, result: Ok(()) }),
         StorageAction::Sync => Some(|op| StorageDone::Synced { op, result: Ok(()) }),
+        StorageAction::Verify { .. } => Some(|op| StorageDone::Verified { op, result: Ok(()) }),
         StorageAction::Drop => None,
     }
 }

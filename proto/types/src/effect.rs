@@ -71,6 +71,14 @@ pub enum StorageAction {
     },
     /// Put data and directory on stable storage. Answered by `StorageDone::Synced`.
     Sync,
+    /// Read it again: check that it exists and has its full size, and its checksum when one is known. The shard keeps
+    /// it undropped until the completion. Answered by `StorageDone::Verified`.
+    Verify {
+        /// What its bytes must have.
+        expected: Option<Checksum>,
+        /// The pace of all verifications together; 0: as fast as it can be read.
+        bytes_per_second: u64,
+    },
     /// Drop it: take its name away (`StorageDone::Detached`), and free it once nobody has it open or mapped
     /// (`StorageDone::Freed`, possibly much later). Its capacity stays charged until then.
     Drop,

@@ -64,6 +64,13 @@ pub enum StorageDone {
         /// The outcome.
         result: Result<(), DriverError>,
     },
+    /// `StorageAction::Verify`.
+    Verified {
+        /// The slot.
+        op: OpId,
+        /// `Missing`, `Truncated` or `Corrupt`: its bytes are not what was committed. Anything else says nothing.
+        result: Result<(), DriverError>,
+    },
     /// First end of `StorageAction::Drop`: the name is free again.
     Detached {
         /// The tier.

@@ -18,6 +18,7 @@ pub mod reply;
 pub mod report;
 pub mod request;
 pub mod row;
+pub mod scrub;
 pub mod state;
 pub mod tier;
 pub mod time;

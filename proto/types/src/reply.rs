@@ -5,6 +5,7 @@ use crate::effect::TierUsage;
 use crate::error::PayloadError;
 use crate::ids::{LeaseId, PayloadId};
 use crate::report::{Explanation, Holders};
+use crate::scrub::ScrubbedReplica;
 use crate::state::PayloadState;
 use crate::tier::{PerTier, Tier};
 use crate::time::WallMs;
@@ -40,6 +41,8 @@ pub enum Reply {
     Unpinned,
     /// List.
     Page(ShardPage),
+    /// Scrub: every replica that was looked at; none when the payload is not committed.
+    Scrubbed(Vec<ScrubbedReplica>),
     /// Stats.
     Stats(Box<ShardStats>),
     /// Holders.

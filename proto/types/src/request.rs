@@ -4,6 +4,7 @@
 use crate::ids::{LeaseId, LeaseNonce, NamespaceId, PayloadId, PayloadKey, Version};
 use crate::peer::Peer;
 use crate::policy::{EvictionPolicy, PromotionPolicy, SpillPolicy};
+use crate::scrub::Scrub;
 use crate::tier::{SpillTarget, Tier};
 use crate::units::{ByteCount, Checksum};
 
@@ -85,6 +86,8 @@ pub enum Request {
         /// Go on after this lease; from the oldest when it is `None`, or ended meanwhile.
         after: Option<LeaseId>,
     },
+    /// Whether its bytes are what was committed.
+    Scrub(Scrub),
     /// Why it is where it is.
     Explain {
         /// Target.
@@ -166,6 +169,7 @@ impl Request {
             Self::Allocate(request) => Some(request.key.id),
             Self::Acquire(request) => Some(request.key.id),
             Self::Spill(request) => Some(request.key.id),
+            Self::Scrub(request) => Some(request.key.id),
             Self::Commit { key, .. }
             | Self::Delete { key, .. }
             | Self::Resolve { key }

@@ -31,6 +31,7 @@ impl Shard {
                 synced: replica.synced,
                 // A failed fdatasync of an earlier run is forgotten by the kernel: a new one would prove nothing.
                 sync_failed: !replica.synced && replica.tier.is_durable(),
+                unsound: false,
                 made_s: 0,
             });
             self.accounts[replica.tier].adopt(row.size.in_pages());

@@ -22,7 +22,7 @@ impl Shard {
                 let failure = failure.clone();
                 self.end_op(slot_key(op), Some(&failure));
             }
-            Kind::Allocate { .. } | Kind::Sync { .. } => {}
+            Kind::Allocate { .. } | Kind::Sync { .. } | Kind::Verify(_) => {}
         }
     }
 

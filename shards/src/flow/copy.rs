@@ -119,7 +119,7 @@ impl Shard {
         }
         let from = payload.replica_ref(payload.tier()).expect("the fastest replica");
         let to = ReplicaRef { tier: to, id: from.id, generation: self.mint_generation(), size: from.size };
-        let copy = Copy { from, to, sync, evicts, step: op::Step::Budget };
+        let copy = Copy { from, to, sync, evicts, step: op::Step::Budget, keeps_source: false };
         let op = self.ops.start(Op::new(slot, class, Kind::Copy(copy)));
         self.table.update(slot, |payload| {
             payload.op = Some(op);
@@ -134,6 +134,13 @@ impl Shard {
             self.transfer(step, op);
         }
         Ok(op)
+    }
+
+    /// A copy down that only writes a damaged replica anew leaves the faster ones where they are.
+    pub(crate) fn keep_source(&mut self, op: SlotKey) {
+        if let Some(Op { kind: Kind::Copy(copy), .. }) = self.ops.get_mut(op) {
+            copy.keeps_source = true;
+        }
     }
 
     /// Hands a copy, whose destination is charged, to the disk store.
@@ -167,14 +174,19 @@ impl Shard {
     /// The source is not read any more.
     pub(crate) fn release_source(&mut self, copy: Copy, op: SlotKey) {
         let slot = self.ops.get(op).expect("the copy has not ended").payload;
+        self.release_read(slot, copy.from);
+    }
+
+    /// A replica is not read any more; its payload may be gone meanwhile.
+    pub(crate) fn release_read(&mut self, slot: SlotKey, from: ReplicaRef) {
         if self.table.get(slot).is_some()
-            && let Some(replica) = self.table.links(slot).replicas[copy.from.tier].as_mut()
-            && replica.generation == copy.from.generation
+            && let Some(replica) = self.table.links(slot).replicas[from.tier].as_mut()
+            && replica.generation == from.generation
         {
             replica.users.copies -= 1;
             return;
         }
-        let entry = self.limbo.find(copy.from.generation).expect("a copied replica is current or in limbo");
+        let entry = self.limbo.find(from.generation).expect("a copied replica is current or in limbo");
         self.limbo.copy_ended(entry);
     }
 
@@ -207,7 +219,7 @@ impl Shard {
             }
             Err(TransferError::Source(error)) => match error.kind {
                 DriverErrorKind::Missing | DriverErrorKind::Truncated | DriverErrorKind::Corrupt => {
-                    self.source_damaged(step, op, slot, copy, &error);
+                    self.source_damaged(step, op, slot, copy.from.tier, &error);
                 }
                 // Not being able to read now says nothing about the bytes.
                 DriverErrorKind::Full | DriverErrorKind::SyncFailed | DriverErrorKind::Io => {
@@ -291,7 +303,7 @@ impl Shard {
         let held = payload.lease_count > 0 || payload.pin != Pin::None;
         if !copy.is_spill() {
             self.table.used(slot, step.now.monotonic);
-        } else if !(copy.evicts && held) {
+        } else if !copy.keeps_source && !(copy.evicts && held) {
             self.retire_faster(slot, copy.to.tier);
         }
         self.end_op(op, None);
@@ -304,7 +316,7 @@ impl Shard {
         }
     }
 
-    fn retire(&mut self, slot: SlotKey, tier: Tier, sound: bool) {
+    pub(crate) fn retire(&mut self, slot: SlotKey, tier: Tier, sound: bool) {
         let Some(reference) = self.table.at(slot).replica_ref(tier) else { return };
         let replica =
             self.table.update(slot, |payload| payload.replicas[tier].take()).expect("it has a reference");
@@ -341,26 +353,23 @@ impl Shard {
 
     /// The bytes that a copy read are missing or altered. With another replica the requests try that; without one the
     /// payload is marked, and never served again.
-    fn source_damaged(
+    pub(crate) fn source_damaged(
         &mut self,
         step: &mut Step<'_>,
         op: SlotKey,
         slot: SlotKey,
-        copy: Copy,
+        tier: Tier,
         error: &DriverError,
     ) {
-        let others = self.table.at(slot).slowest().is_some_and(|slowest| slowest != copy.from.tier);
-        if others {
-            self.retire(slot, copy.from.tier, false);
+        if self.sound_replica_beside(slot, tier).is_some() {
+            self.retire(slot, tier, false);
             self.table.links(slot).version = self.table.at(slot).version.next();
             self.end_op(op, None);
             return;
         }
         let key = self.table.at(slot).key;
-        let failure = data_loss(
-            key,
-            &format!("its bytes on {} are not what was committed: {}", copy.from.tier, error.message),
-        );
+        let failure =
+            data_loss(key, &format!("its bytes on {} are not what was committed: {}", tier, error.message));
         let epoch = self.config.epoch;
         let row = self.table.update(slot, |payload| {
             payload.health = Health::Damaged;

@@ -12,5 +12,6 @@ pub mod promote;
 mod remove;
 mod report;
 mod retry;
+pub mod scrub;
 mod spill;
 mod sync;

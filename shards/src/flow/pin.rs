@@ -77,7 +77,7 @@ impl Shard {
             // A commit writes the pin with its row; until then the row it would be in does not exist.
             Kind::Commit { .. } | Kind::Remove { .. } | Kind::Mark { .. } => true,
             Kind::Copy(copy) => copy.step == op::Step::Catalog,
-            Kind::Allocate { .. } | Kind::Sync { .. } | Kind::Pin { .. } => false,
+            Kind::Allocate { .. } | Kind::Sync { .. } | Kind::Verify(_) | Kind::Pin { .. } => false,
         }
     }
 

@@ -89,6 +89,7 @@ impl Shard {
             | Kind::Commit { .. }
             | Kind::Sync { .. }
             | Kind::Mark { .. }
+            | Kind::Verify(_)
             | Kind::Remove { .. }
             | Kind::Pin { .. } => false,
         }

@@ -172,6 +172,10 @@ impl Shard {
                 let aim = Aim { to: target, sync: true, evicts: false };
                 self.start_copy(step, slot, aim, caller).map(|op| Progress::Waits(Some(op)))
             }
+            Some(replica) if replica.unsound && payload.tier() != target => {
+                let aim = Aim { to: target, sync: request.fsync || self.syncs(target), evicts: false };
+                self.start_copy(step, slot, aim, caller).map(|op| Progress::Waits(Some(op)))
+            }
             Some(replica) if request.fsync && !replica.synced => self.start_sync(step, slot, target, caller),
             Some(_) => {
                 if payload.tier() != target {

@@ -143,6 +143,7 @@ impl World {
         let done = match op.action {
             StorageAction::Create => StorageDone::Created { op: op.op, result: Ok(()) },
             StorageAction::Seal { .. } => StorageDone::Sealed { op: op.op, result: Ok(()) },
+            StorageAction::Verify { .. } => StorageDone::Verified { op: op.op, result: Ok(()) },
             StorageAction::Sync => StorageDone::Synced { op: op.op, result: Ok(()) },
             StorageAction::Drop => {
                 self.freed_later.push_back(op);

@@ -4,6 +4,7 @@ use payload_types::effect::ReplyTo;
 use payload_types::limits;
 use payload_types::reply::{LeaseGrant, Reply, ReplyResult, ShardPage};
 use payload_types::request::{Acquire, Request, Spill};
+use payload_types::scrub::{ScrubOutcome, ScrubVerdict, ScrubbedReplica};
 use payload_types::tier::SpillTarget;
 use payload_types::{
     Descriptor, ErrorKind, PayloadError, PayloadKey, PayloadState, Pin, PromotionPolicy, SpillPolicy, Tier,
@@ -91,6 +92,29 @@ impl Oracle {
         }
     }
 
+    /// A replica is found bad only where something was damaged or failed, and a payload without any is told so.
+    fn scrubbed(&mut self, pending: &Pending, seen: &[ScrubbedReplica]) -> Result<(), Breach> {
+        let fact = key_of(&pending.request).and_then(|key| self.facts.get(&key));
+        let excused =
+            fact.is_none_or(|fact| fact.damaged || fact.wrong_checksum) || self.failed_since(pending);
+        for replica in seen {
+            match &replica.verdict {
+                ScrubVerdict::Sound => self.coverage.hit("scrubbed_sound"),
+                ScrubVerdict::Unverifiable | ScrubVerdict::Unreadable { .. } => {}
+                ScrubVerdict::Bad { outcome, .. } => {
+                    self.coverage.hit("scrubbed_bad");
+                    if *outcome == ScrubOutcome::OtherReplica {
+                        self.coverage.hit("scrubbed_bad_and_repaired");
+                    }
+                    if !excused {
+                        return breach(Rule::WrongAnswer, format!("nothing was damaged: {seen:?}"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn granted(&mut self, pending: &Pending, reply: &Reply, scene: Scene<'_>) -> Result<(), Breach> {
         let wrong = || breach(Rule::WrongAnswer, format!("{reply:?} does not answer this"));
         if pending.unknown && !matches!(pending.request, Request::Release { .. } | Request::Allocate(_)) {
@@ -140,6 +164,7 @@ impl Oracle {
             (Request::Pin { key, duration_ms, .. }, Reply::Pinned) => self.pinned(*key, *duration_ms, scene),
             (Request::Unpin { .. }, Reply::Unpinned) => Ok(()),
             (Request::List(request), Reply::Page(page)) => check_page(request, page),
+            (Request::Scrub(_), Reply::Scrubbed(seen)) => self.scrubbed(pending, seen),
             (Request::Stats, Reply::Stats(_)) => Ok(()),
             _ => wrong(),
         }

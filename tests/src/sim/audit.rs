@@ -349,6 +349,7 @@ impl super::oracle::Pending {
                 | Request::Pin { .. }
                 | Request::Unpin { .. }
                 | Request::Spill(_)
+                | Request::Scrub(_)
         )
     }
 }

@@ -9,6 +9,7 @@ use payload_types::effect::ReplyTo;
 use payload_types::event::Event;
 use payload_types::reply::{Reply, ReplyResult, ShardPage, Summary};
 use payload_types::request::{Acquire, Allocate, List, Request, Spill};
+use payload_types::scrub::Scrub;
 use payload_types::tier::SpillTarget;
 use payload_types::{
     ByteCount, Checksum, EvictionPolicy, EvictionPriority, LeaseId, LeaseNonce, Monotonic, NamespaceId,
@@ -211,7 +212,8 @@ impl World {
                 let duration_ms = self.rng.pick(&[None, Some(1), Some(50), Some(5_000)]);
                 Request::Pin { key, duration_ms, owner: Peer::UNKNOWN }
             }
-            84..=87 => Request::Unpin { key },
+            84..=86 => Request::Unpin { key },
+            87 => Request::Scrub(Scrub { key, tier: None, bytes_per_second: 0, seen: Vec::new() }),
             88..=91 if self.client.scan.is_none() => self.scan_begin(),
             92..=93 => Request::Stats,
             _ => Request::Resolve { key },

@@ -74,6 +74,9 @@ impl World {
             StorageAction::Sync => {
                 ("sync_failed", self.storage.finish_use(op.replica, false, !skipped, fault))
             }
+            StorageAction::Verify { expected, .. } => {
+                ("verify_failed", self.storage.finish_verify(op.replica, expected, fault))
+            }
             StorageAction::Drop => unreachable!("a Drop is no job"),
         };
         if result.is_err() {
@@ -89,6 +92,7 @@ impl World {
         match action {
             StorageAction::Create => StorageDone::Created { op, result },
             StorageAction::Seal { .. } => StorageDone::Sealed { op, result },
+            StorageAction::Verify { .. } => StorageDone::Verified { op, result },
             StorageAction::Sync | StorageAction::Drop => StorageDone::Synced { op, result },
         }
     }

@@ -451,6 +451,7 @@ pub(super) fn key_of(request: &Request) -> Option<PayloadKey> {
         Request::Allocate(request) => Some(request.key),
         Request::Acquire(request) => Some(request.key),
         Request::Spill(request) => Some(request.key),
+        Request::Scrub(request) => Some(request.key),
         Request::Commit { key, .. }
         | Request::Delete { key, .. }
         | Request::Resolve { key }

@@ -225,6 +225,23 @@ impl Storage {
         Ok(())
     }
 
+    /// Verify: what can be seen of the block, and its checksum where one is known.
+    pub(super) fn finish_verify(
+        &mut self,
+        replica: ReplicaRef,
+        expected: Option<Checksum>,
+        fault: Option<DriverErrorKind>,
+    ) -> Result<(), DriverErrorKind> {
+        let block = self.blocks.get_mut(&BlockName::from(replica)).expect("an op holds it");
+        block.jobs -= 1;
+        let wrong = expected.is_some_and(|expected| expected.0 != block.content);
+        match block.natural_error().or(fault) {
+            Some(kind) => Err(kind),
+            None if wrong => Err(DriverErrorKind::Corrupt),
+            None => Ok(()),
+        }
+    }
+
     /// The name is taken away. The block goes with the last mapping.
     pub(super) fn finish_detach(&mut self, name: BlockName) {
         self.blocks.get_mut(&name).expect("it is being dropped").phase = Phase::Detached;

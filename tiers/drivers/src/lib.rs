@@ -46,7 +46,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam::channel::{Sender, bounded};
-use payload_types::effect::{ReplicaRef, StorageOp, TransferOp};
+use payload_types::effect::{ReplicaRef, StorageAction, StorageOp, TransferOp};
 use payload_types::event::Completion;
 use payload_types::limits::{DROPS_IN_FLIGHT_MAX, OPS_PER_SHARD_MAX};
 use payload_types::{Checksum, DiskHealth, PerTier, ShardIndex, Tier};
@@ -63,6 +63,7 @@ use crate::health::Health;
 use crate::retire::{Retired, Retirement};
 use crate::store::boot::Found;
 use crate::stores::Stores;
+use crate::transfer::scrub::Stop;
 
 /// Ops of one shard that may wait in a lane: all it can have in flight.
 pub const LANE_PER_SHARD: usize = OPS_PER_SHARD_MAX + DROPS_IN_FLIGHT_MAX;
@@ -151,6 +152,8 @@ struct Running {
     /// A lane and threads for each tier that has storage: a disk that hangs holds up nobody's memory.
     storage: PerTier<Option<Sender<StorageOp>>>,
     transfers: Sender<TransferOp>,
+    scrub: Sender<StorageOp>,
+    scrub_stop: Arc<Stop>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -299,10 +302,18 @@ impl Drivers {
             let body = move || workers::run_transfers(&stores, &lane, &|| calls.engine(io), &sink);
             spawn(format!("pm-transfer-{index}"), Box::new(body));
         }
+        let (scrub, scrub_lane) = bounded(lane_len);
+        let scrub_stop = Arc::new(Stop::default());
+        {
+            let (stores, sink, stop) = (Arc::clone(&self.stores), Arc::clone(&sink), Arc::clone(&scrub_stop));
+            let (io, calls) = (self.config.io, Arc::clone(&self.calls));
+            let body = move || workers::run_scrub(&stores, &scrub_lane, &|| calls.engine(io), &stop, &sink);
+            spawn("pm-scrub".to_owned(), Box::new(body));
+        }
         if let Some(health) = self.health_of_disk().cloned().filter(|_| !self.clock_is_told) {
             spawn("pm-disk-probe".to_owned(), Box::new(move || health.run_probes()));
         }
-        self.running = Some(Running { storage, transfers, threads });
+        self.running = Some(Running { storage, transfers, scrub, scrub_stop, threads });
     }
 
     /// Takes an op for the threads. Never blocks.
@@ -312,6 +323,9 @@ impl Drivers {
     pub fn submit(&self, op: DriverOp) -> Result<(), DriverOp> {
         let Some(running) = &self.running else { return Err(op) };
         let is_taken = match op {
+            DriverOp::Storage(op) if matches!(op.action, StorageAction::Verify { .. }) => {
+                running.scrub.try_send(op).is_ok()
+            }
             // A row of an earlier configuration may name a tier without a driver: any lane has its answer.
             DriverOp::Storage(op) => {
                 let lane = running.storage[op.replica.tier].as_ref().or(running.storage[Tier::Ram].as_ref());
@@ -352,8 +366,9 @@ impl Drivers {
 
 impl Drop for Drivers {
     fn drop(&mut self) {
-        if let Some(Running { storage, transfers, threads }) = self.running.take() {
-            drop((storage, transfers));
+        if let Some(Running { storage, transfers, scrub, scrub_stop, threads }) = self.running.take() {
+            drop((storage, transfers, scrub));
+            scrub_stop.stop();
             if let Some(health) = self.health_of_disk() {
                 health.stop();
             }

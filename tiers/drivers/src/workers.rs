@@ -24,6 +24,7 @@ use crate::stores::Stores;
 use crate::transfer;
 use crate::transfer::engine::Engine;
 use crate::transfer::pipeline::Pipeline;
+use crate::transfer::scrub::{self, Pace, Stop};
 
 /// Carries out storage ops until the lane is closed.
 pub(crate) fn run_storage(
@@ -49,6 +50,7 @@ pub(crate) fn run_storage(
                 let result = work(&|| stores.get(replica.tier)?.sync(&replica));
                 StorageDone::Synced { op, result }
             }
+            StorageAction::Verify { .. } => unreachable!("verifications have a lane of their own"),
             StorageAction::Drop => {
                 let (tier, generation) = (replica.tier, replica.generation);
                 if stores.get(tier).is_err() {
@@ -65,7 +67,7 @@ pub(crate) fn run_storage(
                 if is_detached {
                     sink(shard, Completion::Storage(StorageDone::Detached { tier, generation }));
                 }
-                let retired = Retired { shard: Some(shard), replica, is_detached };
+                let retired = Retired { shard, replica, is_detached };
                 retire.send(retired).expect("the retire thread outlives the workers");
                 continue;
             }
@@ -85,14 +87,57 @@ pub(crate) fn run_transfers(
     for op in lane {
         let result = catch_unwind(AssertUnwindSafe(|| copy(stores, &op, engine, &mut pipeline)))
             .unwrap_or_else(|panic| Err(TransferError::Destination(panicked(&*panic))));
-        // After an error chunks may still be under way; nobody is answered before their buffers are ours again.
-        if let Some(used) = &mut pipeline
-            && let Err(error) = used.drain()
-        {
-            tracing::error!("the I/O engine failed and is replaced: {error}");
-            pipeline = None;
-        }
+        drained(&mut pipeline);
         sink(op.shard, Completion::Transfer(TransferDone { op: op.op, result }));
+    }
+}
+
+/// Carries out verifications, one at a time and at their pace, until the lane is closed.
+pub(crate) fn run_scrub(
+    stores: &Arc<Stores>,
+    lane: &Receiver<StorageOp>,
+    engine: &dyn Fn() -> std::io::Result<Box<dyn Engine>>,
+    stop: &Stop,
+    sink: &CompletionSink,
+) {
+    let mut pipeline = None;
+    let mut pace = Pace::new(stop);
+    for StorageOp { shard, op, replica, action } in lane {
+        let StorageAction::Verify { expected, bytes_per_second } = action else {
+            unreachable!("only verifications are submitted to this lane")
+        };
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            let store = stores.get(replica.tier)?;
+            let pipeline = prepared(&mut pipeline, engine)?;
+            scrub::verify(&replica, expected, bytes_per_second, store, pipeline, &mut pace)
+        }))
+        .unwrap_or_else(|panic| Err(panicked(&*panic)));
+        drained(&mut pipeline);
+        sink(shard, Completion::Storage(StorageDone::Verified { op, result }));
+    }
+}
+
+/// The thread's pipeline; made at first use, and again after one failed.
+fn prepared<'slot>(
+    pipeline: &'slot mut Option<Pipeline>,
+    engine: &dyn Fn() -> std::io::Result<Box<dyn Engine>>,
+) -> Result<&'slot mut Pipeline, DriverError> {
+    Ok(match pipeline {
+        Some(pipeline) => pipeline,
+        None => {
+            let engine = engine().map_err(|error| crate::fault::fault("preparing the I/O engine", &error))?;
+            pipeline.insert(Pipeline::new(engine))
+        }
+    })
+}
+
+/// After an error chunks may still be under way; nobody is answered before their buffers are ours again.
+fn drained(pipeline: &mut Option<Pipeline>) {
+    if let Some(used) = pipeline
+        && let Err(error) = used.drain()
+    {
+        tracing::error!("the I/O engine failed and is replaced: {error}");
+        *pipeline = None;
     }
 }
 
@@ -104,13 +149,7 @@ fn copy(
 ) -> Result<payload_types::Checksum, TransferError> {
     let from = stores.get(op.from.tier).map_err(TransferError::Source)?;
     let to = stores.get(op.to.tier).map_err(TransferError::Destination)?;
-    let pipeline = match pipeline {
-        Some(pipeline) => pipeline,
-        // Made at first use, and again after one failed.
-        None => pipeline.insert(Pipeline::new(engine().map_err(|error| {
-            TransferError::Destination(crate::fault::fault("preparing the I/O engine", &error))
-        })?)),
-    };
+    let pipeline = prepared(pipeline, engine).map_err(TransferError::Destination)?;
     transfer::run(op, from, to, pipeline)
 }
 

@@ -16,6 +16,7 @@
 
 pub(crate) mod engine;
 pub(crate) mod pipeline;
+pub(crate) mod scrub;
 
 use std::fs::File;
 use std::io;
@@ -130,15 +131,32 @@ fn promote(
     draft: &Draft<'_>,
     pipeline: &mut Pipeline,
 ) -> Result<Checksum, TransferError> {
-    let size = op.from.size;
+    let mut hasher = Xxh3::new();
+    let failed = |error: &io::Error| TransferError::Source(unread(&op.from, error));
+    read_ordered(source, op.from.size, pipeline, failed, |offset, bytes| {
+        hasher.update(bytes);
+        draft.file.write_all_at(bytes, offset).map_err(|error| {
+            TransferError::Destination(fault(format_args!("writing {} to shared memory", op.to.id), &error))
+        })
+    })?;
+    Ok(Checksum(hasher.digest()))
+}
+
+/// Reads a file with `IO_DEPTH` chunks under way, and hands them on in order.
+fn read_ordered<E>(
+    source: File,
+    size: ByteCount,
+    pipeline: &mut Pipeline,
+    failed: impl Fn(&io::Error) -> E,
+    mut take: impl FnMut(u64, &[u8]) -> Result<(), E>,
+) -> Result<(), E> {
     go_direct(&source);
     let source = Arc::new(source);
-    let mut hasher = Xxh3::new();
     let chunks = chunk_count(size);
     let start = |pipeline: &mut Pipeline, index: usize| {
         pipeline
             .start(index % SLOTS, Direction::Read, &source, offset_of(index), chunk_length(size, index))
-            .map_err(|error| TransferError::Source(unread(&op.from, &error)))
+            .map_err(|error| failed(&error))
     };
     for index in 0..chunks.min(IO_DEPTH) {
         start(pipeline, index)?;
@@ -149,17 +167,13 @@ fn promote(
             Ok(bytes) if bytes < length => Err(io::ErrorKind::UnexpectedEof.into()),
             other => other,
         };
-        read.map_err(|error| TransferError::Source(unread(&op.from, &error)))?;
+        read.map_err(|error| failed(&error))?;
         if index + IO_DEPTH < chunks {
             start(pipeline, index + IO_DEPTH)?;
         }
-        let bytes = &pipeline.buffer(slot)[..length];
-        hasher.update(bytes);
-        draft.file.write_all_at(bytes, offset_of(index)).map_err(|error| {
-            TransferError::Destination(fault(format_args!("writing {} to shared memory", op.to.id), &error))
-        })?;
+        take(offset_of(index), &pipeline.buffer(slot)[..length])?;
     }
-    Ok(Checksum(hasher.digest()))
+    Ok(())
 }
 
 /// Where the filesystem cannot, the page cache does it: slower, and just as right.
