@@ -144,6 +144,7 @@ impl Shard {
             Kind::Commit { .. }
             | Kind::Sync { .. }
             | Kind::Mark { .. }
+            | Kind::Verify(_)
             | Kind::Remove { .. }
             | Kind::Pin { .. } => unreachable!("only allocations and copies ask for space"),
         }
