@@ -127,6 +127,11 @@ impl Leases {
         (self.slots.get(key)?.taken.nonce == id.nonce()).then_some(key)
     }
 
+    /// The oldest lease of a payload's list.
+    pub fn first(&self, ends: Ends) -> Option<SlotKey> {
+        ends.first(&self.slots)
+    }
+
     /// The lease in a slot.
     pub fn get(&self, key: SlotKey) -> Option<&Lease> {
         self.slots.get(key)

@@ -12,7 +12,8 @@
 //! ```
 //!
 //! Who is responsible for what:
-//! - [`payload`]: one payload's record; [`table`]: all of them, their order and their counts; [`index`]: id -> record
+//! - [`payload`]: one payload's record; [`table`]: all of them, their order ([`order`]) and their counts;
+//!   [`index`]: id -> record
 //! - [`lease`]: leases and their order; [`limbo`]: replicas that were dropped and whose space is not free yet
 //! - [`op`]: work that drivers or the catalog do for a payload; [`parked`]: requests that wait for such work
 //! - `flow`: what each request does, a file each
@@ -27,6 +28,7 @@ pub mod index;
 pub mod lease;
 pub mod limbo;
 pub mod op;
+pub mod order;
 pub mod outbox;
 pub mod parked;
 pub mod payload;

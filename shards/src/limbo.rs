@@ -89,7 +89,7 @@ impl Default for Limbo {
         Self {
             entries: Slots::new(ENTRIES_MAX),
             by_generation: Index::new(),
-            queue: None,
+            queue: Ends::default(),
             dropping: 0,
             bytes: PerTier::default(),
             leaving: PerTier::default(),
@@ -134,6 +134,13 @@ impl Limbo {
         self.bytes[replica.tier] += replica.size.in_pages().0;
         self.queue_if_unused(key);
         key
+    }
+
+    /// Takes in what an earlier run of the server left, whose name is gone already.
+    pub fn adopt(&mut self, replica: ReplicaRef) {
+        let key = self.insert(replica, None, Users::default(), Kept { synced: false, sound: false });
+        list::unlink(&mut self.entries, &mut self.queue, key);
+        self.entries.get_mut(key).expect("just made").phase = Phase::Detached;
     }
 
     fn queue_if_unused(&mut self, key: SlotKey) {
@@ -181,7 +188,7 @@ impl Limbo {
         if self.dropping == limits::DROPS_IN_FLIGHT_MAX {
             return None;
         }
-        let (first, _) = self.queue?;
+        let first = self.queue.first(&self.entries)?;
         list::unlink(&mut self.entries, &mut self.queue, first);
         self.dropping += 1;
         let entry = self.entries.get_mut(first).expect("queued entries exist");

@@ -79,7 +79,7 @@ impl Default for ParkedRequests {
     fn default() -> Self {
         Self {
             slots: Slots::new((limits::REQUESTS_PER_SHARD_MAX + BACKGROUND_MAX) as u32),
-            ready: None,
+            ready: Ends::default(),
             background_len: 0,
         }
     }
@@ -156,7 +156,7 @@ impl ParkedRequests {
     /// Moves a payload's whole list to the ready list. Requests that joined `ended` learn of its failure, or that it
     /// succeeded.
     pub fn wake(&mut self, ends: &mut Ends, ended: Option<(SlotKey, Option<&PayloadError>)>) {
-        let mut next = ends.map(|(first, _)| first);
+        let mut next = ends.first(&self.slots);
         while let Some(key) = next {
             let parked = self.slots.get_mut(key).expect("linked requests exist");
             parked.ready = true;
@@ -185,7 +185,7 @@ impl ParkedRequests {
 
     /// Takes the first ready request out.
     pub fn pop_ready(&mut self) -> Option<Parked> {
-        let (first, _) = self.ready?;
+        let first = self.ready.first(&self.slots)?;
         let mut ready = self.ready;
         list::unlink(&mut self.slots, &mut ready, first);
         self.ready = ready;

@@ -21,6 +21,7 @@ use payload_types::{
 
 use crate::evict::{self, Class, Exit};
 use crate::index::Index;
+use crate::order::Order;
 use crate::payload::Payload;
 
 /// Bytes of current replicas of one tier, in whole pages.
@@ -43,7 +44,7 @@ pub struct TierBooks {
 pub struct Table {
     payloads: Slots<Payload>,
     by_key: Index,
-    ordered: PerTier<BTreeMap<PayloadKey, u32>>,
+    ordered: PerTier<Order>,
     counts: BTreeMap<(NamespaceId, Tier), u64>,
     books: PerTier<TierBooks>,
     capacity: PerTier<Option<ByteCount>>,
@@ -295,11 +296,13 @@ impl Table {
         let Some(tier) = tier else { return };
         let key = self.at(slot).key;
         let count = self.counts.entry((key.namespace, tier)).or_default();
+        let payloads = &self.payloads;
+        let key_of = |index| key_at(payloads, index);
         if add {
-            self.ordered[tier].insert(key, slot.index);
+            self.ordered[tier].insert(key, slot.index, key_of);
             *count += 1;
         } else {
-            self.ordered[tier].remove(&key);
+            assert!(self.ordered[tier].remove(key, slot.index, key_of), "what is shown is ordered");
             *count -= 1;
         }
     }
@@ -322,8 +325,8 @@ impl Table {
         self.ordered
             .0
             .iter()
-            .flatten()
-            .filter_map(|(_, slot)| self.payloads.get(self.payloads.key_at(*slot)?))
+            .flat_map(Order::iter)
+            .filter_map(|slot| self.payloads.get(self.payloads.key_at(slot)?))
     }
 
     /// Bytes of current replicas by tier.
@@ -345,7 +348,6 @@ impl Table {
     /// This shard's part of a page: newest first, below the cursor.
     pub fn page(&self, list: &List) -> ShardPage {
         let tiers = Tier::ALL.into_iter().filter(|tier| list.tier.is_none_or(|only| only == *tier));
-        let first = PayloadKey { namespace: list.namespace, id: PayloadId::from_bytes([0; 16]) };
         let end = match list.before {
             Some(id) => Bound::Excluded(PayloadKey { namespace: list.namespace, id }),
             None => Bound::Included(PayloadKey {
@@ -353,24 +355,30 @@ impl Table {
                 id: PayloadId::from_bytes([0xFF; 16]),
             }),
         };
+        let at =
+            |index| self.payloads.key_at(index).map(|slot| self.at(slot)).expect("ordered payloads exist");
         let mut page = ShardPage::default();
         // One walk a tier, newest first; each head is the newest not yet taken of its tier.
         let mut walks = Vec::with_capacity(Tier::ALL.len());
         for tier in tiers {
             page.total += self.counts.get(&(list.namespace, tier)).copied().unwrap_or(0);
-            if list.before != Some(first.id) {
-                let mut walk = self.ordered[tier].range((Bound::Included(first), end)).rev();
-                walks.push((walk.next(), walk));
-            }
+            let walk = self.ordered[tier].descending(end, |index| at(index).key);
+            let mut walk = walk.map(at).take_while(|payload| payload.key.namespace == list.namespace);
+            walks.push((walk.next(), walk));
         }
         while page.rows.len() < list.page_size {
-            let newest = walks.iter_mut().max_by_key(|(head, _)| head.map(|(key, _)| *key));
+            let newest = walks.iter_mut().max_by_key(|(head, _)| head.map(|payload| payload.key));
             let Some((head, walk)) = newest else { break };
-            let Some((_, slot)) = *head else { break };
+            let Some(payload) = *head else { break };
             *head = walk.next();
-            let slot = self.payloads.key_at(*slot).expect("ordered payloads exist");
-            page.rows.push(self.at(slot).summary());
+            page.rows.push(payload.summary());
         }
         page
     }
+}
+
+/// The key of the payload in a slot that is taken.
+fn key_at(payloads: &Slots<Payload>, index: u32) -> PayloadKey {
+    let slot = payloads.key_at(index).and_then(|slot| payloads.get(slot));
+    slot.expect("ordered payloads exist").key
 }

@@ -52,7 +52,7 @@ impl Books {
         let mut books = Self {
             account: Account::default(),
             slots: Slots::new(limits::PAYLOADS_PER_SHARD_MAX),
-            order: None,
+            order: Ends::default(),
             standing: Vec::with_capacity(STANDING),
             random: SmallRng::seed_from_u64(1),
         };

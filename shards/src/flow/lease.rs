@@ -4,6 +4,7 @@
 //! caller that insists on a faster tier waits.
 
 use payload_ledger::SlotKey;
+use payload_ledger::list::Ends;
 use payload_types::reply::{LeaseGrant, Reply};
 use payload_types::request::{Acquire, Request};
 use payload_types::{Health, LeaseId, PayloadError, PayloadKey, PayloadState, PromotionPolicy, limits};
@@ -130,7 +131,7 @@ impl Shard {
     fn end_lease(&mut self, step: &mut Step<'_>, key: SlotKey) {
         let slot = self.leases.get(key).expect("the caller found it").payload;
         let Some(payload) = self.table.lease_ended(slot, step.now.monotonic) else {
-            let lease = self.leases.end(&mut None, key);
+            let lease = self.leases.end(&mut Ends::default(), key);
             self.wheel.disarm(lease.timer);
             // Deleted by force: nothing counts it any more. Discarded by a spill: limbo does.
             if let Some(entry) = self.limbo.find(lease.generation) {
@@ -138,7 +139,7 @@ impl Shard {
             }
             return;
         };
-        let was_oldest = payload.leases.is_some_and(|(first, _)| first == key);
+        let was_oldest = payload.leases.starts_with(key);
         let lease = self.leases.end(&mut payload.leases, key);
         self.wheel.disarm(lease.timer);
         let over = payload.state == PayloadState::Expired && payload.lease_count == 0;
@@ -160,7 +161,7 @@ impl Shard {
 
     /// True when a lease is held that a spill with this fence has to wait for; every lease when it has none.
     pub(crate) fn is_leased(&self, slot: SlotKey, fence: Option<u64>) -> bool {
-        let Some((oldest, _)) = self.table.at(slot).leases else { return false };
+        let Some(oldest) = self.leases.first(self.table.at(slot).leases) else { return false };
         let oldest = self.leases.get(oldest).expect("linked leases exist").sequence;
         fence.is_none_or(|fence| oldest <= fence)
     }

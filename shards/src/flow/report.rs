@@ -92,7 +92,7 @@ impl Shard {
         let payload = self.table.at(slot);
         let last = after.and_then(|id| self.leases.find(id));
         let last = last.and_then(|key| self.leases.get(key)).filter(|lease| lease.payload == slot);
-        let mut next = last.map_or(payload.leases.map(|(first, _)| first), Lease::next);
+        let mut next = last.map_or_else(|| self.leases.first(payload.leases), Lease::next);
         let mut leases = Vec::new();
         while let Some(key) = next
             && leases.len() < limits::ITEMS_PER_TURN_MAX

@@ -1,6 +1,7 @@
 //! Work in the background, deadlines of parked requests, and second attempts.
 
 use payload_ledger::SlotKey;
+use payload_ledger::list::Ends;
 use payload_types::reply::Reply;
 use payload_types::request::Request;
 use payload_types::{ErrorKind, PayloadError, PromotionPolicy};
@@ -94,7 +95,7 @@ impl Shard {
         let mut ends = match self.table.get(slot) {
             Some(payload) if retry => payload.retries,
             Some(payload) => payload.parked,
-            None => None,
+            None => Ends::default(),
         };
         let parked = self.parked.remove(&mut ends, key);
         if self.table.get(slot).is_some() {

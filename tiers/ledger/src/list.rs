@@ -16,8 +16,39 @@ impl Links {
     }
 }
 
-/// First and last entry of a list; `None` when it is empty.
-pub type Ends = Option<(SlotKey, SlotKey)>;
+/// Numbers no slot.
+const NONE: u32 = u32::MAX;
+
+/// First and last entry of a list. Slots without their generations: what stands in a list is in the table, and three
+/// of these stand in every payload.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ends {
+    first: u32,
+    last: u32,
+}
+
+impl Default for Ends {
+    fn default() -> Self {
+        Self { first: NONE, last: NONE }
+    }
+}
+
+impl Ends {
+    /// True when an entry stands in the list.
+    pub fn is_some(self) -> bool {
+        self.first != NONE
+    }
+
+    /// The first entry, of the table whose list it is.
+    pub fn first<T>(self, slots: &Slots<T>) -> Option<SlotKey> {
+        slots.key_at(self.first)
+    }
+
+    /// True when the entry, which stands in the list, is its first.
+    pub fn starts_with(self, key: SlotKey) -> bool {
+        self.first == key.index
+    }
+}
 
 /// An entry that can stand in one list at a time.
 pub trait Linked {
@@ -30,12 +61,13 @@ pub trait Linked {
 /// # Panics
 /// When `key` is stale.
 pub fn push_back<T: Linked>(slots: &mut Slots<T>, ends: &mut Ends, key: SlotKey) {
-    let last = ends.map(|(_, last)| last);
+    let last = slots.key_at(ends.last);
     *slots.get_mut(key).expect("the caller holds a live key").links() = Links { previous: last, next: None };
-    if let Some(before) = last.and_then(|last| slots.get_mut(last)) {
-        before.links().next = Some(key);
+    match last.and_then(|last| slots.get_mut(last)) {
+        Some(before) => before.links().next = Some(key),
+        None => ends.first = key.index,
     }
-    *ends = Some((ends.map_or(key, |(first, _)| first), key));
+    ends.last = key.index;
 }
 
 /// Takes an entry out of the list it stands in. `ends` is that list's; an entry whose list is gone gives an empty one.
@@ -50,22 +82,25 @@ pub fn unlink<T: Linked>(slots: &mut Slots<T>, ends: &mut Ends, key: SlotKey) {
     if let Some(after) = links.next.and_then(|next| slots.get_mut(next)) {
         after.links().previous = links.previous;
     }
-    if let Some((first, last)) = *ends {
-        let first = if first == key { links.next } else { Some(first) };
-        let last = if last == key { links.previous } else { Some(last) };
-        *ends = first.zip(last);
+    let number = |key: Option<SlotKey>| key.map_or(NONE, |key| key.index);
+    if ends.first == key.index {
+        ends.first = number(links.next);
+    }
+    if ends.last == key.index {
+        ends.last = number(links.previous);
     }
 }
 
 /// Moves all of `from` to the end of `to`.
 pub fn append<T: Linked>(slots: &mut Slots<T>, to: &mut Ends, from: &mut Ends) {
-    let Some((first, last)) = from.take() else { return };
-    match *to {
-        None => *to = Some((first, last)),
-        Some((head, tail)) => {
+    let moved = std::mem::take(from);
+    let (Some(first), tail) = (moved.first(slots), slots.key_at(to.last)) else { return };
+    match tail {
+        None => *to = moved,
+        Some(tail) => {
             slots.get_mut(tail).expect("linked entries exist").links().next = Some(first);
             slots.get_mut(first).expect("linked entries exist").links().previous = Some(tail);
-            *to = Some((head, last));
+            to.last = moved.last;
         }
     }
 }
@@ -84,7 +119,7 @@ mod tests {
     }
 
     fn contents(slots: &Slots<Entry>, ends: Ends) -> Vec<u32> {
-        let mut next = ends.map(|(first, _)| first);
+        let mut next = ends.first(slots);
         let mut values = Vec::new();
         while let Some(key) = next {
             let entry = slots.get(key).expect("linked");
@@ -97,7 +132,7 @@ mod tests {
     #[test]
     fn given_a_list_when_entries_leave_anywhere_then_the_rest_keeps_its_order() {
         let mut slots = Slots::new(10);
-        let (mut ends, mut other) = (None, None);
+        let (mut ends, mut other) = (Ends::default(), Ends::default());
         let keys: Vec<_> =
             (0..5).map(|value| slots.insert(Entry(value, Links::default())).ok().expect("room")).collect();
         keys.iter().for_each(|key| push_back(&mut slots, &mut ends, *key));
@@ -107,10 +142,10 @@ mod tests {
         }
         push_back(&mut slots, &mut other, keys[0]);
         append(&mut slots, &mut other, &mut ends);
-        assert_eq!((contents(&slots, other), ends), (vec![0, 1, 3], None));
+        assert_eq!((contents(&slots, other), ends), (vec![0, 1, 3], Ends::default()));
         for key in [keys[0], keys[1], keys[3]] {
             unlink(&mut slots, &mut other, key);
         }
-        assert_eq!(other, None);
+        assert_eq!(other, Ends::default());
     }
 }
