@@ -169,6 +169,7 @@ impl Shard {
             Request::Stats => Some(Ok(payload_types::reply::Reply::Stats(Box::new(self.stats())))),
             Request::Holders { key, after } => Some(self.holders(step.now, key, after)),
             Request::Explain { key } => Some(self.explain(step.now, key)),
+            Request::Outlook { tier, rank } => Some(Ok(self.outlook(tier, rank))),
         };
         if let (Some(result), Some(to)) = (answer, reply_to) {
             step.out.reply(to, result);

@@ -255,6 +255,20 @@ impl Table {
         })
     }
 
+    /// When the payload's last lease ended, or when it arrived on its tier; `None`: not known.
+    pub fn used_at(&self, slot: SlotKey) -> Option<Monotonic> {
+        Some(self.recency.stamp(slot.index)).filter(|stamp| *stamp > 0).map(Monotonic)
+    }
+
+    /// The payload's rank among the victims of its fastest tier, while it is one.
+    pub fn rank(&self, slot: SlotKey) -> Option<Rank> {
+        let payload = self.at(slot);
+        let classes = Class::of_tier(payload.fastest()?);
+        let (_, priority) = classes.into_iter().find(|(class, _)| *class == payload.class)?;
+        (payload.lease_count == 0)
+            .then(|| Rank { priority, used_at: Monotonic(self.recency.stamp(slot.index)) })
+    }
+
     /// Charged bytes of the payloads that may be evicted from `tier` now.
     pub fn evictable(&self, tier: Tier) -> u64 {
         Class::of_tier(tier).into_iter().map(|(class, _)| self.recency.weight(class.list())).sum()

@@ -28,7 +28,7 @@ const BACKGROUND_WAIT_MS: u64 = 500;
 #[derive(Debug, Default)]
 pub(crate) struct Pressure {
     /// The arbiter wants everything back that is not needed.
-    on: bool,
+    pub on: bool,
     /// Its order that the end of this step answers.
     answer: Option<u64>,
     /// What it was told last.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use payload_reactor::clock;
 use payload_types::reply::Reply;
-use payload_types::report::{Holders, LeaseHold};
+use payload_types::report::{Explanation, Holders, LeaseHold};
 use payload_types::request::Request as Ask;
 use payload_types::{PayloadError, PayloadKey, Peer};
 use payload_wire::pb::operations::v1 as pb;
@@ -54,6 +54,25 @@ impl OperationsService {
             Reply::Holders(part) => Ok(part),
             other => Err(mismatch("ListHolders", &other)),
         }
+    }
+
+    /// What the tiers that hold the payload would evict next, and its place there.
+    async fn outlook(
+        &self,
+        explanation: &Explanation,
+        deadline: Option<Deadline>,
+    ) -> Result<Vec<pb::TierOutlook>, PayloadError> {
+        let mut outlook = Vec::new();
+        for tier in explanation.replicas.iter().map(|replica| replica.tier) {
+            let rank = explanation.rank.filter(|_| tier == explanation.descriptor.tier);
+            let mut parts = Vec::new();
+            for reply in self.router.ask_all(&Ask::Outlook { tier, rank }, deadline).await? {
+                let Reply::Outlook(part) = reply else { return Err(mismatch("ExplainPayload", &reply)) };
+                parts.push(part);
+            }
+            outlook.push(encode::outlook(tier, parts, clock::monotonic()));
+        }
+        Ok(outlook)
     }
 
     /// The processes behind those peers whose connections are still open: only then is their address theirs.
@@ -126,9 +145,9 @@ impl PayloadOperationsService for OperationsService {
         let key = decode::explain(NAMESPACE, request.get_ref()).map_err(to_status)?;
         match self.router.ask_owner(Ask::Explain { key }, deadline).await.map_err(to_status)? {
             Reply::Explained(explanation) => {
-                let now = clock::now().wall;
-                let locate = &self.router.locator;
-                Ok(Response::new(encode::explained(&explanation, Vec::new(), now, locate)))
+                let outlook = self.outlook(&explanation, deadline).await.map_err(to_status)?;
+                let (now, locate) = (clock::now(), &self.router.locator);
+                Ok(Response::new(encode::explained(&explanation, outlook, now, locate)))
             }
             other => Err(to_status(mismatch("ExplainPayload", &other))),
         }

@@ -4,7 +4,7 @@ use crate::descriptor::Descriptor;
 use crate::effect::TierUsage;
 use crate::error::PayloadError;
 use crate::ids::{LeaseId, PayloadId};
-use crate::report::{Explanation, Holders};
+use crate::report::{Explanation, Holders, Outlook};
 use crate::scrub::ScrubbedReplica;
 use crate::state::PayloadState;
 use crate::tier::{PerTier, Tier};
@@ -49,6 +49,8 @@ pub enum Reply {
     Holders(Holders),
     /// Explain.
     Explained(Box<Explanation>),
+    /// Outlook.
+    Outlook(Outlook),
 }
 
 /// A granted lease.

@@ -3,9 +3,9 @@
 use crate::descriptor::Descriptor;
 use crate::ids::{LeaseId, PayloadId};
 use crate::peer::Peer;
-use crate::policy::{EvictionPriority, Pin};
+use crate::policy::{Pin, Rank};
 use crate::tier::{SpillTarget, Tier};
-use crate::time::WallMs;
+use crate::time::{Monotonic, WallMs};
 use crate::units::ByteCount;
 
 /// One lease and who took it.
@@ -83,6 +83,10 @@ pub enum Kept {
     Nowhere,
     /// Its ttl has passed or it is being deleted: it goes anyway.
     Ending,
+    /// A faster copy, on this tier, goes first: only a payload's fastest replica is evicted.
+    Behind(Tier),
+    /// Its eviction failed a moment ago; it is tried again soon.
+    PassedOver,
 }
 
 /// What pressure would do to a replica.
@@ -160,8 +164,10 @@ pub struct Explanation {
     pub work: Option<Work>,
     /// True when requests wait for it.
     pub requests_wait: bool,
-    /// Since when nobody has taken a lease; `None`: nobody has since the last start.
-    pub leased_at: Option<WallMs>,
+    /// When its last lease ended, or when it arrived on its tier if it was never leased there; `None`: not known.
+    pub used_at: Option<Monotonic>,
+    /// Its rank among the victims of its fastest tier, while it is one.
+    pub rank: Option<Rank>,
     /// Current replicas, fastest first.
     pub replicas: Vec<ReplicaReport>,
 }
@@ -173,8 +179,20 @@ pub struct Victim {
     pub id: PayloadId,
     /// Logical size.
     pub size: ByteCount,
-    /// Lower ones go first.
-    pub priority: EvictionPriority,
-    /// When it was last leased, or made; `None`: not known.
-    pub used_at: Option<WallMs>,
+    /// The smallest goes first.
+    pub rank: Rank,
 }
+
+/// What a tier of one shard would evict next.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Outlook {
+    /// The first ones, in order; at most [`VICTIMS_SHOWN`].
+    pub victims: Vec<Victim>,
+    /// How many go before the rank that was asked about; `None`: nothing was asked, or more than are looked at.
+    pub before: Option<u32>,
+    /// The tier is being evicted from now.
+    pub under_pressure: bool,
+}
+
+/// Victims of one [`Outlook`].
+pub const VICTIMS_SHOWN: usize = 5;

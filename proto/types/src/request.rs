@@ -3,7 +3,7 @@
 
 use crate::ids::{LeaseId, LeaseNonce, NamespaceId, PayloadId, PayloadKey, Version};
 use crate::peer::Peer;
-use crate::policy::{EvictionPolicy, PromotionPolicy, SpillPolicy};
+use crate::policy::{EvictionPolicy, PromotionPolicy, Rank, SpillPolicy};
 use crate::scrub::Scrub;
 use crate::tier::{SpillTarget, Tier};
 use crate::units::{ByteCount, Checksum};
@@ -93,6 +93,13 @@ pub enum Request {
         /// Target.
         key: PayloadKey,
     },
+    /// What a tier would evict next: one shard's part. Sent to every shard.
+    Outlook {
+        /// The tier.
+        tier: Tier,
+        /// Count who goes before this rank.
+        rank: Option<Rank>,
+    },
 }
 
 /// See [`Request::Allocate`].
@@ -179,7 +186,7 @@ impl Request {
             | Self::Unpin { key }
             | Self::Holders { key, .. }
             | Self::Explain { key } => Some(key.id),
-            Self::Release { .. } | Self::List(_) | Self::Stats => None,
+            Self::Release { .. } | Self::List(_) | Self::Stats | Self::Outlook { .. } => None,
         }
     }
 }

@@ -304,6 +304,9 @@ impl Shard {
         if !copy.is_spill() {
             self.table.used(slot, step.now.monotonic);
         } else if !copy.keeps_source && !(copy.evicts && held) {
+            if copy.evicts {
+                self.count_eviction(copy.from.tier);
+            }
             self.retire_faster(slot, copy.to.tier);
         }
         self.end_op(op, None);

@@ -51,6 +51,7 @@ impl Shard {
         match self.table.exit(slot) {
             None => false,
             Some(Exit::Drop(slower)) => {
+                self.count_eviction(self.table.at(slot).tier());
                 self.retire_faster(slot, slower);
                 let payload = self.table.links(slot);
                 payload.version = payload.version.next();
@@ -60,7 +61,14 @@ impl Shard {
                 let aim = Aim { to, sync: self.syncs(to), evicts: true };
                 self.start_copy(step, slot, aim, &Caller::default()).is_ok()
             }
-            Some(Exit::Discard) => self.start_removal(step, slot, None).is_ok(),
+            Some(Exit::Discard) => {
+                let from = self.table.at(slot).tier();
+                let starts = self.start_removal(step, slot, None).is_ok();
+                if starts {
+                    self.count_eviction(from);
+                }
+                starts
+            }
         }
     }
 

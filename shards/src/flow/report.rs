@@ -5,11 +5,14 @@
 
 use payload_ledger::SlotKey;
 use payload_types::reply::{Reply, ReplyResult, ShardStats};
-use payload_types::report::{Explanation, Holders, Kept, LeaseHold, PinHold, Pressure, ReplicaReport, Work};
+use payload_types::report::{
+    Explanation, Holders, Kept, LeaseHold, Outlook, PinHold, Pressure, ReplicaReport, VICTIMS_SHOWN, Victim,
+    Work,
+};
 use payload_types::tier::SpillTarget;
 use payload_types::{
-    EvictionPriority, Health, LeaseId, Monotonic, Now, PayloadKey, PayloadState, PerTier, Pin, Tier, WallMs,
-    limits,
+    EvictionPriority, Health, LeaseId, Monotonic, Now, PayloadKey, PayloadState, PerTier, Pin, Rank, Tier,
+    WallMs, limits,
 };
 
 use crate::evict::{self, Exit};
@@ -43,6 +46,29 @@ impl Shard {
         let moved = &mut self.moved[copy.to.tier];
         let total = if copy.is_spill() { &mut moved.spilled_bytes } else { &mut moved.promoted_bytes };
         *total += copy.to.size.0;
+    }
+
+    /// Counts a replica that pressure takes from `tier`.
+    pub(crate) fn count_eviction(&mut self, tier: Tier) {
+        self.moved[tier].evictions += 1;
+    }
+
+    /// Who goes next from `tier`, and how many before `rank`.
+    pub(crate) fn outlook(&self, tier: Tier, rank: Option<Rank>) -> Reply {
+        let victim = |(rank, key, _): (Rank, PayloadKey, u64)| {
+            let size = self.table.at(self.table.find(key).expect("listed payloads exist")).size;
+            Victim { id: key.id, size, rank }
+        };
+        let counted = |rank: Rank| {
+            let looked_at = self.victims(tier).take(limits::ITEMS_PER_TURN_MAX);
+            let before = looked_at.take_while(|(other, ..)| *other < rank).count();
+            (before < limits::ITEMS_PER_TURN_MAX).then_some(before as u32)
+        };
+        Reply::Outlook(Outlook {
+            victims: self.victims(tier).take(VICTIMS_SHOWN).map(victim).collect(),
+            before: rank.and_then(counted),
+            under_pressure: self.budget[tier].on,
+        })
     }
 
     /// Compares the running sums with what they are sums of, one payload at a time. For the simulator and tests: as
@@ -152,7 +178,8 @@ impl Shard {
             spill_target: payload.policy.spill_target.unwrap_or(SpillTarget::Tier(Tier::Disk)),
             work,
             requests_wait: payload.parked.is_some(),
-            leased_at: None,
+            used_at: self.table.used_at(slot),
+            rank: self.table.rank(slot),
             replicas: Tier::ALL.into_iter().filter_map(report).collect(),
         })))
     }
@@ -186,6 +213,10 @@ impl Shard {
         keep(payload.policy.priority == EvictionPriority::Never, Kept::PriorityNever);
         if let Some(work) = work {
             keep(true, Kept::Busy(work));
+        }
+        keep(payload.passed_over, Kept::PassedOver);
+        if let Some(faster) = payload.fastest().filter(|fastest| fastest.is_faster_than(tier)) {
+            keep(true, Kept::Behind(faster));
         }
         let exit = evict::exit(payload, tier, &self.config.capacity);
         if exit.is_none() {

@@ -461,7 +461,7 @@ pub(super) fn key_of(request: &Request) -> Option<PayloadKey> {
         | Request::Unpin { key }
         | Request::Holders { key, .. }
         | Request::Explain { key } => Some(*key),
-        Request::Release { .. } | Request::List(_) | Request::Stats => None,
+        Request::Release { .. } | Request::List(_) | Request::Stats | Request::Outlook { .. } => None,
     }
 }
 

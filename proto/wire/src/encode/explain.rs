@@ -1,24 +1,27 @@
 //! The answer to ExplainPayload: facts as fields, and the same as sentences for people.
 
-use payload_types::report::{Explanation, Kept, Pressure, ReplicaReport, Work};
+use payload_types::report::{
+    Explanation, Kept, Outlook, Pressure, ReplicaReport, VICTIMS_SHOWN, Victim, Work,
+};
 use payload_types::tier::SpillTarget;
-use payload_types::{Pin, Tier, WallMs, time};
+use payload_types::{Monotonic, Now, Pin, Tier, WallMs, time};
 
 use super::{Locate, descriptor, timestamp};
-use crate::enums;
 use crate::pb::operations::v1 as pb;
+use crate::{enums, ids};
 
 /// Why a payload is where it is, at `now`. `outlook` is what its tiers would evict next.
 pub fn explained(
     explanation: &Explanation,
     outlook: Vec<pb::TierOutlook>,
-    now: WallMs,
+    now: Now,
     locate: &impl Locate,
 ) -> pb::ExplainPayloadResponse {
-    let age = |since: WallMs| now.as_millis().saturating_sub(since.as_millis());
+    let idle = |since: Monotonic| if explanation.leases > 0 { 0 } else { now.monotonic.millis_since(since) };
+    let wall = now.wall;
     pb::ExplainPayloadResponse {
         descriptor: Some(descriptor(&explanation.descriptor, locate)),
-        replicas: explanation.replicas.iter().map(|replica| shown(explanation, replica, now)).collect(),
+        replicas: explanation.replicas.iter().map(|replica| shown(explanation, replica, wall)).collect(),
         leases: explanation.leases,
         pinned: explanation.pin != Pin::None,
         pin_ends_at: match explanation.pin {
@@ -29,7 +32,7 @@ pub fn explained(
         spill_target: enums::spill_target_to_pb(Some(explanation.spill_target)).into(),
         under_way: explanation.work.map(work).unwrap_or_default(),
         requests_wait: explanation.requests_wait,
-        idle_ms: explanation.leased_at.map(age),
+        idle_ms: explanation.used_at.map(idle),
         outlook,
     }
 }
@@ -51,6 +54,27 @@ fn shown(explanation: &Explanation, replica: &ReplicaReport, now: WallMs) -> pb:
         verdict: verdict.into(),
         kept_because: here_because(explanation, replica, now),
         under_pressure: under_pressure(explanation, replica, now),
+    }
+}
+
+/// What a tier would evict next: the parts of all shards, merged. `is_own` is true for the payload's fastest tier.
+pub fn outlook(tier: Tier, parts: Vec<Outlook>, now: Monotonic) -> pb::TierOutlook {
+    let under_pressure = parts.iter().any(|part| part.under_pressure);
+    let before: Option<u32> = parts.iter().map(|part| part.before).sum();
+    let mut victims: Vec<Victim> = parts.into_iter().flat_map(|part| part.victims).collect();
+    victims.sort_by_key(|victim| victim.rank);
+    victims.truncate(VICTIMS_SHOWN);
+    let victim = |victim: Victim| pb::Victim {
+        id: Some(ids::payload_id_to_pb(victim.id)),
+        size_bytes: victim.size.0,
+        priority: enums::eviction_priority_to_pb(victim.rank.priority).into(),
+        idle_ms: Some(now.millis_since(victim.rank.used_at)),
+    };
+    pb::TierOutlook {
+        tier: enums::tier_to_pb(tier).into(),
+        next_victims: victims.into_iter().map(victim).collect(),
+        place: before.map(|before| before + 1),
+        under_pressure,
     }
 }
 
@@ -124,6 +148,8 @@ fn kept(explanation: &Explanation, why: Kept, now: WallMs) -> String {
             SpillTarget::Void => "it may not be discarded from here".to_owned(),
         },
         Kept::Ending => "it is being removed anyway".to_owned(),
+        Kept::Behind(faster) => format!("the copy on {faster} goes first"),
+        Kept::PassedOver => "its eviction failed a moment ago and is tried again soon".to_owned(),
     }
 }
 
@@ -155,7 +181,8 @@ fn count(number: u32, one: &str, many: &str) -> String {
 #[cfg(test)]
 mod tests {
     use payload_types::{
-        ByteCount, Descriptor, EvictionPolicy, Generation, PayloadId, PayloadState, Version,
+        ByteCount, Descriptor, EvictionPolicy, EvictionPriority, Generation, PayloadId, PayloadState, Rank,
+        Version,
     };
 
     use super::*;
@@ -171,7 +198,7 @@ mod tests {
         }
     }
 
-    const NOW: WallMs = WallMs::from_millis(10_000);
+    const NOW: Now = Now { monotonic: Monotonic(10_000_000_000), wall: WallMs::from_millis(10_000) };
 
     fn replica(tier: Tier, pressure: Pressure) -> ReplicaReport {
         let since = Some(WallMs::from_millis(4_000));
@@ -198,7 +225,8 @@ mod tests {
             spill_target: SpillTarget::Tier(Tier::Disk),
             work: None,
             requests_wait: false,
-            leased_at: None,
+            used_at: None,
+            rank: None,
             replicas,
         }
     }
@@ -238,6 +266,8 @@ mod tests {
             (Kept::Damaged, "damaged"),
             (Kept::Nowhere, "spill_target DISK"),
             (Kept::Ending, "removed anyway"),
+            (Kept::Behind(Tier::Gpu), "copy on GPU goes first"),
+            (Kept::PassedOver, "failed a moment ago"),
         ] {
             let answer = answer(&explanation(vec![replica(Tier::Ram, Pressure::Stays(vec![why]))]));
             let sentence = &answer.replicas[0].under_pressure;
@@ -246,15 +276,37 @@ mod tests {
     }
 
     #[test]
+    fn given_victims_of_two_shards_when_merged_then_the_first_five_and_the_payloads_place() {
+        let victim = |number: u8, priority, used_at| Victim {
+            id: PayloadId::from_bytes([number; 16]),
+            size: ByteCount(100),
+            rank: Rank { priority, used_at: Monotonic(used_at) },
+        };
+        let (low, normal) = (EvictionPriority::Low, EvictionPriority::Normal);
+        let part =
+            |victims: Vec<Victim>, before| Outlook { victims, before, under_pressure: before == Some(1) };
+        let one = part(vec![victim(1, low, 9_000_000_000), victim(2, normal, 1)], Some(1));
+        let other = part((3..8).map(|number| victim(number, normal, u64::from(number))).collect(), Some(2));
+        let shown = outlook(Tier::Ram, vec![one.clone(), other], NOW.monotonic);
+        let order: Vec<u8> =
+            shown.next_victims.iter().map(|victim| victim.id.as_ref().expect("named").value[0]).collect();
+        assert_eq!(order, [1, 2, 3, 4, 5]);
+        assert_eq!((shown.place, shown.under_pressure), (Some(4), true));
+        assert_eq!((shown.next_victims[0].idle_ms, shown.next_victims[0].priority), (Some(1_000), 1));
+        let far = outlook(Tier::Ram, vec![one, part(Vec::new(), None)], NOW.monotonic);
+        assert_eq!(far.place, None, "beyond what a shard looks at");
+    }
+
+    #[test]
     fn given_a_pinned_and_leased_payload_when_explained_then_fields_and_sentences_agree() {
         let mut ram = replica(Tier::Ram, Pressure::Stays(vec![Kept::Leased(2), Kept::Pinned(Pin::Forever)]));
         ram.leases = 2;
         let mut leased = explanation(vec![ram]);
         (leased.leases, leased.pin) = (2, Pin::Forever);
-        leased.leased_at = Some(WallMs::from_millis(7_000));
+        leased.used_at = Some(Monotonic(7_000_000_000));
         let answer = answer(&leased);
         assert_eq!((answer.leases, answer.pinned, answer.pin_ends_at), (2, true, None));
-        assert_eq!((answer.idle_ms, answer.spill_target), (Some(3_000), 3));
+        assert_eq!((answer.idle_ms, answer.spill_target), (Some(0), 3));
         let reasons = &answer.replicas[0].kept_because;
         assert!(reasons.iter().any(|reason| reason == "2 leases read it now"), "{reasons:?}");
         assert!(reasons.iter().any(|reason| reason == "it is the only copy of these bytes"), "{reasons:?}");

@@ -12,7 +12,7 @@ mod listing;
 mod stats;
 
 pub use descriptor::{allocated, committed, descriptor, leased, promoted, resolved, spill_result};
-pub use explain::explained;
+pub use explain::{explained, outlook};
 pub use holders::holders;
 pub use listing::page;
 pub use stats::{NodeFigures, stats};
