@@ -65,6 +65,16 @@ impl Op {
     pub fn new(payload: SlotKey, class: Class, kind: Kind) -> Self {
         Self { payload, class, kind, wait: None }
     }
+
+    /// For a move down that waits for space for long: the charged bytes of its source, and their tier.
+    fn spill_that_waits(&self) -> Option<(Tier, u64)> {
+        match &self.kind {
+            Kind::Copy(copy) if copy.is_spill() && self.wait.is_some_and(|wait| wait.lasts) => {
+                Some((copy.from.tier, copy.from.size.in_pages().0))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// An open ask for capacity.
@@ -76,6 +86,8 @@ pub struct Wait {
     pub until: Option<Monotonic>,
     /// Fires at that moment.
     pub timer: Option<TimerId>,
+    /// It lasts longer than a moment: what the operation would free does not count as on its way out.
+    pub lasts: bool,
     /// The arbiter was told.
     pub cancelled: bool,
 }
@@ -182,6 +194,8 @@ pub struct Ops {
     /// Of those: clients'.
     waiting_requests_len: usize,
     spilling: PerTier<u64>,
+    /// Of those: what waits long for space on its destination.
+    spilling_waits: PerTier<u64>,
     removing: PerTier<u64>,
 }
 
@@ -194,6 +208,7 @@ impl Default for Ops {
             waiting_len: 0,
             waiting_requests_len: 0,
             spilling: PerTier::default(),
+            spilling_waits: PerTier::default(),
             removing: PerTier::default(),
         }
     }
@@ -243,11 +258,30 @@ impl Ops {
         assert!(op.wait.replace(wait).is_none(), "one ask at a time");
         self.waiting_len += 1;
         self.waiting_requests_len += usize::from(op.class == Class::Request);
+        if let Some((tier, bytes)) = op.spill_that_waits() {
+            self.spilling_waits[tier] += bytes;
+        }
+    }
+
+    /// The operation, which waits, waits longer.
+    ///
+    /// # Panics
+    /// When it does not wait.
+    pub fn prolong_wait(&mut self, key: SlotKey, wait: Wait) {
+        let op = self.slots.get_mut(key).expect("only a live operation waits");
+        let counted = op.spill_that_waits().is_some();
+        assert!(op.wait.replace(wait).is_some(), "it waits");
+        if let Some((tier, bytes)) = op.spill_that_waits().filter(|_| !counted) {
+            self.spilling_waits[tier] += bytes;
+        }
     }
 
     /// The arbiter answered.
     pub fn end_wait(&mut self, key: SlotKey) -> Option<Wait> {
         let op = self.slots.get_mut(key)?;
+        if let Some((tier, bytes)) = op.spill_that_waits() {
+            self.spilling_waits[tier] -= bytes;
+        }
         let wait = op.wait.take()?;
         self.waiting_len -= 1;
         self.waiting_requests_len -= usize::from(op.class == Class::Request);
@@ -337,8 +371,8 @@ impl Ops {
         ByteCount(self.spilling[tier])
     }
 
-    /// Charged bytes on `tier` that operations under way will free.
+    /// Charged bytes on `tier` that operations under way will free soon.
     pub fn leaving(&self, tier: Tier) -> u64 {
-        self.spilling[tier] + self.removing[tier]
+        self.spilling[tier] - self.spilling_waits[tier] + self.removing[tier]
     }
 }

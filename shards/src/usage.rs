@@ -76,7 +76,8 @@ impl Shard {
             self.give_back(step.out, tier, ByteCount::ZERO, None);
         }
         let timer = until.and_then(|until| self.wheel.arm(until, Timer::Wait(op)));
-        self.ops.begin_wait(op, Wait { tier, until, timer, cancelled: false });
+        let lasts = Self::lasts(step.now.monotonic, until);
+        self.ops.begin_wait(op, Wait { tier, until, timer, lasts, cancelled: false });
         let shard = self.config.shard;
         step.out.push(Effect::Budget(BudgetRequest::Ask { shard, op: op_id(op), tier, bytes }));
         false
@@ -93,7 +94,12 @@ impl Shard {
             self.wheel.disarm(timer);
         }
         let timer = until.and_then(|until| self.wheel.arm(until, Timer::Wait(op)));
-        self.ops.get_mut(op).expect("just seen").wait = Some(Wait { until, timer, ..wait });
+        let lasts = wait.lasts || Self::lasts(now, until);
+        self.ops.prolong_wait(op, Wait { until, timer, lasts, ..wait });
+    }
+
+    fn lasts(now: Monotonic, until: Option<Monotonic>) -> bool {
+        until.is_none_or(|until| until > now.plus_millis(BACKGROUND_WAIT_MS))
     }
 
     /// True when `op` waits for space, and now nobody wants it any more.

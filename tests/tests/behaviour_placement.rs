@@ -1,6 +1,6 @@
 //! behaviour.md, "Placement": Promote, Spill, Prefetch, Pin, Unpin.
 
-use payload_tests::server::{PATIENCE, Place, eventually};
+use payload_tests::server::{Place, eventually};
 use payload_tests::v1::{
     BEST_EFFORT, BLOCKING, DISK, RAM, UNSPECIFIED, V1, VOID, allocation, content, id, promotion, refused,
     spill_refused, spilled, spilling, stranger, untimed, within,

@@ -6,6 +6,9 @@ use payload_tests::sim::{self, Canary, Coverage, Options};
 /// Seeds of the ordinary run. `tests/sim --seeds N --from S` runs more.
 const SEEDS: u64 = 200;
 
+/// Seeds of nodes that are asked for more than they hold.
+const OVERLOAD_SEEDS: u64 = 30;
+
 /// Seeds within which each planted bug must be noticed.
 const CANARY_SEEDS: u64 = 60;
 
@@ -33,6 +36,21 @@ fn given_a_planted_bug_when_run_then_the_oracle_notices_it_by_the_promise_it_bre
         // Now and then a bug is first seen by what it leads to; most often it must be seen by what it is.
         assert!(told > 0 && 2 * told >= rules.len(), "{canary:?} in {CANARY_SEEDS} seeds: {rules:?}");
     }
+}
+
+#[test]
+fn given_more_demand_than_ram_holds_when_it_never_ends_then_everybody_is_served_in_bounded_time() {
+    let mut served = 0;
+    for seed in 0..OVERLOAD_SEEDS {
+        match sim::run(seed, Options { overload: true, ..Options::default() }) {
+            Ok(passed) => {
+                let counts: std::collections::BTreeMap<_, _> = passed.coverage.counts().collect();
+                served += counts["waiter_served_by_an_eviction"];
+            }
+            Err(failure) => panic!("{failure}"),
+        }
+    }
+    assert!(served > 50 * OVERLOAD_SEEDS, "{served} waits: this was no overload");
 }
 
 #[test]

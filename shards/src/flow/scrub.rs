@@ -125,7 +125,8 @@ impl Shard {
         error: &DriverError,
     ) {
         let tier = replica.tier;
-        if self.table.at(slot).op.is_some() {
+        // A removal under way is no operation of the payload, and is waited for as well.
+        if self.table.at(slot).op.is_some() || self.is_ending(slot) {
             return self.scrub_waits(step, slot, caller, request);
         }
         let fault = match error.kind {

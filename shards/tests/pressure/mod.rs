@@ -172,3 +172,20 @@ fn given_as_many_waits_as_there_may_be_when_one_more_comes_then_refused_and_dele
         waiting.into_iter().filter(|number| matches!(world.answer(*number), Some(Ok(_)))).count() as u64;
     assert_eq!(served, CAPACITY / 4096, "all there was went to those who waited, in order");
 }
+
+#[test]
+fn given_an_evicted_payload_when_promoted_and_read_then_it_goes_again_before_others_of_higher_priority() {
+    let mut world = World::new();
+    let low = committed(&mut world, priority(EvictionPriority::Low), 2 * TENTH);
+    let plain = committed(&mut world, EvictionPolicy::default(), 2 * TENTH);
+    let hog = world.new_key();
+    world.ask(allocation(hog, Tier::Ram, 7 * TENTH)).expect("LOW makes room");
+    assert_eq!(tier_of(&mut world, low), Some(Tier::Disk));
+    world.ask(Request::Delete { key: hog, force: false, expected_version: None }).expect("deleted");
+    world.ask(promote(low, Tier::Ram)).expect("promoted");
+    let lease = world.lease(low);
+    world.ask(Request::Release { lease: lease.lease }).expect("released");
+    let next = world.new_key();
+    world.ask(allocation(next, Tier::Ram, 7 * TENTH)).expect("LOW makes room again");
+    assert_eq!((tier_of(&mut world, low), tier_of(&mut world, plain)), (Some(Tier::Disk), Some(Tier::Ram)));
+}

@@ -32,7 +32,12 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let (from, seeds) = arguments.verbose.map_or((arguments.from, arguments.seeds), |seed| (seed, 1));
-    let options = Options { steps: arguments.steps, canary: None, verbose: arguments.verbose.is_some() };
+    let options = Options {
+        steps: arguments.steps,
+        canary: None,
+        verbose: arguments.verbose.is_some(),
+        ..Options::default()
+    };
     if arguments.keep_going {
         // A panic inside a shard is reported with its seed; the hook would print it without.
         std::panic::set_hook(Box::new(|_| {}));

@@ -23,6 +23,9 @@ pub(super) const DEADLINE_SLACK_NS: u64 = 50 * MILLIS;
 /// How long the arbiter may need to learn what is free: a recall and its answer, and pumps that sleep.
 const RECALL_SLACK_NS: u64 = 10 * MILLIS;
 
+/// How long an allocation may wait on an overloaded node that could evict everything.
+const OVERLOAD_WAIT_MS_MAX: u64 = 2_000;
+
 /// How old a fault may be when a shard hears of it: a hop, and a pump that slept.
 const FAULT_SLACK_NS: u64 = 5 * MILLIS;
 
@@ -49,6 +52,13 @@ impl Oracle {
             if late && !pending.waits_for_work() {
                 return breach(Rule::Deadline, format!("answered late: {pending:?} {result:?}"));
             }
+        }
+        let waited = scene.now.monotonic.millis_since(pending.sent);
+        if let Request::Allocate(_) = pending.request
+            && scene.plan.overload
+            && (result.is_err() || waited > OVERLOAD_WAIT_MS_MAX)
+        {
+            return breach(Rule::Starved, format!("after {waited} ms: {pending:?} {result:?}"));
         }
         self.settle_fact(&pending, result);
         let verdict = match result {

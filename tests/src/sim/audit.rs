@@ -255,10 +255,14 @@ impl Oracle {
         waiting: bool,
         scene: Scene<'_>,
     ) -> Result<(), Breach> {
-        // A blocking move without a deadline waits for space as long as there is none; `audit_waiters` looks at those.
+        // A blocking move without a deadline waits for space as long as there is none, and a scrub behind it;
+        // `audit_waiters` looks at those.
         let moves = |pending: &super::oracle::Pending| {
             use payload_types::request::Request;
-            matches!(pending.request, Request::Promote { .. } | Request::Spill(_) | Request::Acquire(_))
+            matches!(
+                pending.request,
+                Request::Promote { .. } | Request::Spill(_) | Request::Acquire(_) | Request::Scrub(_)
+            )
         };
         let waits = |pending: &super::oracle::Pending| moves(pending) && pending.deadline.is_none();
         if let Some((to, pending)) = self.pending.iter().find(|(_, pending)| !waits(pending)) {

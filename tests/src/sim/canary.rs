@@ -33,7 +33,7 @@ pub enum Canary {
     SkippedSync,
     /// An eviction takes a replica that somebody leases.
     EvictsLeased,
-    /// A shard evicts four times what it was told to.
+    /// A shard evicts all it has, whatever it was told to.
     OverEviction,
     /// One grant in twenty never reaches who waits for it.
     LostWake,

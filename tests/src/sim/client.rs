@@ -208,7 +208,7 @@ impl World {
                 key,
                 target: self.rng.pick(&[Tier::Ram, Tier::Ram, Tier::Disk, Tier::Gpu]),
             },
-            79..=83 => {
+            79..=83 if !self.plan.overload => {
                 let duration_ms = self.rng.pick(&[None, Some(1), Some(50), Some(5_000)]);
                 Request::Pin { key, duration_ms, owner: Peer::UNKNOWN }
             }
@@ -313,6 +313,12 @@ impl World {
         if policy.validate().is_err() {
             policy = EvictionPolicy::default();
         }
+        if self.plan.overload {
+            let units = if self.rng.chance(50) { 24 } else { self.rng.between(1, 12) };
+            let size = ByteCount(units * self.plan.grain.max(4096));
+            let policy = EvictionPolicy::default();
+            return Allocate { key, size, tier: Tier::Ram, ttl_ms: None, no_evict: false, policy };
+        }
         let no_evict = self.rng.chance(100);
         let mortal = !no_evict
             && policy.priority != EvictionPriority::Never
@@ -387,7 +393,7 @@ impl World {
             self.storage.blocks.iter_mut().find(|(name, _)| name.id == key.id && name.tier == tier);
         let (_, block) = location.expect("Allocated was checked to name a block");
         block.content = content;
-        let dice = self.rng.below(100);
+        let dice = if self.plan.overload { 50 } else { self.rng.below(100) };
         let commit_at = self.now.0 + self.rng.between(0, 5 * MILLIS);
         block.readers.insert(0, Monotonic(commit_at + linger));
         if dice >= 90 {

@@ -106,6 +106,8 @@ pub(super) struct Plan {
     /// Readers and producers that keep a replica mapped after their lease, or forever.
     pub(super) linger_permille: u64,
     pub(super) probing: Probing,
+    /// More is asked for than RAM holds, all the time, and everything may be evicted: nobody may wait long.
+    pub(super) overload: bool,
 }
 
 impl Plan {
@@ -152,8 +154,27 @@ impl Plan {
             slow_permille: rng.pick(&[0, 20, 200]),
             lazy_pump_permille: rng.pick(&[0, 50, 400]),
             linger_permille: rng.pick(&[0, 100, 500]),
+            overload: false,
             probing: if rng.chance(500) { Probing::EveryStep } else { Probing::Rarely },
         }
+    }
+
+    /// A node without faults whose RAM is asked for more than it holds, by small and by huge payloads, for as long as the
+    /// run lasts.
+    pub(super) fn overload(&mut self) {
+        self.overload = true;
+        let grain = self.grain.max(4096);
+        self.capacity[Tier::Ram] = Some(ByteCount(40 * grain));
+        self.capacity[Tier::Disk] = Some(ByteCount(1_000_000 * grain));
+        self.watermarks = Watermarks::default();
+        (self.payloads_wanted, self.crowd) = (u64::MAX, false);
+        self.allocation_timeout_ms = 200;
+        (self.lease_ms_max, self.lease_ms_default) = (50, 50);
+        // 5.5 units every 7 ms or so, each held for some 30 ms until it was committed and evicted: more than the third of
+        // the tier that is left when the low watermark has been reached, hence waits all the time.
+        self.think_ns = 3 * MILLIS;
+        self.linger_permille = 0;
+        self.pacify();
     }
 
     /// No more faults: clients have stopped, and time shall heal everything.

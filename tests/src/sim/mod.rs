@@ -57,11 +57,13 @@ pub struct Options {
     pub canary: Option<Canary>,
     /// Print everything as it happens.
     pub verbose: bool,
+    /// Ask for more than RAM holds, all the time.
+    pub overload: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { steps: STEPS_DEFAULT, canary: None, verbose: false }
+        Self { steps: STEPS_DEFAULT, canary: None, verbose: false, overload: false }
     }
 }
 
@@ -116,7 +118,7 @@ pub fn run(seed: u64, options: Options) -> Result<Passed, Box<Failure>> {
 }
 
 fn attempt(seed: u64, options: Options, lines_max: usize) -> Result<Passed, Box<Failure>> {
-    let mut world = World::new(seed, options.canary, Trace::new(lines_max, options.verbose));
+    let mut world = World::new(seed, options, Trace::new(lines_max, options.verbose));
     let caught = catch_unwind(AssertUnwindSafe(|| live(&mut world, options.steps)));
     let result = caught.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();

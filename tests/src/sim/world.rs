@@ -23,6 +23,7 @@ use payload_types::{
     Monotonic, NamespaceId, Now, PayloadId, PayloadKey, PerTier, ShardIndex, Tier, WallMs, limits,
 };
 
+use super::Options;
 use super::agenda::{Agenda, Task};
 use super::audit::Look;
 use super::canary::Canary;
@@ -126,9 +127,12 @@ impl Core {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, canary: Option<Canary>, trace: Trace) -> Self {
+    pub(super) fn new(seed: u64, options: Options, trace: Trace) -> Self {
         let mut rng = Rng::new(seed);
-        let plan = Plan::draw(&mut rng);
+        let mut plan = Plan::draw(&mut rng);
+        if options.overload {
+            plan.overload();
+        }
         let arbiter = Arbiter::new(plan.capacity, 1);
         Self {
             rng,
@@ -140,7 +144,7 @@ impl World {
             storage: Storage::default(),
             catalog: Catalog::new(),
             trace,
-            canary,
+            canary: options.canary,
             jobs: BTreeMap::new(),
             works: BTreeMap::new(),
             asks_open: 0,
