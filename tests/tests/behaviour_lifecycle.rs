@@ -32,7 +32,7 @@ async fn given_no_size_or_too_much_when_allocated_then_the_contracts_codes_and_n
             refused(answer.expect("at once"), Code::ResourceExhausted, &["64 MiB"]);
         }
         let whole = v1.allocated(tier, 64 << 20).await;
-        let full = untimed(&server).allocate_payload(within(300, allocation(tier, 4096))).await;
+        let full = untimed(&server).allocate_payload(within(1_000, allocation(tier, 4096))).await;
         let words = ["allocated", "leased", "pinned", "spilling", "free"];
         refused(full, Code::ResourceExhausted, &words);
         v1.delete(&id(&whole), false).await.expect("deleted");

@@ -365,7 +365,7 @@ async fn given_a_full_disk_tier_when_spilled_then_it_waits_and_the_payload_is_as
     let v1 = V1::connect(&server).await;
     let hog = v1.allocated(DISK, 8 << 20).await;
     let payload = id(&v1.put(RAM, &content(1, 5000)).await);
-    let answer = untimed(&server).spill(within(300, spilling(&payload, DISK))).await.expect("one result");
+    let answer = untimed(&server).spill(within(1_000, spilling(&payload, DISK))).await.expect("one result");
     spill_refused(&answer.into_inner().results[0], &["DISK", "full"]);
     let after = v1.resolve(&payload).await.expect("known");
     assert_eq!((after.tier, after.state()), (RAM, PayloadState::Active));

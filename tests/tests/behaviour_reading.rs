@@ -133,7 +133,7 @@ async fn given_no_room_on_the_faster_tier_when_leased_then_best_effort_is_grante
     let hog = v1.allocated(RAM, 8 << 20).await;
     let payload = id(&v1.put(DISK, &content(4, 1 << 20)).await);
     let wish = rt::AcquireReadLeaseRequest { min_tier: RAM, ..acquisition(&payload) };
-    let answer = v1.data().acquire_read_lease(within(400, wish.clone())).await;
+    let answer = v1.data().acquire_read_lease(within(1_000, wish.clone())).await;
     refused(answer, Code::ResourceExhausted, &["RAM", "free"]);
     let best_effort = rt::AcquireReadLeaseRequest { promotion_policy: BEST_EFFORT, ..wish };
     let lease = v1.acquire(best_effort).await.expect("granted");
