@@ -55,6 +55,9 @@ impl Node {
         let mut shards = shards_new(config, epoch, capacity);
         let found = recovery::rows_adopt(store.as_mut(), &drivers, &mut shards, clock::now())?;
         let reclaimed = drivers.reclaim();
+        for replica in drivers.held() {
+            shards[usize::from(replica.id.shard(config.shards.count).0)].adopt_held(replica);
+        }
         tracing::info!(
             epoch = epoch.0,
             live = found.live,

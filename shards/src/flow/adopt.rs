@@ -1,5 +1,6 @@
 //! Boot: a shard takes over the rows of its payloads before its first step.
 
+use payload_types::effect::ReplicaRef;
 use payload_types::{Health, Now, PayloadRow, PerTier, Tier};
 
 use crate::limbo::Users;
@@ -18,6 +19,13 @@ pub enum Adopted {
 }
 
 impl Shard {
+    /// Takes over what an earlier run dropped, or never committed, and clients still hold: it has lost its name, and is
+    /// charged until a driver has freed it.
+    pub fn adopt_held(&mut self, replica: ReplicaRef) {
+        self.accounts[replica.tier].adopt(replica.size.in_pages());
+        self.limbo.adopt(replica);
+    }
+
     /// Takes a row over. `present` tells which of the row's replicas the drivers found, at full size.
     ///
     /// # Panics

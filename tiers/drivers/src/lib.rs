@@ -259,12 +259,20 @@ impl Drivers {
             let (reclaimed, held) = found.reclaim(store, tier);
             tally[tier] = reclaimed;
             self.orphans.extend(held.into_iter().map(|replica| Retired {
-                shard: None,
+                shard: replica.id.shard(self.config.shard_count),
                 replica,
                 is_detached: true,
             }));
         }
         tally
+    }
+
+    /// Boot: what [`reclaim`](Self::reclaim) found that clients still hold. It takes space until they let go; the
+    /// shard of its id hears of that as of what it dropped itself ([`StorageDone::Freed`]), and is charged until then.
+    ///
+    /// [`StorageDone::Freed`]: payload_types::event::StorageDone::Freed
+    pub fn held(&self) -> impl Iterator<Item = ReplicaRef> {
+        self.orphans.iter().map(|orphan| orphan.replica)
     }
 
     /// Spawns the threads; completions go to `sink`. To be called once.

@@ -38,8 +38,8 @@ const _: () = assert!(RETRY_FIRST.as_millis() << RETRY_DOUBLINGS >= RETRY_LAST.a
 /// A dropped replica.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Retired {
-    /// Who is told; nobody for what an earlier run of the server left.
-    pub(crate) shard: Option<ShardIndex>,
+    /// Who is told.
+    pub(crate) shard: ShardIndex,
     pub(crate) replica: ReplicaRef,
     /// Its public name is gone, and the shard knows.
     pub(crate) is_detached: bool,
@@ -132,9 +132,7 @@ impl Retirement {
         }
     }
 
-    fn tell(&self, shard: Option<ShardIndex>, done: StorageDone) {
-        if let Some(shard) = shard {
-            (self.sink)(shard, Completion::Storage(done));
-        }
+    fn tell(&self, shard: ShardIndex, done: StorageDone) {
+        (self.sink)(shard, Completion::Storage(done));
     }
 }
