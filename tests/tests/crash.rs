@@ -8,13 +8,14 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use payload_client::{AllocateOptions, Client};
+use payload_client::mapping::{ReadMapping, WriteMapping};
+use payload_client::{AcquireOptions, AllocateOptions, Client};
 use payload_tests::crash::fact::{Allocated, Fact, Verb};
 use payload_tests::crash::ledger::{Breach, Rule};
 use payload_tests::crash::{self, Options, Run};
-use payload_tests::server::Server;
+use payload_tests::server::{Server, eventually};
 use payload_tests::v1::content;
-use payload_types::{ByteCount, PayloadId, Tier};
+use payload_types::{ByteCount, ErrorKind, PayloadId, Tier};
 
 /// The ordinary run's.
 const OPTIONS: Options = Options {
@@ -59,7 +60,8 @@ async fn put(run: &Run, client: &Client, tier: Tier, seed: u64) -> PayloadId {
     let options = AllocateOptions { tier, no_evict: true, ..AllocateOptions::default() };
     let id = client.put_bytes(bytes, ByteCount(size), &options).await.expect("put").id;
     let mut ledger = run.ledger.lock().expect("nobody panicked");
-    ledger.note(Fact::Allocated(Allocated { id, seed, size, tier, expires_at: None, is_kept: true }));
+    let allocated = Allocated { id, seed, size, tier, expires_at: None, is_kept: true, is_expendable: false };
+    ledger.note(Fact::Allocated(allocated));
     ledger.note(Fact::Asked(Verb::Commit, id));
     ledger.note(Fact::Did(Verb::Commit, id));
     id
@@ -160,6 +162,36 @@ async fn given_bytes_that_no_payload_accounts_for_when_verified_then_it_is_told(
         fs::remove_file(&planted).expect("removed");
         run.verify(&client).await.expect("all is well again");
     }
+}
+
+#[tokio::test]
+async fn given_clients_that_outlive_the_server_when_restarted_then_what_they_hold_stays_charged() {
+    const PART: ByteCount = ByteCount(12 << 20);
+    // 32 MiB of RAM: what was never committed, and what was deleted under a lease, leave no room for a third.
+    let mut run = Run::new(0, OPTIONS);
+    let (server, client) = run.start().await.expect("it starts");
+    let options = AllocateOptions::default();
+    let allocated = client.allocate_payload(PART, &options).await.expect("allocated").descriptor;
+    let allocation = WriteMapping::open(allocated.location.as_ref().expect("one")).expect("mapped");
+    let bytes = content(1, 12 << 20);
+    let id = client.put_bytes(std::io::Cursor::new(bytes.clone()), PART, &options).await.expect("put").id;
+    let leased = client.acquire_read_lease(id, &AcquireOptions::default()).await.expect("leased");
+    let lease = ReadMapping::open(leased.descriptor.location.as_ref().expect("one")).expect("mapped");
+    client.delete(id, true, None).await.expect("deleted by force");
+    server.kill();
+
+    let (server, client) = run.start().await.expect("it starts");
+    let short = client.with_deadline(Duration::from_millis(200));
+    let refusal = short.allocate_payload(PART, &options).await.expect_err("there is no room");
+    let kinds = [Some(ErrorKind::ResourceExhausted), Some(ErrorKind::DeadlineExceeded)];
+    assert!(kinds.contains(&refusal.kind()), "{refusal}");
+    assert!(*lease == bytes, "what is mapped is not reused");
+    drop((allocation, lease));
+    let whole = eventually("all of it is free", async || {
+        client.allocate_payload(ByteCount(32 << 20), &options).await.ok()
+    });
+    whole.await;
+    server.stop();
 }
 
 /// Copies a directory with everything below it.

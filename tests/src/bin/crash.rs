@@ -2,14 +2,16 @@
 //!
 //! Prints how often everything happened. A failure prints its seed and round, what was broken and the server's log;
 //! `--keep` leaves the data directory and the segments behind. Exit code 0 only when every promise was kept.
-//! `crash worker ADDRESS SEED` is one of its client processes.
+//! `crash pressure` puts more than fits instead; `crash worker ADDRESS SEED` is one of the client processes.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
-use payload_tests::crash::{self, Options};
+use payload_tests::crash::pressure::Pressure;
+use payload_tests::crash::watch::Peak;
+use payload_tests::crash::{self, Failure, Options, Passed};
 use payload_tests::server::PATIENCE;
 
 /// Kills a real server under load, again and again, and verifies every acknowledged payload after each restart.
@@ -33,6 +35,27 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Role {
+    /// Puts far more than memory and disk hold, at full speed, and kills the server meanwhile.
+    Pressure {
+        /// `storage.ram.capacity_bytes`, in MiB.
+        #[arg(long, default_value_t = 256)]
+        ram_mib: u64,
+        /// `storage.disk.capacity_bytes`, in MiB.
+        #[arg(long, default_value_t = 1024)]
+        disk_mib: u64,
+        /// What is put in all, in MiB.
+        #[arg(long, default_value_t = 10 * 1024)]
+        put_mib: u64,
+        /// How often the server is killed.
+        #[arg(long, default_value_t = 3)]
+        kills: u64,
+        /// The seed.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// After a failure, leave the data directory and the segments.
+        #[arg(long)]
+        keep: bool,
+    },
     /// A client process: payloads on standard input, facts on standard output.
     #[command(hide = true)]
     Worker {
@@ -44,31 +67,37 @@ enum Role {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    if let Some(Role::Worker { address, seed }) = arguments.role {
-        return match crash::load::run(&address, seed) {
+    let Arguments { role, rounds, from, seconds_per_round, keep } = Arguments::parse();
+    let load_max = Duration::from_secs_f64(seconds_per_round);
+    let options = Options { rounds, load_max, patience: PATIENCE, keep };
+    match role {
+        Some(Role::Worker { address, seed }) => match crash::load::run(&address, seed) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("worker: {error:#}");
                 ExitCode::FAILURE
             }
-        };
+        },
+        Some(Role::Pressure { ram_mib, disk_mib, put_mib, kills, from, keep }) => {
+            let capacity = Peak { memory: ram_mib << 20, disk: disk_mib << 20 };
+            let pressure = Pressure { capacity, put_bytes: put_mib << 20, kills };
+            told(from, || crash::press(from, Options { keep, ..options }, pressure))
+        }
+        None => told(from, || crash::run(from, options)),
     }
-    let load_max = Duration::from_secs_f64(arguments.seconds_per_round);
-    let options = Options { rounds: arguments.rounds, load_max, patience: PATIENCE, keep: arguments.keep };
+}
+
+fn told(seed: u64, run: impl FnOnce() -> Result<Passed, Box<Failure>>) -> ExitCode {
     let start = Instant::now();
-    match crash::run(arguments.from, options) {
-        Ok(passed) => {
-            for (name, count) in &passed.tally {
+    match run() {
+        Ok(Passed { tally, peak: Peak { memory, disk } }) => {
+            for (name, count) in &tally {
                 println!("{count:>10}  {name}");
             }
+            let (memory, disk) = (memory >> 20, disk >> 20);
+            let took = start.elapsed();
             println!(
-                "seed {}, {} rounds in {:?}: every promise was kept; at most {} MiB in memory, {} MiB on disk",
-                arguments.from,
-                arguments.rounds,
-                start.elapsed(),
-                passed.peak.memory >> 20,
-                passed.peak.disk >> 20
+                "seed {seed}, {took:?}: every promise was kept; at most {memory} MiB in memory, {disk} MiB on disk"
             );
             ExitCode::SUCCESS
         }

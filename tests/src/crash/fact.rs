@@ -59,6 +59,8 @@ pub struct Allocated {
     pub expires_at: Option<WallMs>,
     /// `no_evict`: pressure alone never moves it.
     pub is_kept: bool,
+    /// Its spill_target is VOID: pressure alone may discard it.
+    pub is_expendable: bool,
 }
 
 /// One line.
@@ -85,10 +87,10 @@ pub enum Fact {
 impl fmt::Display for Fact {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Allocated(Allocated { id, seed, size, tier, expires_at, is_kept }) => {
+            Self::Allocated(Allocated { id, seed, size, tier, expires_at, is_kept, is_expendable }) => {
                 let expires = expires_at.map_or(0, WallMs::as_millis);
                 let tier = if *tier == Tier::Ram { "ram" } else { "disk" };
-                write!(f, "allocated {id} {seed} {size} {tier} {expires} {is_kept}")
+                write!(f, "allocated {id} {seed} {size} {tier} {expires} {is_kept} {is_expendable}")
             }
             Self::Asked(verb, id) => write!(f, "asked {} {id}", word(*verb)),
             Self::Did(verb, id) => write!(f, "did {} {id}", word(*verb)),
@@ -121,7 +123,7 @@ fn parse(line: &str) -> Option<Fact> {
     }
     let words: Vec<&str> = line.split(' ').collect();
     Some(match words[..] {
-        ["allocated", id, seed, size, tier, expires, is_kept] => Fact::Allocated(Allocated {
+        ["allocated", id, seed, size, tier, expires, is_kept, is_expendable] => Fact::Allocated(Allocated {
             id: id.parse().ok()?,
             seed: seed.parse().ok()?,
             size: size.parse().ok()?,
@@ -132,6 +134,7 @@ fn parse(line: &str) -> Option<Fact> {
             },
             expires_at: Some(expires.parse().ok()?).filter(|at| *at != 0).map(WallMs::from_millis),
             is_kept: is_kept.parse().ok()?,
+            is_expendable: is_expendable.parse().ok()?,
         }),
         [kind @ ("asked" | "did" | "refused"), verb, id] => {
             let (verb, _) = Verb::ALL.into_iter().find(|(_, word)| *word == verb)?;
@@ -163,10 +166,16 @@ mod tests {
             tier: Tier::Disk,
             expires_at: Some(WallMs::from_millis(7)),
             is_kept: true,
+            is_expendable: false,
         };
         let mut facts = vec![
             Fact::Allocated(allocated),
-            Fact::Allocated(Allocated { expires_at: None, tier: Tier::Ram, ..allocated }),
+            Fact::Allocated(Allocated {
+                expires_at: None,
+                tier: Tier::Ram,
+                is_expendable: true,
+                ..allocated
+            }),
             Fact::Missing(id),
             Fact::Broken("a b  c".to_owned()),
             Fact::Idle,

@@ -128,7 +128,7 @@ impl Known {
         if self.allocated.expires_at.is_some_and(|at| at <= now) {
             return Expected::Leaving;
         }
-        match self.commit.done && !self.delete.possible() {
+        match self.commit.done && !self.delete.possible() && !self.allocated.is_expendable {
             true => Expected::Live,
             false => Expected::Either,
         }
@@ -215,6 +215,11 @@ impl Ledger {
         self.broken.push(Breach::new(rule, detail));
     }
 
+    /// A promise was broken that nobody has judged yet.
+    pub fn is_broken(&self) -> bool {
+        !self.broken.is_empty()
+    }
+
     fn call(&mut self, verb: Verb, id: PayloadId, change: impl FnOnce(&mut Calls)) {
         if let Some(calls) = self.known.get_mut(&id).and_then(|known| known.calls(verb)) {
             change(calls);
@@ -299,7 +304,15 @@ mod tests {
 
     fn ledger(facts: &[Fact]) -> (Ledger, PayloadId) {
         let id = PayloadId::mint(1, 2);
-        let allocated = Allocated { id, seed: 0, size: 1, tier: Tier::Ram, expires_at: None, is_kept: false };
+        let allocated = Allocated {
+            id,
+            seed: 0,
+            size: 1,
+            tier: Tier::Ram,
+            expires_at: None,
+            is_kept: false,
+            is_expendable: false,
+        };
         let mut ledger = Ledger::default();
         ledger.note(Fact::Allocated(allocated));
         facts.iter().for_each(|fact| ledger.note(fact.clone()));

@@ -15,7 +15,7 @@ use std::time::Duration;
 use payload_client::mapping::{ReadMapping, WriteMapping};
 use payload_client::{AcquireOptions, AllocateOptions, Client, ClientError, Descriptor, SpillOptions};
 use payload_types::tier::SpillTarget;
-use payload_types::{ByteCount, Checksum, ErrorKind, PayloadId, PromotionPolicy, SpillPolicy, Tier, WallMs};
+use payload_types::{ByteCount, Checksum, ErrorKind, PayloadId, PromotionPolicy, SpillPolicy, Tier};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use xxhash_rust::xxh3::xxh3_64;
@@ -116,7 +116,7 @@ fn board<T>(shared: &Shared, change: impl FnOnce(&mut Board) -> T) -> T {
 }
 
 /// The bytes of a payload.
-fn expected(allocated: &Allocated) -> Vec<u8> {
+pub fn expected(allocated: &Allocated) -> Vec<u8> {
     content(allocated.seed, usize::try_from(allocated.size).expect("small"))
 }
 
@@ -249,8 +249,15 @@ impl Task {
         };
         let seed = self.random.random();
         let expires_at = descriptor.expires_at;
-        let allocated =
-            Allocated { id: descriptor.id, seed, size, tier, expires_at, is_kept: options.no_evict };
+        let allocated = Allocated {
+            id: descriptor.id,
+            seed,
+            size,
+            tier,
+            expires_at,
+            is_kept: options.no_evict,
+            is_expendable: false,
+        };
         say(&Fact::Allocated(allocated));
         let Some(mut mapping) = self.mapped(allocated, &descriptor).await? else { return Ok(()) };
         let bytes = expected(&allocated);

@@ -13,6 +13,7 @@ pub mod crew;
 pub mod fact;
 pub mod ledger;
 pub mod load;
+pub mod pressure;
 pub mod verify;
 pub mod watch;
 
@@ -29,6 +30,7 @@ use crate::server::{Place, Server};
 use crate::sys::Signal;
 use crew::Worker;
 use ledger::{Breach, Ledger, Rule, Tally};
+use pressure::Pressure;
 use watch::{Ground, Peak, Watch};
 
 /// Client processes at a time.
@@ -64,8 +66,8 @@ pub struct Passed {
 pub struct Failure {
     /// The run's.
     pub seed: u64,
-    /// From 1; the promise may have been broken in the one before.
-    pub round: u64,
+    /// What to run.
+    pub again: String,
     /// What was broken.
     pub breach: Breach,
     /// What the server had logged last.
@@ -74,17 +76,14 @@ pub struct Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seed, round, breach, log } = self;
-        write!(
-            f,
-            "seed {seed}, round {round}: {breach}\nagain: tests/crash --from {seed} --rounds {round} --keep\n\
-             -- the server's log\n{log}"
-        )
+        let Self { seed, breach, again, log } = self;
+        write!(f, "seed {seed}: {breach}\nagain: {again}\n-- the server's log\n{log}")
     }
 }
 
 /// A data directory that servers are started on and killed, and what must be found there.
 pub struct Run {
+    seed: u64,
     place: Place,
     ground: Ground,
     /// What the clients were told.
@@ -102,37 +101,68 @@ pub struct Run {
 /// # Errors
 /// The first broken promise.
 pub fn run(seed: u64, options: Options) -> Result<Passed, Box<Failure>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.expect("a runtime needs only descriptors");
     let mut run = Run::new(seed, options);
     let mut round = 1;
-    let result = runtime.block_on(async {
+    let result = block_on(async {
         while round <= options.rounds {
             run.round().await?;
             round += 1;
         }
         run.finish().await
     });
-    result.map_err(|breach| {
-        let log = std::mem::take(&mut run.log);
-        if options.keep {
-            run.place.keep();
-        }
-        Box::new(Failure { seed, round, breach, log })
+    run.concluded(result, || {
+        let seconds = options.load_max.as_secs_f64();
+        // What is seen in one round may have been broken in the one before.
+        format!(
+            "round {round} of tests/crash --from {seed} --rounds {round} --seconds-per-round {seconds} --keep"
+        )
     })
+}
+
+/// Runs one seed of the other kind: a server that is always full (`pressure`).
+///
+/// # Errors
+/// The first broken promise.
+pub fn press(seed: u64, options: Options, pressure: Pressure) -> Result<Passed, Box<Failure>> {
+    let mut run = Run::with_capacity(seed, options, pressure.capacity);
+    let result = block_on(pressure::run(&mut run, seed, pressure));
+    run.concluded(result, || format!("tests/pressure --from {seed} --keep, as it was run"))
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime needs only descriptors").block_on(work)
 }
 
 impl Run {
     /// Nothing there yet.
     pub fn new(seed: u64, options: Options) -> Self {
+        Self::with_capacity(seed, options, CAPACITY)
+    }
+
+    fn with_capacity(seed: u64, options: Options, capacity: Peak) -> Self {
         let place = Place::new()
-            .with("STORAGE__RAM__CAPACITY_BYTES", &CAPACITY.memory.to_string())
-            .with("STORAGE__DISK__CAPACITY_BYTES", &CAPACITY.disk.to_string());
+            .with("STORAGE__RAM__CAPACITY_BYTES", &capacity.memory.to_string())
+            .with("STORAGE__DISK__CAPACITY_BYTES", &capacity.disk.to_string());
         let ground = Ground { prefix: place.prefix().to_owned(), root: place.path().join("disk") };
-        let watch = Watch::start(ground.clone(), CAPACITY);
+        let watch = Watch::start(ground.clone(), capacity);
         let random = SmallRng::seed_from_u64(seed);
         let (ledger, leavers, log) = Default::default();
-        Self { place, ground, ledger, watch, random, options, leavers, log }
+        Self { seed, place, ground, ledger, watch, random, options, leavers, log }
+    }
+
+    fn concluded(
+        mut self,
+        result: Result<Passed, Breach>,
+        again: impl FnOnce() -> String,
+    ) -> Result<Passed, Box<Failure>> {
+        result.map_err(|breach| {
+            if self.options.keep {
+                self.place.keep();
+            }
+            let log = std::mem::take(&mut self.log);
+            Box::new(Failure { seed: self.seed, again: again(), breach, log })
+        })
     }
 
     /// From a start to a kill.

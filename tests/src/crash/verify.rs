@@ -17,10 +17,10 @@ use payload_types::tier::SpillTarget;
 use payload_types::{ErrorKind, PayloadId, Tier};
 
 use super::ledger::{Breach, Expected, Known, Ledger, Rule, is_state_legal};
+use super::load::expected;
 use super::now;
 use super::watch::{Ground, Item};
 use crate::server::PATIENCE;
-use crate::v1::content;
 
 /// Payloads gone before that are asked for after each restart.
 const GRAVES: usize = 40;
@@ -92,7 +92,7 @@ async fn read(client: &Client, known: &Known) -> Result<Option<Tier>, Breach> {
         if !is_placed || shown.size.0 != known.allocated.size {
             return breach(Rule::Placed, shown);
         }
-        if *lease != *content(known.allocated.seed, usize::try_from(known.allocated.size).expect("small")) {
+        if *lease != *expected(&known.allocated) {
             return breach(Rule::Bytes, shown);
         }
         let tier = shown.tier;
