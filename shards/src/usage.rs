@@ -233,11 +233,11 @@ impl Shard {
         }
     }
 
-    /// True when the arbiter, as far as it knows, would not ask for the evictions that it would ask for now.
+    /// True when the arbiter would order other evictions than as far as it knows.
     fn has_news(&self, tier: Tier) -> bool {
         let (now, told) = (self.supply(tier), self.budget[tier].told);
         let better = now.head.is_some_and(|head| told.head.is_none_or(|told| head < told));
-        better || now.leaving < told.leaving
+        better || now.leaving != told.leaving
     }
 
     /// Returns spare grant beyond `keep` to the arbiter, as the answer to `recall` if there is one.

@@ -156,7 +156,7 @@ pub enum BudgetRequest {
         tier: Tier,
     },
     /// Gives `bytes` back: unasked, or as the answer to a recall (then also when it is 0). Under pressure also sent
-    /// with 0 bytes, when the shard has something better to evict than it said, or less on its way out.
+    /// with 0 bytes, when the shard has something better to evict than it said, or more or less on its way out.
     Return {
         /// Who gives.
         shard: ShardIndex,

@@ -184,4 +184,6 @@ pub struct EvictOrder {
     pub bytes: ByteCount,
     /// But none that ranks behind this: another shard's go first.
     pub bound: Option<Rank>,
+    /// What this shard had said to be on its way out: `bytes` come on top. What else it has begun since counts.
+    pub leaving: ByteCount,
 }

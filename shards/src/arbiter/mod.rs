@@ -255,7 +255,8 @@ impl Budget {
         if let Some((_, shard)) = first.filter(|_| need > 0) {
             let others = (0..).zip(&self.members).filter(|(other, _)| *other != shard);
             let bound: Option<Rank> = others.filter_map(|(_, member)| head(member)).min();
-            self.send(tier, shard, Some(EvictOrder { bytes: ByteCount(need), bound }), out);
+            let leaving = ByteCount(self.members[shard].supply.leaving);
+            self.send(tier, shard, Some(EvictOrder { bytes: ByteCount(need), bound, leaving }), out);
         }
     }
 

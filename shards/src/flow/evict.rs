@@ -28,7 +28,8 @@ impl Shard {
         order: EvictOrder,
         work_left: &mut usize,
     ) {
-        let mut started = 0;
+        // A delete, say, that the arbiter had not heard of.
+        let mut started = self.supply(tier).leaving.saturating_sub(order.leaving.0);
         while started < order.bytes.0 && *work_left > 0 && self.ops.may_evict() {
             let Some((rank, slot)) = self.table.victim(tier) else { return };
             if order.bound.is_some_and(|bound| rank > bound) {
