@@ -4,12 +4,13 @@
 //! `payload.manager.operations.v1`: the .proto files say what each field means. A server that lacks the service
 //! answers UNIMPLEMENTED, and one without our own fields leaves them empty.
 
-use payload_types::PayloadId;
-use payload_wire::ids;
+use payload_types::{PayloadId, Tier};
 use payload_wire::pb::admin::v1 as admin;
 use payload_wire::pb::operations::v1 as operations;
 use payload_wire::pb::operations::v1::payload_operations_service_client::PayloadOperationsServiceClient;
+pub use payload_wire::pb::operations::v1::scrub_response::Event as ScrubEvent;
 use payload_wire::pb::services::v1::payload_admin_service_client::PayloadAdminServiceClient;
+use payload_wire::{enums, ids};
 use tonic::transport::Channel;
 
 use crate::client::Client;
@@ -43,8 +44,50 @@ impl Client {
         self.answer(self.operations().explain_payload(self.request(request)).await)
     }
 
+    /// Verifies the bytes of replicas against their checksums: of one payload, or of all; at most so many bytes a second,
+    /// the server's default when it is 0. Findings and progress come as they are made; dropping the stream ends it.
+    ///
+    /// # Errors
+    /// NOT_FOUND for a payload that is not there, when the stream is first asked.
+    pub async fn scrub(
+        &self,
+        id: Option<PayloadId>,
+        tier: Option<Tier>,
+        bytes_per_second: u64,
+    ) -> Result<ScrubStream, ClientError> {
+        let tier = tier.map_or(0, |tier| enums::tier_to_pb(tier).into());
+        let id = id.map(ids::payload_id_to_pb);
+        let request = tonic::Request::new(operations::ScrubRequest { id, tier, bytes_per_second });
+        let stream = self.answer(self.operations().scrub(request).await)?;
+        Ok(ScrubStream { client: self.clone(), stream })
+    }
+
     pub(crate) fn operations(&self) -> PayloadOperationsServiceClient<Channel> {
         let max = payload_types::limits::MESSAGE_BYTES_MAX;
         PayloadOperationsServiceClient::new(self.channel()).max_decoding_message_size(max)
+    }
+}
+
+/// What a scrub tells.
+pub struct ScrubStream {
+    client: Client,
+    stream: tonic::Streaming<operations::ScrubResponse>,
+}
+
+impl ScrubStream {
+    /// The next message; `None` when the scrub is over.
+    ///
+    /// # Errors
+    /// The server's own, and those of the connection.
+    pub async fn next(&mut self) -> Result<Option<ScrubEvent>, ClientError> {
+        loop {
+            let message = self.stream.message().await;
+            match self.client.answer(message.map(tonic::Response::new))? {
+                None => return Ok(None),
+                Some(operations::ScrubResponse { event: Some(event) }) => return Ok(Some(event)),
+                // Of a later version.
+                Some(operations::ScrubResponse { event: None }) => {}
+            }
+        }
     }
 }

@@ -10,7 +10,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use payload_drivers::Locator;
+use payload_drivers::{DiskWatch, Locator};
 use payload_types::reply::Reply;
 use payload_types::request::Request as Ask;
 use payload_types::{PayloadError, PerTier, Tier};
@@ -34,12 +34,13 @@ pub struct Accounting {
     connections: Connections,
     physical: Arc<Physical>,
     started: Instant,
+    disk: DiskWatch,
 }
 
 impl Accounting {
-    /// Figures of the shards behind `router`, of the files that `locator` names, and of `connections`.
-    pub fn new(router: Arc<Router>, locator: Locator, connections: Connections) -> Self {
-        Self { router, connections, physical: Physical::new(locator), started: Instant::now() }
+    /// Figures of the shards behind `router`, of the files that `locator` names, of `connections`, and of the disk root.
+    pub fn new(router: Arc<Router>, locator: Locator, connections: Connections, disk: DiskWatch) -> Self {
+        Self { router, connections, physical: Physical::new(locator), started: Instant::now(), disk }
     }
 
     /// All figures, now.
@@ -57,6 +58,7 @@ impl Accounting {
             physical,
             connections: self.connections.count() as u64,
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            disk: self.disk.look(),
         };
         Ok(encode::stats(&parts, &node))
     }

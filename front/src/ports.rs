@@ -20,6 +20,11 @@ impl NodePorts {
         Self { drivers, writer }
     }
 
+    /// Ends verifications, those under way and those to come.
+    pub fn stop_scrubs(&self) {
+        self.drivers.stop_scrubs();
+    }
+
     /// Ends both, in the order in which nothing can be lost: the writer first flushes what the shards submitted, then
     /// the drivers finish what is under way.
     pub fn shutdown(self) {

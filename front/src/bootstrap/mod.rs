@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use payload_catalog::{MemoryStore, SqliteStore, Store, Synchronous, Writer};
-use payload_drivers::{Drivers, DriversConfig, Locator};
+use payload_drivers::{DiskWatch, Drivers, DriversConfig, Locator};
 use payload_reactor::preflight::{self, Status};
 use payload_reactor::topology::{self, Plan, Wanted};
 use payload_reactor::{Mailboxes, Reactor, ReactorConfig, ReactorHandle, SpinPolicy, clock};
@@ -36,6 +36,7 @@ pub struct Node {
     handle: ReactorHandle,
     ports: Arc<NodePorts>,
     locator: Locator,
+    disk: DiskWatch,
 }
 
 impl Node {
@@ -72,6 +73,7 @@ impl Node {
         let mailboxes = Mailboxes::new(config.shards.count);
         let handle = mailboxes.handle();
         let locator = drivers.locate();
+        let disk = drivers.disk_watch();
         let completions = handle.clone();
         drivers.start(Arc::new(move |shard, completion| completions.complete(shard, completion)));
         let acks = handle.clone();
@@ -82,7 +84,7 @@ impl Node {
         );
         let ports = Arc::new(NodePorts::new(drivers, writer));
         let reactor = Reactor::start(reactor, mailboxes, shards, arbiter, ports.clone())?;
-        Ok(Self { reactor, handle, ports, locator })
+        Ok(Self { reactor, handle, ports, locator, disk })
     }
 
     /// A way to the shards.
@@ -95,10 +97,17 @@ impl Node {
         self.locator.clone()
     }
 
+    /// A way to see how the disk root is doing.
+    pub fn disk(&self) -> DiskWatch {
+        self.disk.clone()
+    }
+
     /// Ends the node in order: shards answer what waits and let go, the writer flushes, the drivers drain.
     /// Blocks; what is still acknowledged meanwhile is durable.
     pub fn stop(self) {
         let Self { reactor, ports, .. } = self;
+        // A scrub may have hours to go; everything else is over soon.
+        ports.stop_scrubs();
         reactor.shutdown();
         match Arc::try_unwrap(ports) {
             Ok(ports) => ports.shutdown(),

@@ -83,6 +83,21 @@ fn node(text: &mut Text, stats: &StatsResponse, in_flight: usize) {
     let uptime = node.uptime_ms as f64 / 1000.0;
     let help = "Seconds since this start.";
     text.family("payload_manager_uptime_seconds", Kind::Gauge, help, [(Vec::new(), uptime)]);
+    if let Some(disk) = &stats.disk {
+        let states = ["healthy", "slow", "full", "read_only", "sync_failed", "io"];
+        let states = states.map(|state| (vec![("state", state.to_owned())], u64::from(disk.state == state)));
+        let help = "1 for the state that the disk root is in.";
+        text.family("payload_manager_disk_state", Kind::Gauge, help, states);
+        let mut one = |name: &str, kind, help: &str, value: u64| {
+            text.family(&format!("payload_manager_disk_{name}"), kind, help, [(Vec::new(), value)]);
+        };
+        one("writable", Kind::Gauge, "0 while new writes are refused.", u64::from(disk.writable));
+        one("failures_in_a_row", Kind::Gauge, "Failures in a row.", u64::from(disk.attempts));
+        one("write_failures_total", Kind::Counter, "Writes that failed.", disk.failures_total);
+        one("writes_refused_total", Kind::Counter, "Writes refused while failing.", disk.refused_total);
+        one("read_failures_total", Kind::Counter, "Reads that failed.", disk.read_failures_total);
+        one("slow_operations_total", Kind::Counter, "Operations that took too long.", disk.slow_total);
+    }
     let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
     text.family("payload_manager_build_info", Kind::Gauge, "Always 1; its label says more.", [(version, 1)]);
 }

@@ -12,6 +12,7 @@ mod catalog;
 mod data;
 mod operations;
 pub mod router;
+mod scrub;
 mod spill;
 mod stream;
 

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use payload_reactor::clock;
@@ -14,11 +13,10 @@ use payload_wire::pb::operations::v1 as pb;
 use payload_wire::pb::operations::v1::payload_operations_service_server::PayloadOperationsService;
 use payload_wire::status::to_status;
 use payload_wire::{decode, encode};
-use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 use super::router::{NAMESPACE, Router, mismatch};
-use super::stream::not_served;
+use super::scrub;
 use crate::deadline::Deadline;
 use crate::incoming::Connections;
 use crate::owners::{self, Process, Unknown};
@@ -107,11 +105,9 @@ fn owner(peer: Peer, is_open: bool, processes: &BTreeMap<SocketAddr, Result<Proc
     }
 }
 
-type ScrubStream = Pin<Box<dyn Stream<Item = Result<pb::ScrubResponse, Status>> + Send>>;
-
 #[tonic::async_trait]
 impl PayloadOperationsService for OperationsService {
-    type ScrubStream = ScrubStream;
+    type ScrubStream = scrub::ScrubStream;
 
     async fn list_holders(
         &self,
@@ -153,11 +149,9 @@ impl PayloadOperationsService for OperationsService {
         }
     }
 
-    async fn scrub(
-        &self,
-        _request: Request<pb::ScrubRequest>,
-    ) -> Result<Response<Self::ScrubStream>, Status> {
-        Err(not_served("Scrub", "scrubs"))
+    async fn scrub(&self, request: Request<pb::ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {
+        let wanted = decode::scrub(NAMESPACE, request.get_ref()).map_err(to_status)?;
+        Ok(Response::new(scrub::start(Arc::clone(&self.router), wanted)))
     }
 }
 

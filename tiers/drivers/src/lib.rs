@@ -359,9 +359,22 @@ impl Drivers {
         self.config.io
     }
 
-    /// How the disk root is doing; `None` on a node without one. Never blocks for long: no file is touched.
+    /// How the disk root is doing; `None` on a node without one.
     pub fn health(&self) -> Option<DiskHealth> {
-        self.health_of_disk().map(|health| health.look())
+        self.disk_watch().look()
+    }
+
+    /// A way to see how the disk root is doing that outlives these drivers.
+    pub fn disk_watch(&self) -> DiskWatch {
+        DiskWatch(self.health_of_disk().cloned())
+    }
+
+    /// Ends verifications, those under way and those to come: with an `Io` error. For a shutdown that waits for all
+    /// that is under way.
+    pub fn stop_scrubs(&self) {
+        if let Some(running) = &self.running {
+            running.scrub_stop.stop();
+        }
     }
 
     fn health_of_disk(&self) -> Option<&Arc<Health>> {
@@ -370,6 +383,17 @@ impl Drivers {
 
     /// Carries out everything that was submitted, and joins the threads. Dropping does the same.
     pub fn shutdown(self) {}
+}
+
+/// Shows how the disk root is doing. Cheap to clone.
+#[derive(Clone)]
+pub struct DiskWatch(Option<Arc<Health>>);
+
+impl DiskWatch {
+    /// How it is now; `None` on a node without a disk tier. Takes a lock for a moment, and touches no file.
+    pub fn look(&self) -> Option<DiskHealth> {
+        self.0.as_ref().map(|health| health.look())
+    }
 }
 
 impl Drop for Drivers {

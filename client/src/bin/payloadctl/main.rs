@@ -19,6 +19,7 @@ mod list;
 mod operations;
 mod output;
 mod put;
+mod scrub;
 mod stats;
 mod tiering;
 mod view;
@@ -92,6 +93,8 @@ enum Command {
     Holders(operations::HoldersArgs),
     /// Tell why payloads are where they are, and what would be evicted next.
     Explain(operations::ExplainArgs),
+    /// Verify the bytes of payloads against their checksums.
+    Scrub(scrub::Args),
     /// Check the server, and this machine's fitness to run one.
     Doctor,
     /// Print the completion script of a shell.
@@ -149,6 +152,7 @@ async fn run(cli: Cli, output: &mut Output) -> anyhow::Result<()> {
         Command::Unpin(args) => tiering::run_unpin(&client, output, args).await,
         Command::Stats => stats::run(&client, output).await,
         Command::Holders(args) => operations::run_holders(&client, output, args).await,
+        Command::Scrub(args) => scrub::run(&client, output, args).await,
         Command::Explain(args) => operations::run_explain(&client, output, args).await,
         Command::Doctor | Command::Completions { .. } => Ok(()),
     }

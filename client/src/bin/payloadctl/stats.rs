@@ -6,7 +6,7 @@ use payload_client::Client;
 use payload_types::{ByteCount, time};
 use payload_wire::enums;
 use payload_wire::pb::admin::v1::StatsResponse;
-use payload_wire::pb::operations::v1::{NodeAccounting, TierAccounting};
+use payload_wire::pb::operations::v1::{DiskHealth, NodeAccounting, TierAccounting};
 use serde::Serialize;
 
 use crate::output::{Block, Output};
@@ -26,6 +26,24 @@ struct Stats {
     /// By tier: every figure of the accounting under its field's name.
     tiers: BTreeMap<String, BTreeMap<&'static str, Option<u64>>>,
     node: BTreeMap<&'static str, u64>,
+    /// The disk root; null on a server that does not tell.
+    disk: Option<Disk>,
+}
+
+/// How the disk root is doing.
+#[derive(Serialize)]
+struct Disk {
+    state: String,
+    writable: bool,
+    since: Option<String>,
+    error: String,
+    advice: String,
+    attempts: u32,
+    retry_ms: u64,
+    failures_total: u64,
+    refused_total: u64,
+    read_failures_total: u64,
+    slow_total: u64,
 }
 
 /// How a figure is shown to people.
@@ -100,7 +118,43 @@ impl From<&StatsResponse> for Stats {
             bytes_disk: answer.bytes_disk,
             bytes_object: answer.bytes_object,
             tiers: answer.tiers.iter().map(|tier| (tier_name(tier), figures(tier))).collect(),
+            disk: answer.disk.as_ref().map(Disk::from),
             node: NODE_FIGURES.iter().map(|(field, figure)| (*field, figure(&node))).collect(),
+        }
+    }
+}
+
+impl From<&DiskHealth> for Disk {
+    fn from(health: &DiskHealth) -> Self {
+        Self {
+            state: health.state.clone(),
+            writable: health.writable,
+            since: health.since.map(|since| since.to_string()),
+            error: health.error.clone(),
+            advice: health.advice.clone(),
+            attempts: health.attempts,
+            retry_ms: health.retry_ms,
+            failures_total: health.failures_total,
+            refused_total: health.refused_total,
+            read_failures_total: health.read_failures_total,
+            slow_total: health.slow_total,
+        }
+    }
+}
+
+impl Disk {
+    fn sentence(&self) -> String {
+        let since = self.since.as_deref().unwrap_or("now");
+        match (self.state.as_str(), self.writable) {
+            ("healthy", _) => self.state.clone(),
+            (state, true) => format!("{} since {since} ({})", state.to_uppercase(), self.error),
+            (_, false) => format!(
+                "FAILING since {since} ({}), {} failures in a row, next attempt in {}; {}",
+                self.error,
+                self.attempts,
+                time::format_millis(self.retry_ms),
+                self.advice
+            ),
         }
     }
 }
@@ -136,6 +190,9 @@ impl Block for Stats {
             "operations",
             format!("{} under way, {} requests wait", number("operations"), number("requests_parked")),
         ));
+        if let Some(disk) = &self.disk {
+            fields.push(("disk", disk.sentence()));
+        }
         fields.push(("connections", number("connections")));
         // Whole seconds: nobody reads more of an uptime.
         fields.push(("up for", time::format_millis(self.node["uptime_ms"] / 1_000 * 1_000)));
@@ -177,6 +234,29 @@ mod tests {
         assert!(json["tiers"]["disk"]["physical_bytes"].is_null(), "not measured yet");
         assert!(json["tiers"].get("gpu").is_none(), "not configured");
         assert_eq!((&json["node"]["leases"], &json["node"]["uptime_ms"]), (&2.into(), &61_234.into()));
+    }
+
+    #[test]
+    fn given_a_disk_that_fails_when_shown_then_since_when_why_and_what_comes_next() {
+        let since = prost_types::Timestamp { seconds: 0, nanos: 0 };
+        let disk = DiskHealth {
+            state: "full".into(),
+            since: Some(since),
+            error: "No space left on device (os error 28)".into(),
+            advice: "free space there".into(),
+            attempts: 3,
+            retry_ms: 2000,
+            ..DiskHealth::default()
+        };
+        let of = |disk: DiskHealth| Disk::from(&disk).sentence();
+        assert_eq!(
+            of(disk.clone()),
+            "FAILING since 1970-01-01T00:00:00Z (No space left on device (os error 28)), 3 failures in a row, next attempt in 2s; free space there"
+        );
+        let slow = DiskHealth { state: "slow".into(), writable: true, error: "7s".into(), ..disk };
+        assert_eq!(of(slow), "SLOW since 1970-01-01T00:00:00Z (7s)");
+        let healthy = DiskHealth { state: "healthy".into(), writable: true, ..DiskHealth::default() };
+        assert_eq!(of(healthy), "healthy");
     }
 
     #[test]

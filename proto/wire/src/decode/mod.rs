@@ -12,7 +12,7 @@ mod placement;
 mod reading;
 
 pub use lifecycle::{AllocateParts, ListParts, allocate, commit, delete, list};
-pub use operations::{explain, holders};
+pub use operations::{ScrubParts, explain, holders, scrub};
 pub use placement::{pin, prefetch, promote, spill, unpin};
 pub use reading::{acquire, release, resolve};
 

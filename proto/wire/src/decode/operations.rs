@@ -1,9 +1,9 @@
-//! ListHolders and ExplainPayload: our own questions about one payload.
+//! ListHolders, ExplainPayload and Scrub: our own questions about payloads.
 
-use payload_types::{NamespaceId, PayloadError, PayloadKey};
+use payload_types::{NamespaceId, PayloadError, PayloadKey, Tier};
 
-use crate::ids;
 use crate::pb::operations::v1 as pb;
+use crate::{enums, ids};
 
 /// Decodes ListHolders.
 ///
@@ -24,6 +24,29 @@ pub fn explain(
     ids::payload_key(namespace, request.id.as_ref())
 }
 
+/// What a scrub is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ScrubParts {
+    /// Only this payload; `None`: all.
+    pub key: Option<PayloadKey>,
+    /// Only this tier; `None`: all.
+    pub tier: Option<Tier>,
+    /// The pace; `None`: the server's default.
+    pub bytes_per_second: Option<u64>,
+}
+
+/// Decodes Scrub.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` for a malformed id, or a tier outside the contract.
+pub fn scrub(namespace: NamespaceId, request: &pb::ScrubRequest) -> Result<ScrubParts, PayloadError> {
+    Ok(ScrubParts {
+        key: request.id.as_ref().map(|id| ids::payload_key(namespace, Some(id))).transpose()?,
+        tier: enums::tier_optional("tier", request.tier)?,
+        bytes_per_second: (request.bytes_per_second > 0).then_some(request.bytes_per_second),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use payload_types::ErrorKind::InvalidArgument;
@@ -39,5 +62,15 @@ mod tests {
         let short =
             pb::ExplainPayloadRequest { id: Some(crate::pb::core::v1::PayloadId { value: vec![1; 15] }) };
         refused(explain(NAMESPACE, &short), InvalidArgument, "16");
+    }
+
+    #[test]
+    fn given_a_scrub_when_decoded_then_everything_may_be_left_out_and_nothing_may_be_wrong() {
+        let all = ScrubParts { key: None, tier: None, bytes_per_second: None };
+        assert_eq!(scrub(NAMESPACE, &pb::ScrubRequest::default()), Ok(all));
+        let one = pb::ScrubRequest { id: id(1), tier: 3, bytes_per_second: 5 };
+        let parts = ScrubParts { key: Some(key(1)), tier: Some(Tier::Disk), bytes_per_second: Some(5) };
+        assert_eq!(scrub(NAMESPACE, &one), Ok(parts));
+        refused(scrub(NAMESPACE, &pb::ScrubRequest { tier: 99, ..one }), InvalidArgument, "tier");
     }
 }

@@ -3,18 +3,20 @@
 //! Called by `front`. The core knows replicas by id and generation; the contract shows names and paths, which the
 //! drivers choose. [`Locate`] brings the two together without `wire` importing `drivers`.
 //!
-//! One file for each noun: descriptor, explain, holders, listing, stats.
+//! One file for each noun: descriptor, explain, holders, listing, scrub, stats.
 
 mod descriptor;
 mod explain;
 mod holders;
 mod listing;
+mod scrub;
 mod stats;
 
 pub use descriptor::{allocated, committed, descriptor, leased, promoted, resolved, spill_result};
 pub use explain::{explained, outlook};
 pub use holders::holders;
 pub use listing::page;
+pub use scrub::scrub_finding;
 pub use stats::{NodeFigures, stats};
 
 use payload_types::{Generation, PayloadId, WallMs};

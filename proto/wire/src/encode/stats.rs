@@ -1,14 +1,16 @@
 //! The answer to Stats, summed over shards.
 
 use payload_types::reply::{ShardStats, TierStats};
-use payload_types::{PerTier, Tier};
+use payload_types::{DiskFault, DiskHealth, DiskState, PerTier, Tier};
 
+use crate::encode::timestamp;
 use crate::enums;
 use crate::pb::admin::v1 as pb;
+use crate::pb::operations::v1 as pb_operations;
 use crate::pb::operations::v1::{NodeAccounting, TierAccounting};
 
 /// What no shard knows of its node.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NodeFigures {
     /// What the file system holds for a tier; `None` where nothing was measured.
     pub physical: PerTier<Option<u64>>,
@@ -16,6 +18,8 @@ pub struct NodeFigures {
     pub connections: u64,
     /// Since this start.
     pub uptime_ms: u64,
+    /// How the disk root is doing, where there is one.
+    pub disk: Option<DiskHealth>,
 }
 
 /// Sums what the shards answered. No sum of payload counts or sizes of one machine comes near 2^64.
@@ -41,6 +45,27 @@ pub fn stats(shards: &[ShardStats], node: &NodeFigures) -> pb::StatsResponse {
             connections: node.connections,
             uptime_ms: node.uptime_ms,
         }),
+        disk: node.disk.as_ref().map(disk),
+    }
+}
+
+fn disk(health: &DiskHealth) -> pb_operations::DiskHealth {
+    let failing = match health.state {
+        DiskState::Failing(fault) => Some(fault),
+        DiskState::Healthy | DiskState::Slow => None,
+    };
+    pb_operations::DiskHealth {
+        state: health.state.word().to_owned(),
+        writable: failing.is_none(),
+        since: health.since.map(timestamp),
+        error: health.error.clone(),
+        advice: failing.map_or("", DiskFault::advice).to_owned(),
+        attempts: health.attempts,
+        retry_ms: health.retry_ms,
+        failures_total: health.failures_total,
+        refused_total: health.refused_total,
+        read_failures_total: health.read_failures_total,
+        slow_total: health.slow_total,
     }
 }
 
@@ -107,6 +132,7 @@ mod tests {
             bytes_object: 4_400,
             node: Some(NodeAccounting::default()),
             tiers: Vec::new(),
+            disk: None,
         };
         assert_eq!(sum, expected, "no tier is configured");
     }
