@@ -84,6 +84,11 @@ impl Canary {
         }
     }
 
+    /// True for bugs that only show where much is evicted.
+    pub const fn needs_overload(self) -> bool {
+        matches!(self, Self::EvictsLeased | Self::OverEviction)
+    }
+
     /// Whether a bug of low frequency strikes now. Draws only when it is planted, so that a healthy run is the same
     /// with and without this file.
     pub(super) fn strikes(planted: Option<Self>, which: Self, permille: u64, rng: &mut Rng) -> bool {

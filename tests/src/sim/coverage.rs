@@ -44,6 +44,7 @@ pub const SITUATIONS: &[&str] = &[
     "evict_merged_by_rank",
     "evict_raced_acquire",
     "evict_raced_delete",
+    "evict_to_a_full_disk",
     "evict_to_disk",
     "evict_while_leased_elsewhere",
     "evict_while_pinned_elsewhere",

@@ -280,7 +280,7 @@ impl World {
 
     fn request_arrives(&mut self, request: &Request) {
         if let Request::Delete { key, .. } = request {
-            if self.books.evicting.contains(&key.id) {
+            if self.books.evicting.contains(&key.id) && self.copies_of(key.id) {
                 self.oracle.coverage.hit("evict_raced_delete");
             }
             if self.copies_of(key.id) {
@@ -316,7 +316,7 @@ impl World {
             })) => Some((*tier, *recall, *order)),
             _ => None,
         };
-        let victims = order.and_then(|(tier, ..)| self.before_order(shard, tier));
+        let victims = order.map(|(tier, ..)| self.before_order(shard, tier));
         let core = &mut self.cores[shard];
         core.shard.step(now, event, &mut core.outbox);
         let added = core.outbox.len() - before;
