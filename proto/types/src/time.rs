@@ -1,5 +1,8 @@
 //! Two clocks, as values. The core never reads a clock: every step is told what time it is.
 
+use std::fmt;
+use std::num::NonZeroU64;
+
 use crate::error::PayloadError;
 use crate::units::parse_scaled;
 
@@ -50,28 +53,47 @@ impl Monotonic {
 }
 
 /// Milliseconds since 1970-01-01T00:00:00Z. What clients see and the catalog stores.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub struct WallMs(u64);
+///
+/// Kept as one more, which is never 0: an `Option` of it takes no more room, and one stands in every payload.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WallMs(NonZeroU64);
 
 impl WallMs {
     /// The last millisecond that `google.protobuf.Timestamp` can express: 9999-12-31T23:59:59.999Z.
-    pub const MAX: Self = Self(253_402_300_799_999);
+    pub const MAX: Self = Self::from_millis(253_402_300_799_999);
 
-    /// This many milliseconds after 1970.
+    /// This many milliseconds after 1970; the last of all numbers counts as the one before it.
     pub const fn from_millis(milliseconds: u64) -> Self {
-        Self(milliseconds)
+        match NonZeroU64::new(milliseconds.saturating_add(1)) {
+            Some(kept) => Self(kept),
+            None => unreachable!(),
+        }
     }
 
     /// Milliseconds since 1970.
     pub const fn as_millis(self) -> u64 {
-        self.0
+        self.0.get() - 1
     }
 
     /// This moment plus `milliseconds`; `None` past [`WallMs::MAX`].
     pub fn checked_plus(self, milliseconds: u64) -> Option<Self> {
-        self.0.checked_add(milliseconds).map(Self).filter(|sum| *sum <= Self::MAX)
+        self.as_millis().checked_add(milliseconds).map(Self::from_millis).filter(|sum| *sum <= Self::MAX)
     }
 }
+
+impl Default for WallMs {
+    fn default() -> Self {
+        Self::from_millis(0)
+    }
+}
+
+impl fmt::Debug for WallMs {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "WallMs({})", self.as_millis())
+    }
+}
+
+const _: () = assert!(size_of::<Option<WallMs>>() == 8);
 
 /// What a step is told about time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,6 +125,16 @@ mod tests {
         for text in ["", "20", "s", "-1s", "1 fortnight"] {
             assert!(parse_millis(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn given_moments_when_kept_then_they_are_shown_and_ordered_as_given() {
+        for milliseconds in [0, 1, 1_795_000_000_000, u64::MAX - 1] {
+            assert_eq!(WallMs::from_millis(milliseconds).as_millis(), milliseconds);
+        }
+        assert!(WallMs::default() < WallMs::from_millis(1) && WallMs::from_millis(u64::MAX) > WallMs::MAX);
+        assert_eq!(format!("{:?}", WallMs::from_millis(7)), "WallMs(7)");
+        assert_eq!((WallMs::MAX.checked_plus(0), WallMs::MAX.checked_plus(1)), (Some(WallMs::MAX), None));
     }
 
     #[test]
