@@ -303,7 +303,7 @@ impl Shard {
         let held = payload.lease_count > 0 || payload.pin != Pin::None;
         if !copy.is_spill() {
             self.table.used(slot, step.now.monotonic);
-        } else if !copy.keeps_source && !(copy.evicts && held) {
+        } else if !(copy.keeps_source || copy.evicts && held) {
             if copy.evicts {
                 self.count_eviction(copy.from.tier);
             }
