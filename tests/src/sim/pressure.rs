@@ -138,7 +138,7 @@ impl World {
         }
         let delay = self.plan.hop_delay(&mut self.rng);
         let core = usize::from(shard.0);
-        let at = self.from_arbiter(core, delay);
+        let at = self.budget_reply_arrival(core, delay);
         self.deliver_at(at, core, Completion::Budget(reply), None);
     }
 

@@ -500,7 +500,7 @@ impl World {
     }
 
     /// When a reply of the arbiter reaches a shard: none overtakes.
-    pub(super) fn from_arbiter(&mut self, shard: usize, delay: u64) -> Monotonic {
+    pub(super) fn budget_reply_arrival(&mut self, shard: usize, delay: u64) -> Monotonic {
         self.cores[shard].from_arbiter.arrival(self.now, delay)
     }
 
