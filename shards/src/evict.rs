@@ -71,7 +71,7 @@ pub fn exit(payload: &Payload, from: Tier, capacity: &PerTier<Option<ByteCount>>
     let slower = Tier::ALL
         .into_iter()
         .filter(permitted)
-        .find(|tier| payload.replicas[*tier].is_some_and(|twin| !twin.unsound));
+        .find(|tier| payload.replicas[*tier].is_some_and(|twin| twin.is_trusted()));
     if let Some(twin) = slower {
         return Some(Exit::Drop(twin));
     }
@@ -146,6 +146,9 @@ mod tests {
             assert_eq!(exit(&payload, payload.tier(), &capacity(1 << 20)), wanted, "{policy:?} {tiers:?}");
         }
         assert_eq!(exit(&payload(plain, &[ram]), ram, &capacity(4096)), None, "larger than the whole disk");
+        let mut doubtful = payload(plain, &[ram, disk]);
+        doubtful.replicas[disk].as_mut().expect("a twin").sync_failed = true;
+        assert_eq!(exit(&doubtful, ram, &capacity(1 << 20)), Some(Exit::Copy(disk)), "written anew");
     }
 
     #[test]

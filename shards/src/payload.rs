@@ -40,6 +40,12 @@ impl Replica {
         let made_s = u32::try_from(made_at.as_millis() / 1000).unwrap_or(u32::MAX);
         Self { generation, users: Users::default(), synced, sync_failed: false, unsound: false, made_s }
     }
+
+    /// True when a faster replica may be dropped because this one is there. After a failed fdatasync the file may hold
+    /// anything once its pages have left memory: then it is written anew first.
+    pub fn is_trusted(&self) -> bool {
+        !self.unsound && !self.sync_failed
+    }
 }
 
 // Four of them stand in every payload.

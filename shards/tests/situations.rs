@@ -3,11 +3,11 @@
 mod pressure;
 mod world;
 
-use payload_shards::{Adopted, Shard};
+use payload_shards::{Adopted, Shard, ShardConfig};
 use payload_types::effect::{CatalogChange, StorageAction};
 use payload_types::event::{Completion, DriverError, DriverErrorKind, StorageDone, TransferError};
 use payload_types::reply::Reply;
-use payload_types::request::{List, Request};
+use payload_types::request::{List, Request, Spill};
 use payload_types::tier::SpillTarget;
 use payload_types::*;
 use world::{CAPACITY, DISK, World, acquire, allocation, config, kind, promote, spill};
@@ -351,6 +351,35 @@ fn given_a_full_disk_when_spilled_then_exhausted_and_the_payload_stays_readable(
     assert_eq!(world.describe(key).state, PayloadState::Active);
     assert_eq!(world.lease(key).descriptor.tier, Tier::Ram);
     assert_eq!(world.shard.usage(Tier::Disk), Default::default());
+}
+
+#[test]
+fn given_a_failed_fdatasync_of_the_file_when_spilled_then_memory_goes_only_after_a_new_file() {
+    let mut world = World::with(ShardConfig { disk_fsync: false, ..config(1) });
+    let key = world.committed(Tier::Disk, 5000);
+    world.ask(promote(key, Tier::Ram)).expect("in memory, too");
+    let spill = |fsync| {
+        let target = Some(SpillTarget::Tier(Tier::Disk));
+        let policy = SpillPolicy::Blocking;
+        Request::Spill(Spill { key, target, policy, wait_for_leases: false, fsync, expected_version: None })
+    };
+    let number = world.send(spill(true));
+    let op = world.storage.pop_front().expect("the file is synced");
+    assert_eq!(op.action, StorageAction::Sync);
+    let result = Err(broken(DriverErrorKind::SyncFailed));
+    world.complete(Completion::Storage(StorageDone::Synced { op: op.op, result }));
+    world.settle();
+    world.answer(number).expect("answered").expect_err("not on stable storage");
+    assert_eq!(world.describe(key).tier, Tier::Ram);
+    let number = world.send(spill(false));
+    assert_eq!(
+        world.transfers.len(),
+        1,
+        "what the file holds is unknown, also to a spill that asks for no sync"
+    );
+    world.settle();
+    world.answer(number).expect("answered").expect("spilled");
+    assert_eq!(world.describe(key).tier, Tier::Disk);
 }
 
 #[test]

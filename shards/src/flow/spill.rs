@@ -165,14 +165,9 @@ impl Shard {
             return Ok(Progress::Waits(self.joins(step, op, target, caller)));
         }
         match payload.replicas[target] {
-            Some(replica)
-                if request.fsync && !replica.synced && replica.sync_failed && payload.tier() != target =>
-            {
-                // Asking the same file again would prove nothing: the bytes are written anew from the faster replica.
-                let aim = Aim { to: target, sync: true, evicts: false };
-                self.start_copy(step, slot, aim, caller).map(|op| Progress::Waits(Some(op)))
-            }
-            Some(replica) if replica.unsound && payload.tier() != target => {
+            // Found damaged, or its fdatasync failed: asking the same file again would prove nothing, so the bytes are
+            // written anew from the faster replica.
+            Some(replica) if !replica.is_trusted() && payload.tier() != target => {
                 let aim = Aim { to: target, sync: request.fsync || self.syncs(target), evicts: false };
                 self.start_copy(step, slot, aim, caller).map(|op| Progress::Waits(Some(op)))
             }
