@@ -153,7 +153,9 @@ mod tests {
                 // The second half mostly removes, so that blocks shrink and go.
                 if expected.contains(&number) && (round > 2000 || random(&mut state).is_multiple_of(2)) {
                     assert!(expected.remove(&number) && order.remove(key(number), number, key));
-                } else if !expected.contains(&number) && (round < 2000 || random(&mut state).is_multiple_of(8)) {
+                } else if !expected.contains(&number)
+                    && (round < 2000 || random(&mut state).is_multiple_of(8))
+                {
                     expected.insert(number);
                     order.insert(key(number), number, key);
                 }
