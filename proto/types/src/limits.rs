@@ -12,7 +12,7 @@ pub const SHARD_COUNT_MAX: u16 = 256;
 /// Payloads of one shard: 10^7 (DESIGN §10) must fit one shard; the next power of two above it.
 pub const PAYLOADS_PER_SHARD_MAX: u32 = 1 << 24;
 
-/// Leases of one shard: 2^20 x ~64 bytes = 64 MiB at worst.
+/// Leases of one shard: 2^20 x ~104 bytes (owner and time included) = 104 MiB at worst.
 pub const LEASES_PER_SHARD_MAX: u32 = 1 << 20;
 
 /// Requests waiting in a shard's mailbox. 1,024 x ~200 bytes = 200 KiB; at 5 M steps/s it is 0.2 ms of work.
