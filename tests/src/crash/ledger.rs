@@ -101,12 +101,15 @@ pub struct Known {
     spill: Calls,
     pin: Calls,
     unpin: Calls,
+    /// It was pinned already when it was seen in RAM after a restart: before a pin it may have been evicted.
+    is_held_in_ram: bool,
 }
 
 impl Known {
     fn new(allocated: Allocated) -> Self {
         let none = Calls::default();
-        Self { allocated, commit: none, delete: none, spill: none, pin: none, unpin: none }
+        let is_held_in_ram = false;
+        Self { allocated, commit: none, delete: none, spill: none, pin: none, unpin: none, is_held_in_ram }
     }
 
     fn calls(&mut self, verb: Verb) -> Option<&mut Calls> {
@@ -137,9 +140,12 @@ impl Known {
     /// Where it may lie after a restart. What became durable stays so; a RAM twin of it does not survive. What may be
     /// evicted may have been, whether or not there was pressure.
     pub fn may_lie_on(&self, tier: Tier) -> bool {
-        let stays = self.allocated.is_kept || self.is_pinned();
+        let is_held = self.is_held_in_ram && !self.unpin.possible();
         match tier {
-            Tier::Disk => self.allocated.tier == Tier::Disk || self.spill.possible() || !stays,
+            Tier::Disk if self.allocated.tier == Tier::Ram => {
+                !is_held && (self.spill.possible() || !self.allocated.is_kept)
+            }
+            Tier::Disk => true,
             Tier::Ram => self.allocated.tier == Tier::Ram && !self.spill.done,
             _ => false,
         }
@@ -287,6 +293,7 @@ impl Ledger {
         if !known.is_pinned() {
             (known.pin, known.unpin) = Default::default();
         }
+        known.is_held_in_ram = known.is_pinned() && tier == Tier::Ram;
     }
 
     /// What a restarted server was seen not to have.
@@ -347,13 +354,16 @@ mod tests {
         let pin = [Fact::Asked(Verb::Pin, id), Fact::Did(Verb::Pin, id)];
         let (mut kept, _) = ledger(&[commit.as_slice(), &pin].concat());
         let known = kept.get(id).expect("known");
-        assert!(known.is_pinned() && known.may_lie_on(Tier::Ram) && !known.may_lie_on(Tier::Disk));
+        assert!(known.is_pinned() && known.may_lie_on(Tier::Ram));
+        assert!(known.may_lie_on(Tier::Disk), "it may have been evicted before it was pinned");
+        kept.settle_live(id, Tier::Ram);
         kept.note(Fact::Asked(Verb::Spill, id));
-        assert!(kept.get(id).expect("known").may_lie_on(Tier::Disk), "it may have been asked before the pin");
-        kept.note(Fact::Did(Verb::Spill, id));
-        assert!(!kept.get(id).expect("known").may_lie_on(Tier::Ram), "durable stays durable");
+        assert!(!kept.get(id).expect("known").may_lie_on(Tier::Disk), "the pin is older than the spill");
         kept.note(Fact::Asked(Verb::Unpin, id));
         assert!(kept.get(id).expect("known").is_pin_unclear());
+        kept.note(Fact::Did(Verb::Spill, id));
+        let known = kept.get(id).expect("known");
+        assert!(known.may_lie_on(Tier::Disk) && !known.may_lie_on(Tier::Ram), "durable stays durable");
     }
 
     #[test]

@@ -163,12 +163,13 @@ async fn rows(client: &Client) -> Result<Vec<Summary>, Breach> {
 
 fn listed(rows: &[Summary], ledger: &Ledger) -> Result<(), Breach> {
     let ids: BTreeSet<PayloadId> = rows.iter().map(|row| row.id).collect();
-    for row in rows {
-        if ledger.get(row.id).is_none() {
-            return Err(Breach::new(Rule::StaysGone, format!("nobody knows of {row:?}")));
-        }
-    }
     let now = now();
+    if let Some(row) = rows.iter().find(|row| ledger.get(row.id).is_none()) {
+        // An expired one is answered NOT_FOUND at once, and listed until its removal is stored.
+        let is_leaving = row.expires_at.is_some_and(|at| at <= now);
+        let rule = if is_leaving { Rule::Books } else { Rule::StaysGone };
+        return Err(Breach::new(rule, format!("nobody knows of {row:?}")));
+    }
     for known in ledger.known() {
         if known.expected(now) == Expected::Live && !ids.contains(&known.allocated.id) {
             return Err(Breach::new(Rule::Books, format!("it is not listed: {known:?}")));
