@@ -26,7 +26,7 @@ const SECONDS_QUICK: f64 = 6.0;
 #[command(name = "payload-bench", version)]
 pub struct Cli {
     /// `all`, `list`, or names of rows, like grpc/acquire.
-    #[arg(value_name = "ROW", required_unless_present = "echo_server")]
+    #[arg(value_name = "ROW", required_unless_present_any = ["echo_server", "memory_probe"])]
     rows: Vec<String>,
 
     /// Half the time and less data: all rows in under 3 minutes.
@@ -52,6 +52,10 @@ pub struct Cli {
     /// The floors' server: this program runs itself with it.
     #[arg(long, value_name = "MODE", hide = true)]
     echo_server: Option<echo::Mode>,
+
+    /// The process that `memory/payload` measures, with a ttl or without: this program runs itself with it.
+    #[arg(long, value_name = "TTL", hide = true)]
+    memory_probe: Option<bool>,
 }
 
 impl Cli {
@@ -62,6 +66,9 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         if let Some(mode) = self.echo_server {
             return echo::serve(mode).map(|()| ExitCode::SUCCESS);
+        }
+        if let Some(with_ttl) = self.memory_probe {
+            return rows::memory_probe(with_ttl).map(|()| ExitCode::SUCCESS);
         }
         if self.rows == ["list"] {
             print!("{}", crate::report::list(rows::all()));

@@ -25,13 +25,11 @@ fn lines(output: &Output) -> Vec<Value> {
 
 #[test]
 fn given_rows_without_a_server_when_measured_then_each_prints_one_line_with_the_designs_fields() {
-    let output = bench(&["shard/lease", "catalog/commit-sqlite", "--seconds", "0.2", "--json"]);
+    let rows = ["shard/lease", "ledger/allocate-free", "catalog/commit-sqlite"];
+    let output = bench(&[&rows[..], &["--seconds", "0.2", "--json"]].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let lines = lines(&output);
-    assert_eq!(
-        lines.iter().map(|line| &line["bench"]).collect::<Vec<_>>(),
-        ["shard/lease", "catalog/commit-sqlite"]
-    );
+    assert_eq!(lines.iter().map(|line| &line["bench"]).collect::<Vec<_>>(), rows);
     for line in &lines {
         assert!(line["value"].as_f64().is_some_and(|value| value > 0.0), "{line}");
         assert!(line["met"].is_boolean() && line["p99"].as_f64() >= line["p50"].as_f64(), "{line}");
@@ -39,9 +37,19 @@ fn given_rows_without_a_server_when_measured_then_each_prints_one_line_with_the_
             assert!(line.get(field).is_some(), "{field} in {line}");
         }
     }
-    let ratio =
-        lines[1]["value"].as_f64().expect("a number") / lines[1]["floor_value"].as_f64().expect("its floor");
-    assert!((ratio - lines[1]["ratio"].as_f64().expect("a ratio")).abs() < 0.01, "{}", lines[1]);
+    let [.., last] = &lines[..] else { panic!("three lines") };
+    let number = |field: &str| last[field].as_f64().expect("a number");
+    assert!((number("value") / number("floor_value") - number("ratio")).abs() < 0.01, "{last}");
+}
+
+#[test]
+fn given_a_shard_with_a_million_payloads_when_measured_then_its_bytes_each_are_more_than_the_record() {
+    let output = bench(&["memory/payload", "--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let line = &lines(&output)[0];
+    let bytes = line["value"].as_f64().expect("a number");
+    let record = line["note"].as_str().and_then(|note| note.split(' ').nth(3)?.parse::<f64>().ok());
+    assert!(record.is_some_and(|record| bytes > record && bytes < 4.0 * record), "{line}");
 }
 
 #[test]

@@ -8,12 +8,15 @@ mod catalog;
 mod disk;
 mod idle;
 mod ledger;
+mod memory;
 mod shard;
 mod stall;
 mod stall_spill;
 
 use crate::context::Context;
 use crate::report::{Better, Findings, Spec};
+
+pub use self::memory::probe as memory_probe;
 
 /// Rows that are measured together.
 pub struct Family {
@@ -255,6 +258,18 @@ pub const FAMILIES: &[Family] = &[
             },
         ],
         run: stall_spill::run,
+    },
+    Family {
+        specs: &[Spec {
+            target: Some(320.0),
+            ..floor(
+                "memory/payload",
+                "bytes",
+                Better::Lower,
+                "resident memory of a shard for each payload, with 10^6 of them",
+            )
+        }],
+        run: memory::run,
     },
     Family {
         specs: &[Spec {

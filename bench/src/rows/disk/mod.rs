@@ -59,22 +59,24 @@ pub fn run_large(context: &Context, findings: &mut Findings) -> anyhow::Result<(
 
 /// The rows of 1 MiB: 4 calls with 16 payloads each, 16 MiB a sync of the floor.
 pub fn run_1mib(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
-    run_small(context, findings, ["disk/write-1MiB", "disk/spill-1MiB"], 1 << 20, 16)
+    let round_bytes = if context.quick { 128 << 20 } else { 512 << 20 };
+    run_small(context, findings, ["disk/write-1MiB", "disk/spill-1MiB"], round_bytes, (1 << 20, 16))
 }
 
 /// The rows of 64 KiB: 4 calls with 64 payloads each, 4 MiB a sync of the floor.
 pub fn run_64kib(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
-    run_small(context, findings, ["disk/write-64KiB", "disk/spill-64KiB"], 64 << 10, 64)
+    // A file each: a quarter of a millisecond of one core a payload.
+    let round_bytes = if context.quick { 64 << 20 } else { 256 << 20 };
+    run_small(context, findings, ["disk/write-64KiB", "disk/spill-64KiB"], round_bytes, (64 << 10, 64))
 }
 
 fn run_small(
     context: &Context,
     findings: &mut Findings,
     write: [&'static str; 2],
-    block_bytes: usize,
-    ids_per_call: usize,
+    round_bytes: u64,
+    (block_bytes, ids_per_call): (usize, usize),
 ) -> anyhow::Result<()> {
-    let round_bytes: u64 = if context.quick { 128 << 20 } else { 512 << 20 };
     let file_bytes = 64 << 20;
     let payloads = (round_bytes / block_bytes as u64) as usize;
     run(
@@ -92,7 +94,7 @@ fn run_small(
             },
             // As much in flight as for the large ones, and at least as many blocks.
             depth: (IO_DEPTH << 20).div_ceil(block_bytes).clamp(IO_DEPTH, ids_per_call),
-            rounds: 5,
+            rounds: if context.quick { 3 } else { 5 },
             note: format!(
                 "{payloads} a round, {ids_per_call} a call, 4 calls in flight; the server does not pack yet: a file and an fdatasync each"
             ),
