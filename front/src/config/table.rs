@@ -172,7 +172,7 @@ pub(super) static KEYS: &[Key] = &[
     Key::ignored("storage.object.filesystem_options.s3.check_directory_existence_before_creation", Flag, "", ARROW_ONLY),
     Key::ignored("storage.object.filesystem_options.s3.allow_bucket_deletion", Flag, "", "buckets are never deleted"),
     Key::new("spill_workers.threads", Count(0, THREADS_MAX), Said("cores / 2, from 2 to 16"), "threads for blocking work; 0: the default"),
-    Key::new("spill_workers.retry_backoff", Duration, Value("500ms"), "the pause before a failed background move is tried again"),
+    Key::new("spill_workers.retry_backoff", Duration, Value("500ms"), "the pause before a failed background move, or a failing disk, is tried again; it doubles each time"),
     Key::new("logging.level", Word(&LEVEL), Value("info"), "what is logged; PAYLOAD_MANAGER_LOG and RUST_LOG take precedence"),
     Key::new("logging.format", Word(&FORMAT), Value("text"), "one line of text, or one JSON object, for each event"),
     Key::ignored("logging.pattern", Text, "", "the formats are text and json (logging.format)"),
