@@ -68,12 +68,14 @@ pub fn exit(payload: &Payload, from: Tier, capacity: &PerTier<Option<ByteCount>>
     let floor = payload.policy.min_residency;
     let permitted =
         |to: &Tier| from.is_faster_than(*to) && floor.is_none_or(|floor| !floor.is_faster_than(*to));
-    let slower = Tier::ALL
-        .into_iter()
-        .filter(permitted)
-        .find(|tier| payload.replicas[*tier].is_some_and(|twin| twin.is_trusted()));
-    if let Some(twin) = slower {
+    let twins =
+        || Tier::ALL.into_iter().filter(permitted).filter_map(|tier| Some((tier, payload.replicas[tier]?)));
+    if let Some((twin, _)) = twins().find(|(_, twin)| twin.is_trusted()) {
         return Some(Exit::Drop(twin));
+    }
+    // One that is not trusted is written anew, also where the payload would be discarded if it had none.
+    if let Some((twin, _)) = twins().next().filter(|_| payload.health == Health::Good) {
+        return Some(Exit::Copy(twin));
     }
     let policy = &payload.policy;
     if policy.spill_target == Some(SpillTarget::Void) && !policy.require_durable {
@@ -149,6 +151,8 @@ mod tests {
         let mut doubtful = payload(plain, &[ram, disk]);
         doubtful.replicas[disk].as_mut().expect("a twin").sync_failed = true;
         assert_eq!(exit(&doubtful, ram, &capacity(1 << 20)), Some(Exit::Copy(disk)), "written anew");
+        doubtful.policy = void;
+        assert_eq!(exit(&doubtful, ram, &capacity(1 << 20)), Some(Exit::Copy(disk)), "not discarded");
     }
 
     #[test]
