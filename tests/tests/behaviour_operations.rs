@@ -109,11 +109,20 @@ fn adds_up(stats: &StatsResponse) {
             part.peak_bytes >= part.allocated_bytes && part.peak_bytes <= part.capacity_bytes,
             "{part:?}"
         );
-        let physical = part.physical_bytes.expect("measured");
-        assert_eq!(part.fragmentation_bytes, Some(physical.saturating_sub(part.allocated_bytes)), "{part:?}");
+        let beyond = part.physical_bytes.map(|physical| physical.saturating_sub(part.allocated_bytes));
+        assert_eq!(part.fragmentation_bytes, beyond, "{part:?}");
     }
     assert_eq!(stats.bytes_ram, tier(stats, RAM).logical_bytes);
     assert_eq!(stats.payloads_disk, tier(stats, DISK).payloads);
+}
+
+/// Stats, once what the file system holds was counted and is so: files are counted in the background.
+async fn counted(v1: &V1, of: i32, is_right: impl Fn(u64) -> bool) -> StatsResponse {
+    eventually("the files are counted, and the count is right", async || {
+        let stats = v1.stats().await.expect("stats");
+        tier(&stats, of).physical_bytes.is_some_and(&is_right).then_some(stats)
+    })
+    .await
 }
 
 // Long because: one story, in which each step changes one figure.
@@ -128,11 +137,10 @@ async fn given_payloads_in_every_condition_when_accounted_then_each_figure_is_ex
     assert_eq!(tier(&empty, RAM).capacity_bytes, 64 << 20);
 
     let uncommitted = v1.allocated(RAM, 10_000).await;
-    let stats = v1.stats().await.expect("stats");
+    let stats = counted(&v1, RAM, |physical| physical == 3 * PAGE).await;
     adds_up(&stats);
     let ram = tier(&stats, RAM);
     assert_eq!((ram.allocated_bytes, ram.uncommitted_bytes, ram.logical_bytes), (3 * PAGE, 3 * PAGE, 10_000));
-    assert_eq!(ram.physical_bytes, Some(3 * PAGE), "a segment of whole pages, and nothing else");
 
     v1.commit(&id(&uncommitted)).await.expect("committed");
     let lease = v1.lease(&id(&uncommitted)).await.expect("leased");
@@ -159,7 +167,7 @@ async fn given_payloads_in_every_condition_when_accounted_then_each_figure_is_ex
     assert_eq!((ram.leased_bytes, ram.pinned_bytes, ram.allocated_bytes), (0, 0, 3 * PAGE));
     assert_eq!((disk.allocated_bytes, disk.logical_bytes, disk.payloads), (2 * PAGE, 5_000, 1));
     assert_eq!((disk.spilled_bytes_total, disk.promoted_bytes_total), (5_000, 0));
-    assert!(disk.physical_bytes >= Some(5_000), "{disk:?}");
+    counted(&v1, DISK, |physical| physical >= 5_000).await;
     assert_eq!(ram.peak_bytes, 5 * PAGE, "both segments were there at a time: {ram:?}");
 
     v1.promote_to(&id(&other), RAM).await.expect("promoted");
@@ -430,7 +438,7 @@ async fn given_a_metrics_address_when_scraped_then_the_figures_are_those_of_stat
     let _lease = v1.lease(&target).await.expect("leased");
     refused(v1.lease(&stranger()).await, Code::NotFound, &["not known"]);
 
-    let stats = v1.stats().await.expect("stats");
+    let stats = counted(&v1, RAM, |physical| physical == 2 * PAGE).await;
     let (head, body) = http(&metrics, "GET /metrics");
     assert!(head.starts_with("http/1.1 200") && head.contains("text/plain; version=0.0.4"), "{head}");
     let samples = parsed(&body);
@@ -454,7 +462,7 @@ async fn given_a_metrics_address_when_scraped_then_the_figures_are_those_of_stat
         samples.get(&series).copied().unwrap_or(0.0)
     };
     assert_eq!((calls("AcquireReadLease", "OK"), calls("AcquireReadLease", "NOT_FOUND")), (1.0, 1.0));
-    assert_eq!((calls("Stats", "OK"), calls("AllocatePayload", "OK")), (1.0, 1.0));
+    assert!(calls("Stats", "OK") >= 1.0 && calls("AllocatePayload", "OK") == 1.0);
     assert!(samples["payload_manager_shard_turns_total{shard=\"0\"}"] > 0.0);
     assert!(samples.contains_key("payload_manager_shard_lane_requests{shard=\"1\"}"), "two shards");
 
