@@ -117,6 +117,8 @@ impl Shard {
         if class == Class::Request {
             self.check_wait(to, payload.size)?;
         }
+        // What replaces a replica is as safe as that was, or may have been when an earlier run wrote it.
+        let sync = sync || payload.replicas[to].is_some();
         let from = payload.replica_ref(payload.tier()).expect("the fastest replica");
         let to = ReplicaRef { tier: to, id: from.id, generation: self.mint_generation(), size: from.size };
         let copy = Copy { from, to, sync, evicts, step: op::Step::Budget, keeps_source: false };
