@@ -219,10 +219,7 @@ impl World {
     /// Who could be evicted from a shard, before an order reaches it.
     pub(super) fn before_order(&self, shard: usize, tier: Tier) -> Before {
         let shard = &self.cores[shard].shard;
-        Before {
-            victims: shard.victims(tier).collect(),
-            is_exact: shard.next_timer() != Some(Monotonic(0)),
-        }
+        Before { victims: shard.victims(tier).collect(), is_exact: shard.next_timer() != Some(Monotonic(0)) }
     }
 
     /// An order was handled: who left, and might he?
