@@ -16,12 +16,23 @@ const SCRATCH_PREFIX: &str = ".payload-manager";
 /// The fix of checks that need a file.
 const FIRST_WRITABLE: &str = "make the directory writable first";
 
-/// A new empty file whose name is already gone again.
+/// A new empty file without a name: a server that is killed meanwhile leaves nothing. Where the file system has no
+/// such files, one whose name is already gone again.
 pub(super) fn scratch_file(directory: &Path, prefix: &str) -> io::Result<File> {
+    if let Ok(file) = nameless(directory, 0) {
+        return Ok(file);
+    }
+    // Whatever was wrong, this says it better.
     let path = scratch_path(directory, prefix);
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
     fs::remove_file(&path)?;
     Ok(file)
+}
+
+/// O_TMPFILE (open(2)), with `flags`.
+fn nameless(directory: &Path, flags: libc::c_int) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE | flags).open(directory)
 }
 
 fn scratch_path(directory: &Path, prefix: &str) -> PathBuf {
@@ -79,7 +90,11 @@ pub(super) fn space_of(free: ByteCount, held: ByteCount, capacity: ByteCount) ->
 pub(super) fn direct_io(input: &Input) -> Check {
     const NAME: &str = "direct I/O";
     const FIX: &str = "put storage.disk.root_path on ext4, xfs or another filesystem with O_DIRECT";
-    let path = scratch_path(&existing_ancestor(&input.disk_root), SCRATCH_PREFIX);
+    let directory = existing_ancestor(&input.disk_root);
+    if nameless(&directory, libc::O_DIRECT).is_ok() {
+        return Check::ok(NAME, "O_DIRECT works on the disk root");
+    }
+    let path = scratch_path(&directory, SCRATCH_PREFIX);
     let opened =
         OpenOptions::new().write(true).create_new(true).mode(0o600).custom_flags(libc::O_DIRECT).open(&path);
     // Where O_DIRECT is refused (EINVAL) the kernel has created the file all the same.
