@@ -211,6 +211,9 @@ impl Shard {
     pub(crate) fn run_budget(&mut self, step: &mut Step<'_>) {
         for tier in Tier::ALL {
             let Pressure { on, answer, released, .. } = self.budget[tier];
+            if !(on || released) && answer.is_none() {
+                continue;
+            }
             let spare = self.accounts[tier].spare();
             if let Some(recall) = answer {
                 self.budget[tier].answer = None;

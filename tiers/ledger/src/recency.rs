@@ -55,10 +55,12 @@ impl Recency {
         *self.node(index) = FREE;
     }
 
+    #[inline]
     fn node(&mut self, index: u32) -> &mut Node {
         &mut self.chunks[(index / CHUNK_LEN) as usize][(index % CHUNK_LEN) as usize]
     }
 
+    #[inline]
     fn get(&self, index: u32) -> &Node {
         &self.chunks[(index / CHUNK_LEN) as usize][(index % CHUNK_LEN) as usize]
     }
@@ -69,11 +71,13 @@ impl Recency {
     }
 
     /// Notes when the entry was used. It must stand in no list.
+    #[inline]
     pub fn set_stamp(&mut self, index: u32, stamp: u64) {
         self.node(index).stamp = stamp;
     }
 
     /// Puts an entry that was used just now at the end of `list`.
+    #[inline]
     pub fn push_newest(&mut self, list: u8, index: u32, weight: u64, stamp: u64) {
         self.node(index).stamp = stamp;
         let last = self.lists[usize::from(list)].last;
@@ -104,6 +108,7 @@ impl Recency {
     }
 
     /// Behind `before`; at the front when that is `NONE`.
+    #[inline]
     fn insert_after(&mut self, list: u8, index: u32, weight: u64, before: u32) {
         let list = usize::from(list);
         let next = if before == NONE { self.lists[list].first } else { self.get(before).next };
@@ -123,6 +128,7 @@ impl Recency {
     }
 
     /// Takes an entry out of `list`, in which it stands. Its stamp stays.
+    #[inline]
     pub fn remove(&mut self, list: u8, index: u32, weight: u64) {
         let Node { previous, next, .. } = *self.get(index);
         let ends = &mut self.lists[usize::from(list)];
