@@ -168,7 +168,7 @@ fn pinned(pin: Pin, now: WallMs) -> String {
     match pin {
         Pin::Until(end) => {
             let left = end.as_millis().saturating_sub(now.as_millis());
-            format!("pinned for another {}", time::format_millis(left))
+            format!("pinned for another {}", time::format_millis(left.div_ceil(1_000) * 1_000))
         }
         Pin::Forever | Pin::None => "pinned until it is unpinned".to_owned(),
     }
