@@ -21,24 +21,19 @@ use payload_catalog::{SqliteStore, Store, Synchronous};
 use payload_client::Client;
 use payload_front::config::{Config, DatabaseConfig};
 use payload_types::effect::CatalogChange;
-use payload_types::{
-    ByteCount, Checksum, Epoch, EvictionPolicy, Generation, Health, NamespaceId, PayloadId, PayloadKey,
-    PayloadRow, PayloadState, Pin, ReplicaRow, Tier, Version, WallMs,
-};
+use payload_types::{ByteCount, Epoch, Generation, PayloadId, PayloadRow, Tier, WallMs};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use crate::context::{Context, Skip};
 use crate::report::{Figure, Findings};
+use crate::rows::stored::{self, PAYLOAD_BYTES};
 use crate::scratch::Scratch;
 use crate::series::Series;
 use crate::server::Server;
 
 /// Payloads in the catalog.
 const PAYLOADS: u64 = 1_000_000;
-
-/// Bytes of each.
-const PAYLOAD_BYTES: u64 = 4096;
 
 /// The disk tier holds them all, and no more than a small machine has.
 const DISK: ByteCount = ByteCount(PAYLOADS * PAYLOAD_BYTES + (64 << 20));
@@ -144,25 +139,8 @@ fn id(number: u64) -> PayloadId {
 }
 
 fn row(number: u64, epoch: Epoch) -> PayloadRow {
-    PayloadRow {
-        key: PayloadKey { namespace: NamespaceId::DEFAULT, id: id(number) },
-        size: ByteCount(PAYLOAD_BYTES),
-        state: PayloadState::Durable,
-        version: Version(3),
-        epoch,
-        created_at: WallMs::from_millis(START_MS + number / PAYLOADS_PER_MS),
-        expires_at: None,
-        no_evict: false,
-        policy: EvictionPolicy::default(),
-        checksum: Some(Checksum(number)),
-        pin: Pin::None,
-        health: Health::Good,
-        replicas: vec![ReplicaRow {
-            tier: Tier::Disk,
-            generation: Generation::new(epoch, number + 1),
-            synced: true,
-        }],
-    }
+    let created_at = WallMs::from_millis(START_MS + number / PAYLOADS_PER_MS);
+    stored::row(id(number), number, epoch, created_at, None)
 }
 
 /// The files of one half of the directories, as `tiers/drivers` names them; a start that does not find them fails the

@@ -14,15 +14,13 @@ use anyhow::Context as _;
 use payload_reactor::clock;
 use payload_shards::payload::Payload;
 use payload_shards::{Adopted, Shard, ShardConfig};
-use payload_types::{
-    ByteCount, Checksum, Epoch, EvictionPolicy, Generation, Health, NamespaceId, PayloadId, PayloadKey,
-    PayloadRow, PayloadState, PerTier, Pin, ReplicaRow, ShardIndex, Tier, Version, WallMs, limits,
-};
+use payload_types::{ByteCount, Epoch, PayloadId, PerTier, ShardIndex, Tier, WallMs, limits};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use crate::context::{Context, Skip};
 use crate::report::{Figure, Findings};
+use crate::rows::stored;
 
 /// Payloads adopted.
 const PAYLOADS: u64 = 1_000_000;
@@ -79,33 +77,11 @@ pub fn probe(with_ttl: bool) -> anyhow::Result<()> {
         let ticks = (made_at.as_millis() << 12) + number % 100;
         let id = PayloadId::mint(ticks, random.next_u64());
         let ttl = with_ttl.then(|| WallMs::from_millis(now.wall.as_millis() + TTL_MS + number));
-        let adopted = shard.adopt(now, row(id, number, made_at, ttl), present);
+        let adopted = shard.adopt(now, stored::row(id, number, Epoch(1), made_at, ttl), present);
         anyhow::ensure!(adopted == Adopted::Live, "a row was not adopted: {adopted:?}");
     }
     println!("{}", (resident_bytes()? - before) as f64 / PAYLOADS as f64);
     Ok(())
-}
-
-fn row(id: PayloadId, number: u64, created_at: WallMs, expires_at: Option<WallMs>) -> PayloadRow {
-    PayloadRow {
-        key: PayloadKey { namespace: NamespaceId::DEFAULT, id },
-        size: ByteCount(limits::PAGE_BYTES),
-        state: PayloadState::Durable,
-        version: Version(3),
-        epoch: Epoch(1),
-        created_at,
-        expires_at,
-        no_evict: false,
-        policy: EvictionPolicy::default(),
-        checksum: Some(Checksum(number)),
-        pin: Pin::None,
-        health: Health::Good,
-        replicas: vec![ReplicaRow {
-            tier: Tier::Disk,
-            generation: Generation::new(Epoch(1), number + 1),
-            synced: true,
-        }],
-    }
 }
 
 /// Memory of this process that is no file's.

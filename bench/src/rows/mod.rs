@@ -12,6 +12,7 @@ mod memory;
 mod shard;
 mod stall;
 mod stall_spill;
+mod stored;
 
 use crate::context::Context;
 use crate::report::{Better, Findings, Spec};

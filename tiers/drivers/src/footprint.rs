@@ -2,8 +2,8 @@
 //!
 //! Independent of all books on purpose: what was leaked, what a client's own writes grew, and what a removed file
 //! still takes while it has a name shows here and nowhere else. A file without a name is not seen; ours keep theirs
-//! until nobody has them open. Called by `front` on a helper thread: it takes 1 to 2 µs a file, so the caller decides
-//! how often. Reads directories only; opens nothing.
+//! until nobody has them open. Called by `front` on a helper thread: stat takes 1.7 to 3.7 µs a file (20,000 warm names
+//! in one directory, beside a build), so the caller decides how often. Reads directories only; opens nothing.
 
 use std::fs::{self, DirEntry};
 use std::io;

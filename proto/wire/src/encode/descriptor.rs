@@ -107,7 +107,7 @@ pub fn spill_result(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use payload_types::tier::SpillTarget;
     use payload_types::{
         ByteCount, Checksum, EvictionPriority, Generation, LeaseId, LeaseNonce, PayloadState, ShardIndex,
@@ -116,7 +116,8 @@ mod tests {
 
     use super::*;
 
-    struct Names;
+    /// Where a test's payloads are.
+    pub(crate) struct Names;
 
     impl Locate for Names {
         fn shm_name(&self, id: PayloadId) -> String {

@@ -181,22 +181,11 @@ fn count(number: u32, one: &str, many: &str) -> String {
 #[cfg(test)]
 mod tests {
     use payload_types::{
-        ByteCount, Descriptor, EvictionPolicy, EvictionPriority, Generation, PayloadId, PayloadState, Rank,
-        Version,
+        ByteCount, Descriptor, EvictionPolicy, EvictionPriority, PayloadId, PayloadState, Rank, Version,
     };
 
     use super::*;
-
-    struct Names;
-
-    impl Locate for Names {
-        fn shm_name(&self, id: PayloadId) -> String {
-            format!("/pm-{id}")
-        }
-        fn disk_path(&self, id: PayloadId, generation: Generation) -> String {
-            format!("/data/{id}.{}", generation.0)
-        }
-    }
+    use crate::encode::descriptor::tests::Names;
 
     const NOW: Now = Now { monotonic: Monotonic(10_000_000_000), wall: WallMs::from_millis(10_000) };
 
