@@ -12,8 +12,9 @@ use payload_types::limits;
 /// Pause before a refused op is offered again: long against the 50 µs of a small driver op, short against a request.
 pub(crate) const RETRY_AFTER_MS: u64 = 1;
 
-/// A driver op belongs to an operation or to a drop.
-pub(crate) const DRIVER_BACKLOG_MAX: usize = limits::OPS_PER_SHARD_MAX + limits::DROPS_IN_FLIGHT_MAX;
+/// A driver op belongs to an operation, to a drop, or to a wish of the disk store.
+pub(crate) const DRIVER_BACKLOG_MAX: usize =
+    limits::OPS_PER_SHARD_MAX + limits::DROPS_IN_FLIGHT_MAX + limits::RELOCATIONS_MAX;
 
 /// Each operation has at most one change under way.
 pub(crate) const CATALOG_BACKLOG_MAX: usize = limits::OPS_PER_SHARD_MAX;

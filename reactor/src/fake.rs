@@ -81,7 +81,8 @@ impl FakeCore {
                 return self.reply(to);
             }
             Request::Release { .. } => {
-                let replica = ReplicaRef { tier, id: KEY.id, generation: Generation(1), size: bytes };
+                let replica =
+                    ReplicaRef { tier, id: KEY.id, generation: Generation(1), size: bytes, extent: None };
                 Effect::Storage(StorageOp { shard, op, replica, action: StorageAction::Sync })
             }
             Request::Resolve { .. } => {

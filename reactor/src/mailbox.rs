@@ -39,8 +39,11 @@ const BUDGET_LANE_PER_SHARD: usize = 64;
 
 const _: () = assert!(
     DONE_LANE_LEN
-        == limits::OPS_PER_SHARD_MAX + 2 * limits::DROPS_IN_FLIGHT_MAX + limits::RETIRED_NOTICES_MAX,
-    "each operation at most one, each drop two (detached, freed), and the late freed notices"
+        == limits::OPS_PER_SHARD_MAX
+            + 2 * limits::DROPS_IN_FLIGHT_MAX
+            + limits::RETIRED_NOTICES_MAX
+            + limits::RELOCATIONS_MAX,
+    "each operation at most one, each drop two (detached, freed), the late freed notices, and relocations"
 );
 
 /// A driver whose completion does not fit looks again after this.

@@ -12,7 +12,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use payload_types::effect::{BudgetRequest, CatalogOp, Effect, StorageOp, TransferOp};
+use payload_types::effect::{BudgetRequest, CatalogOp, Effect, StorageAction, StorageOp, TransferOp};
 use payload_types::event::{BudgetReply, Completion, Event, StorageDone};
 use payload_types::{Monotonic, Now, ShardIndex, limits};
 
@@ -280,7 +280,8 @@ impl<C: Core> Pump<C> {
         match effect {
             Effect::Reply { to, result } => self.slots.answer(to, result),
             Effect::Storage(op) => {
-                self.in_flight += 1;
+                // The disk store waits for it, and nobody here for an answer.
+                self.in_flight += usize::from(op.action != StorageAction::Stay);
                 self.storage.send(op, |op| self.ports.storage(op));
             }
             Effect::Transfer(op) => {
@@ -310,7 +311,9 @@ pub(crate) struct Unfinished {
 /// Whether this is what one op of [`Pump::in_flight`] waited for.
 fn ends_an_op(completion: &Completion) -> bool {
     match completion {
-        Completion::Storage(StorageDone::Freed { .. }) | Completion::Budget(_) => false,
+        Completion::Storage(StorageDone::Freed { .. }) | Completion::Budget(_) | Completion::Relocate(_) => {
+            false
+        }
         Completion::Storage(_) | Completion::Transfer(_) | Completion::Catalog(_) => true,
     }
 }

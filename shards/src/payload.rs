@@ -8,7 +8,7 @@ use payload_ledger::{SlotKey, TimerId};
 use payload_types::effect::ReplicaRef;
 use payload_types::reply::Summary;
 use payload_types::{
-    ByteCount, Checksum, Descriptor, Epoch, EvictionPolicy, Generation, Health, Location, PayloadKey,
+    ByteCount, Checksum, Descriptor, Epoch, EvictionPolicy, Extent, Generation, Health, Location, PayloadKey,
     PayloadRow, PayloadState, PerTier, Pin, ReplicaRow, Tier, Version, WallMs,
 };
 
@@ -84,6 +84,8 @@ pub struct Payload {
     pub creating: bool,
     /// Current replicas.
     pub replicas: PerTier<Option<Replica>>,
+    /// Where the replica on DISK lies in a segment file; `None`: it has a file of its own, or there is none.
+    pub extent: Option<Extent>,
     /// The segment of this payload that is in limbo and still has its name.
     pub limbo_segment: Option<SlotKey>,
     /// What is being done to it.
@@ -145,6 +147,7 @@ impl Payload {
             stored: false,
             creating: true,
             replicas: PerTier::default(),
+            extent: None,
             limbo_segment: None,
             op: None,
             leases: Ends::default(),
@@ -190,7 +193,8 @@ impl Payload {
     /// How drivers are told about its replica on `tier`.
     pub fn replica_ref(&self, tier: Tier) -> Option<ReplicaRef> {
         let replica = self.replicas[tier]?;
-        Some(ReplicaRef { tier, id: self.key.id, generation: replica.generation, size: self.size })
+        let extent = self.extent.filter(|_| tier == Tier::Disk);
+        Some(ReplicaRef { tier, id: self.key.id, generation: replica.generation, size: self.size, extent })
     }
 
     /// True when the ttl has passed at `wall`.
@@ -219,7 +223,7 @@ impl Payload {
         let tier = self.tier();
         let replica = self.replicas[tier].expect("the shown tier has a replica");
         let location = match tier {
-            Tier::Disk => Location::File(replica.generation),
+            Tier::Disk => self.extent.map_or(Location::File(replica.generation), Location::Packed),
             Tier::Gpu | Tier::Ram | Tier::Object => Location::Segment,
         };
         Descriptor {
@@ -280,7 +284,13 @@ impl Payload {
         let vouched = |tier: &Tier| tier.is_durable() || !durable;
         let row = |tier: Tier| {
             let replica = self.replicas[tier]?;
-            Some(ReplicaRow { tier, generation: replica.generation, synced: replica.synced })
+            Some(ReplicaRow {
+                tier,
+                generation: replica.generation,
+                synced: replica.synced,
+                sound: !replica.unsound,
+                extent: self.extent.filter(|_| tier == Tier::Disk),
+            })
         };
         Tier::ALL.into_iter().filter(vouched).filter_map(row).collect()
     }

@@ -199,6 +199,7 @@ impl Node {
         match descriptor.location.expect("a location") {
             Location::Segment => PathBuf::from(format!("/dev/shm{}", names.shm_name(id))),
             Location::File(generation) => names.disk_path(id, generation),
+            Location::Packed(extent) => names.segment_path(extent.file),
         }
     }
 

@@ -226,6 +226,10 @@ impl Locate for Names {
     fn disk_path(&self, id: PayloadId, _generation: Generation) -> String {
         format!("/{id}.bin")
     }
+
+    fn segment_path(&self, file: std::num::NonZeroU32) -> String {
+        format!("/{file}.seg")
+    }
 }
 
 /// A lease such as our server grants on a committed payload in RAM.

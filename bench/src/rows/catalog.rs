@@ -64,7 +64,13 @@ impl Rows {
             checksum: Some(Checksum(self.random.next_u64())),
             pin: Pin::None,
             health: Health::Good,
-            replicas: vec![ReplicaRow { tier: Tier::Ram, generation, synced: false }],
+            replicas: vec![ReplicaRow {
+                tier: Tier::Ram,
+                generation,
+                synced: false,
+                sound: true,
+                extent: None,
+            }],
         }
     }
 }

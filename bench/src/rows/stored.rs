@@ -33,6 +33,8 @@ pub fn row(
             tier: Tier::Disk,
             generation: Generation::new(epoch, number + 1),
             synced: true,
+            sound: true,
+            extent: None,
         }],
     }
 }

@@ -131,6 +131,8 @@ pub(super) fn read(row: &Row<'_>) -> Result<PayloadRow, StoreError> {
                 tier,
                 generation: Generation(stored >> 1),
                 synced: stored & 1 == 1,
+                sound: true,
+                extent: None,
             });
         }
     }

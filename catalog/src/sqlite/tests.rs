@@ -23,7 +23,13 @@ fn row(number: u64) -> PayloadRow {
         checksum: None,
         pin: Pin::None,
         health: Health::Good,
-        replicas: vec![ReplicaRow { tier: Tier::Ram, generation: Generation(number), synced: false }],
+        replicas: vec![ReplicaRow {
+            tier: Tier::Ram,
+            generation: Generation(number),
+            synced: false,
+            sound: true,
+            extent: None,
+        }],
     }
 }
 

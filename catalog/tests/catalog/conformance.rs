@@ -176,7 +176,13 @@ pub fn given_the_largest_numbers_when_stored_then_they_return<B: Backend>() {
     row.pin = Pin::Until(WallMs::from_millis(STORED_INTEGER_MAX - 1));
     row.checksum = Some(Checksum(u64::MAX));
     row.replicas = Tier::ALL
-        .map(|tier| ReplicaRow { tier, generation: Generation(STORED_INTEGER_MAX >> 1), synced: true })
+        .map(|tier| ReplicaRow {
+            tier,
+            generation: Generation(STORED_INTEGER_MAX >> 1),
+            synced: true,
+            sound: true,
+            extent: None,
+        })
         .to_vec();
     store.apply(&[put(row.clone())]).expect("stored");
     assert_eq!(all(store.as_mut()), [row]);

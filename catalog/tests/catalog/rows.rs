@@ -35,6 +35,8 @@ pub fn row(number: u64) -> PayloadRow {
             tier: Tier::Ram,
             generation: Generation::new(Epoch(1), number),
             synced: false,
+            sound: true,
+            extent: None,
         }],
     }
 }
@@ -83,6 +85,8 @@ pub fn varied(number: u64) -> PayloadRow {
                 tier,
                 generation: Generation::new(Epoch(9), number * 4 + tier as u64),
                 synced: !number.is_multiple_of(3),
+                sound: true,
+                extent: None,
             })
             .collect(),
     }

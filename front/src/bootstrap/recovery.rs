@@ -18,7 +18,7 @@ use payload_catalog::Store;
 use payload_drivers::{Drivers, Verifier};
 use payload_shards::{Adopted, Shard};
 use payload_types::effect::ReplicaRef;
-use payload_types::{Now, PayloadId, PayloadRow, PerTier};
+use payload_types::{Now, PayloadId, PayloadRow, PerTier, ReplicaRow};
 
 /// Rows that go from thread to thread at a time: 1,024 x ~250 bytes stay in a core's second cache.
 const BATCH_LEN: usize = 1024;
@@ -116,8 +116,8 @@ fn batch_verify(verifier: &mut Verifier<'_>, batch: &mut Batch) {
     let mut owners = Vec::with_capacity(batch.rows.len());
     for (owner, row) in batch.rows.iter().enumerate() {
         for replica in &row.replicas {
-            let (tier, generation) = (replica.tier, replica.generation);
-            replicas.push(ReplicaRef { tier, id: row.key.id, generation, size: row.size });
+            let ReplicaRow { tier, generation, extent, .. } = *replica;
+            replicas.push(ReplicaRef { tier, id: row.key.id, generation, size: row.size, extent });
             owners.push(owner);
         }
     }

@@ -1,5 +1,6 @@
 //! What a client is told about a payload.
 
+use crate::extent::Extent;
 use crate::ids::{Generation, PayloadId, Version};
 use crate::policy::EvictionPolicy;
 use crate::state::PayloadState;
@@ -14,6 +15,8 @@ pub enum Location {
     Segment,
     /// A file of its own, bytes at offset 0; its path follows from the payload id and the replica's generation.
     File(Generation),
+    /// A part of a segment file, shared with other payloads.
+    Packed(Extent),
 }
 
 /// A payload as the contract's `PayloadDescriptor` shows it.

@@ -1,5 +1,6 @@
 //! What a shard asks of others. `step` only writes these down; the reactor (or the simulator) carries them out.
 
+use crate::extent::Extent;
 use crate::ids::{Epoch, Generation, OpId, PayloadId, PayloadKey, ShardIndex};
 use crate::policy::Rank;
 use crate::reply::ReplyResult;
@@ -42,6 +43,8 @@ pub struct ReplicaRef {
     pub generation: Generation,
     /// Exactly what was allocated.
     pub size: ByteCount,
+    /// Where it lies in a segment file; `None`: it has a segment or file of its own, or is yet to be made.
+    pub extent: Option<Extent>,
 }
 
 /// Work on one replica (RAM: a segment; DISK: a file of its own).
@@ -82,9 +85,12 @@ pub enum StorageAction {
     /// Drop it: take its name away (`StorageDone::Detached`), and free it once nobody has it open or mapped
     /// (`StorageDone::Freed`, possibly much later). Its capacity stays charged until then.
     Drop,
+    /// The answer to a `Completion::Relocate` that the shard cannot follow now. Not answered.
+    Stay,
 }
 
-/// Copy a replica's bytes into a new replica on another tier, hashing them on the way.
+/// Copy a replica's bytes into a new replica, hashing them on the way: on another tier, or from a segment file to
+/// another one of the same disk root, which is the answer to `Completion::Relocate`.
 ///
 /// The destination is made by the copy (intent log, private name, full size), gets its name when it is complete
 /// and read-only, and is gone without a trace when the copy fails. Answered by `TransferDone`.

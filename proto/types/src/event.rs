@@ -1,6 +1,7 @@
 //! What happens to a shard. One `step` handles one event.
 
-use crate::effect::{ReplyTo, TierUsage};
+use crate::effect::{ReplicaRef, ReplyTo, TierUsage};
+use crate::extent::Extent;
 use crate::ids::{Generation, OpId};
 use crate::policy::Rank;
 use crate::request::Request;
@@ -38,6 +39,10 @@ pub enum Completion {
     Catalog(CatalogAck),
     /// From the budget arbiter.
     Budget(BudgetReply),
+    /// The disk store wants this packed replica in another segment file, so that the one it lies in can be recycled.
+    /// Always answered: by a `TransferOp` from it to its own tier, for which no capacity is charged, or by
+    /// `StorageAction::Stay`. At most `limits::RELOCATIONS_MAX` are unanswered on a node.
+    Relocate(ReplicaRef),
 }
 
 /// The end of a `StorageOp`.
@@ -92,8 +97,17 @@ pub enum StorageDone {
 pub struct TransferDone {
     /// The slot.
     pub op: OpId,
-    /// The checksum of the bytes written, or why there are none; the destination is gone then.
-    pub result: Result<Checksum, TransferError>,
+    /// What was made, or why nothing was; the destination is gone then.
+    pub result: Result<Copied, TransferError>,
+}
+
+/// What a copy made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Copied {
+    /// The checksum of the bytes written.
+    pub checksum: Checksum,
+    /// Where it lies, if it shares a segment file with others. Such a replica is on stable storage, whatever was asked.
+    pub extent: Option<Extent>,
 }
 
 /// Why a copy failed.

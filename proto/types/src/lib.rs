@@ -10,6 +10,7 @@ pub mod disk;
 pub mod effect;
 pub mod error;
 pub mod event;
+pub mod extent;
 pub mod ids;
 pub mod limits;
 pub mod peer;
@@ -27,6 +28,7 @@ pub mod units;
 pub use descriptor::{Descriptor, Location};
 pub use disk::{DiskFault, DiskHealth, DiskState};
 pub use error::{ErrorKind, PayloadError};
+pub use extent::Extent;
 pub use ids::{
     Epoch, Generation, LeaseId, LeaseNonce, NamespaceId, OpId, PayloadId, PayloadKey, ShardIndex, Version,
 };

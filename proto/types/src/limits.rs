@@ -52,7 +52,8 @@ pub const COMPLETION_LANE_LEN: usize = OPS_PER_SHARD_MAX
     + 2 * DROPS_IN_FLIGHT_MAX
     + BUDGET_ASKS_PER_SHARD_MAX
     + RETIRED_NOTICES_MAX
-    + RECALLS_MAX;
+    + RECALLS_MAX
+    + RELOCATIONS_MAX;
 
 /// Freed notices a driver may have posted to one shard and the shard not yet read. The driver holds further ones
 /// back: nobody waits for them but the budget.
@@ -60,6 +61,10 @@ pub const RETIRED_NOTICES_MAX: usize = 1024;
 
 /// Orders (recalls) the arbiter may have open with one shard: one a tier.
 pub const RECALLS_MAX: usize = 4;
+
+/// Replicas that the disk store has asked to be moved to another segment file, and not been answered yet. 16 of the
+/// smallest share an fdatasync; 16 of the largest are a GiB, which is 16 s at the default pace.
+pub const RELOCATIONS_MAX: usize = 16;
 
 /// Catalog operations queued for the writer by one shard: one per operation in flight.
 pub const CATALOG_LANE_PER_SHARD: usize = OPS_PER_SHARD_MAX;

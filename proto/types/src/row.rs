@@ -1,5 +1,6 @@
 //! A payload as the catalog keeps it.
 
+use crate::extent::Extent;
 use crate::ids::{Epoch, Generation, PayloadKey, Version};
 use crate::policy::{EvictionPolicy, Pin};
 use crate::state::PayloadState;
@@ -32,6 +33,10 @@ pub struct ReplicaRow {
     pub generation: Generation,
     /// True when its bytes were on stable storage before the row was written.
     pub synced: bool,
+    /// False when its bytes were found damaged and another replica serves the payload: it is never served alone.
+    pub sound: bool,
+    /// Where it lies in a segment file; `None`: it has a segment or file of its own.
+    pub extent: Option<Extent>,
 }
 
 /// A committed payload. ALLOCATED ones are not stored (DESIGN §7).

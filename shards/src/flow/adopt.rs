@@ -32,6 +32,7 @@ impl Shard {
     /// When the row was adopted before, or there are more rows than a shard may hold.
     pub fn adopt(&mut self, now: Now, row: PayloadRow, present: PerTier<bool>) -> Adopted {
         let mut replicas = PerTier::default();
+        let mut extent = None;
         for replica in row.replicas.iter().filter(|replica| present[replica.tier]) {
             replicas[replica.tier] = Some(Replica {
                 generation: replica.generation,
@@ -39,9 +40,10 @@ impl Shard {
                 synced: replica.synced,
                 // A failed fdatasync of an earlier run is forgotten by the kernel: a new one would prove nothing.
                 sync_failed: !replica.synced && replica.tier.is_durable(),
-                unsound: false,
+                unsound: !replica.sound,
                 made_s: 0,
             });
+            extent = replica.extent.or(extent);
             self.accounts[replica.tier].adopt(row.size.in_pages());
         }
         let found = Tier::ALL.into_iter().any(|tier| replicas[tier].is_some());
@@ -61,6 +63,7 @@ impl Shard {
             stored: true,
             creating: false,
             replicas,
+            extent,
             ..Payload::new(terms)
         };
         payload.state = payload.settled_state();

@@ -57,7 +57,13 @@ impl Shard {
         });
         let slot = self.table.insert(payload).expect("checked above");
         let generation = self.mint_generation();
-        let replica = ReplicaRef { tier: request.tier, id: request.key.id, generation, size: request.size };
+        let replica = ReplicaRef {
+            tier: request.tier,
+            id: request.key.id,
+            generation,
+            size: request.size,
+            extent: None,
+        };
         let kind = Kind::Allocate { reply_to, deadline, replica };
         let op = self.ops.start(Op::new(slot, Class::Request, kind));
         self.table.links(slot).op = Some(op);

@@ -7,7 +7,7 @@
 
 use payload_ledger::SlotKey;
 use payload_types::effect::{CatalogChange, Effect, ReplicaRef, TransferOp};
-use payload_types::event::{DriverError, DriverErrorKind, TransferError};
+use payload_types::event::{Copied, DriverError, DriverErrorKind, TransferError};
 use payload_types::{
     Checksum, ErrorKind, Health, Now, OpId, PayloadError, PayloadState, Pin, ReplicaRow, Tier,
 };
@@ -120,7 +120,7 @@ impl Shard {
         // What replaces a replica is as safe as that was, or may have been when an earlier run wrote it.
         let sync = sync || payload.replicas[to].is_some();
         let from = payload.replica_ref(payload.tier()).expect("the fastest replica");
-        let to = ReplicaRef { tier: to, id: from.id, generation: self.mint_generation(), size: from.size };
+        let to = ReplicaRef { tier: to, generation: self.mint_generation(), extent: None, ..from };
         let copy = Copy { from, to, sync, evicts, step: op::Step::Budget, keeps_source: false };
         let op = self.ops.start(Op::new(slot, class, Kind::Copy(copy)));
         self.table.update(slot, |payload| {
@@ -192,16 +192,16 @@ impl Shard {
         self.limbo.copy_ended(entry);
     }
 
-    pub(crate) fn copy_done(
-        &mut self,
-        step: &mut Step<'_>,
-        id: OpId,
-        result: Result<Checksum, TransferError>,
-    ) {
+    pub(crate) fn copy_done(&mut self, step: &mut Step<'_>, id: OpId, result: Result<Copied, TransferError>) {
         let op = slot_key(id);
         let Some(Op { payload, kind: Kind::Copy(copy), .. }) = self.ops.get(op) else { return };
-        let (slot, copy) = (*payload, *copy);
+        let (slot, mut copy) = (*payload, *copy);
         self.release_source(copy, op);
+        if let Ok(Copied { extent, .. }) = result {
+            copy.to.extent = extent;
+            copy.sync |= extent.is_some();
+            self.ops.get_mut(op).expect("the copy has not ended").kind = Kind::Copy(copy);
+        }
         if result.is_err() {
             self.moved[copy.to.tier].transfers_failed += 1;
             self.release_charge(copy.to.tier, copy.to.size.in_pages());
@@ -214,7 +214,7 @@ impl Shard {
             return;
         }
         match result {
-            Ok(checksum) => self.copy_arrived(step, op, copy, checksum),
+            Ok(Copied { checksum, .. }) => self.copy_arrived(step, op, copy, checksum),
             Err(TransferError::Destination(error)) => {
                 let refusal = destination_error(copy.to.tier, &error);
                 self.copy_failed(step.now, op, &refusal);
@@ -246,6 +246,8 @@ impl Shard {
                 tier: copy.to.tier,
                 generation: copy.to.generation,
                 synced: copy.sync,
+                sound: true,
+                extent: copy.to.extent,
             });
             replicas.sort_by_key(|row| row.tier);
             payload.row(epoch, PayloadState::Durable, payload.version.next(), replicas)
@@ -294,6 +296,9 @@ impl Shard {
         self.retire(slot, copy.to.tier, false);
         self.table.update(slot, |payload| {
             payload.replicas[copy.to.tier] = Some(Replica::new(copy.to.generation, copy.sync, step.now.wall));
+            if copy.to.tier == Tier::Disk {
+                payload.extent = copy.to.extent;
+            }
             if copy.to.tier.is_durable() {
                 payload.set_state(PayloadState::Durable);
             }
@@ -323,8 +328,12 @@ impl Shard {
 
     pub(crate) fn retire(&mut self, slot: SlotKey, tier: Tier, sound: bool) {
         let Some(reference) = self.table.at(slot).replica_ref(tier) else { return };
-        let replica =
-            self.table.update(slot, |payload| payload.replicas[tier].take()).expect("it has a reference");
+        let replica = self.table.update(slot, |payload| {
+            if tier == Tier::Disk {
+                payload.extent = None;
+            }
+            payload.replicas[tier].take().expect("it has a reference")
+        });
         let entry =
             self.limbo.insert(reference, Some(slot), replica.users, Kept { synced: replica.synced, sound });
         if tier == Tier::Ram {

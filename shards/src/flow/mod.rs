@@ -9,6 +9,7 @@ mod evict;
 mod lease;
 mod pin;
 pub mod promote;
+mod relocate;
 mod remove;
 mod report;
 mod retry;

@@ -7,7 +7,7 @@ use payload_shards::{Arbiter, Outbox, Shard, ShardConfig};
 use payload_types::effect::{
     BudgetRequest, CatalogOp, Effect, ReplyTo, StorageAction, StorageOp, TransferOp,
 };
-use payload_types::event::{CatalogAck, Completion, Event, StorageDone, TransferDone};
+use payload_types::event::{CatalogAck, Completion, Copied, Event, StorageDone, TransferDone};
 use payload_types::reply::{LeaseGrant, Reply, ReplyResult};
 use payload_types::request::{Acquire, Allocate, Request, Spill};
 use payload_types::tier::SpillTarget;
@@ -162,6 +162,7 @@ impl World {
 
     pub fn transfer_one(&mut self, result: Result<Checksum, event::TransferError>) {
         let op = self.transfers.pop_front().expect("a copy waits");
+        let result = result.map(|checksum| Copied { checksum, extent: None });
         self.complete(Completion::Transfer(TransferDone { op: op.op, result }));
     }
 

@@ -2,7 +2,7 @@
 //! did to the storage behind the server's back.
 
 use payload_types::effect::{StorageAction, StorageOp, TransferOp};
-use payload_types::event::{Completion, DriverErrorKind, StorageDone, TransferDone, TransferError};
+use payload_types::event::{Completion, Copied, DriverErrorKind, StorageDone, TransferDone, TransferError};
 use payload_types::{Checksum, Monotonic, PayloadId, Tier};
 
 use super::agenda::Task;
@@ -50,9 +50,10 @@ impl World {
         }
         match job {
             Job::Storage(op) => Completion::Storage(self.storage_outcome(op, fault)),
-            Job::Transfer(op) => {
-                Completion::Transfer(TransferDone { op: op.op, result: self.transfer_outcome(op, fault) })
-            }
+            Job::Transfer(op) => Completion::Transfer(TransferDone {
+                op: op.op,
+                result: self.transfer_outcome(op, fault).map(|checksum| Copied { checksum, extent: None }),
+            }),
         }
     }
 
@@ -77,7 +78,7 @@ impl World {
             StorageAction::Verify { expected, .. } => {
                 ("verify_failed", self.storage.finish_verify(op.replica, expected, fault))
             }
-            StorageAction::Drop => unreachable!("a Drop is no job"),
+            StorageAction::Drop | StorageAction::Stay => unreachable!("neither is a job"),
         };
         if result.is_err() {
             self.oracle.coverage.hit(name);
@@ -93,7 +94,9 @@ impl World {
             StorageAction::Create => StorageDone::Created { op, result },
             StorageAction::Seal { .. } => StorageDone::Sealed { op, result },
             StorageAction::Verify { .. } => StorageDone::Verified { op, result },
-            StorageAction::Sync | StorageAction::Drop => StorageDone::Synced { op, result },
+            StorageAction::Sync | StorageAction::Drop | StorageAction::Stay => {
+                StorageDone::Synced { op, result }
+            }
         }
     }
 

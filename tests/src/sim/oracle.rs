@@ -372,6 +372,7 @@ impl Oracle {
     ) -> Result<BlockName, Breach> {
         let name = match location {
             Location::Segment if tier == Tier::Ram => scene.storage.named_segment(key.id),
+            Location::Packed(extent) => unreachable!("nothing is packed yet: {extent:?}"),
             Location::File(generation) if tier == Tier::Disk => {
                 Some(BlockName { tier, id: key.id, generation })
             }

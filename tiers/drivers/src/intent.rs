@@ -251,7 +251,10 @@ impl IntentLog {
         let mut bytes = Vec::with_capacity((live.len() + 1) * RECORD_BYTES);
         bytes.extend_from_slice(&self.header());
         for (&(id, generation), &Named { size, .. }) in live {
-            bytes.extend_from_slice(&record(MADE, &ReplicaRef { tier: self.tier, id, generation, size }));
+            bytes.extend_from_slice(&record(
+                MADE,
+                &ReplicaRef { tier: self.tier, id, generation, size, extent: None },
+            ));
         }
         let mut path = self.path.clone().into_os_string();
         path.push(".new");
@@ -373,7 +376,7 @@ mod tests {
 
     fn replica(tail: u64) -> ReplicaRef {
         let id = PayloadId::mint(1 << 50, tail);
-        ReplicaRef { tier: Tier::Disk, id, generation: Generation(tail), size: ByteCount(4096) }
+        ReplicaRef { tier: Tier::Disk, id, generation: Generation(tail), size: ByteCount(4096), extent: None }
     }
 
     fn open(path: &Path) -> (IntentLog, Live) {

@@ -15,8 +15,7 @@
 //!
 //! - a disk root that fails is left alone for a while (`health`): writes are refused at once, all else goes on.
 //!
-//! Limits: the lanes hold `OPS_PER_SHARD_MAX + DROPS_IN_FLIGHT_MAX` ops a shard, which is all a shard can have under
-//! way, so a full lane means a shard that broke its own limits. Staging is 9 MiB a transfer thread.
+//! Limits: the lanes hold `LANE_PER_SHARD` ops a shard, which is all a shard can have under way, so a full lane means a shard that broke its own limits. Staging is 9 MiB a transfer thread.
 //! SIGIO is set to be ignored, unless the program handles it: breaking a file lease raises it.
 #![deny(unsafe_code)]
 
@@ -48,7 +47,7 @@ use std::time::Duration;
 use crossbeam::channel::{Sender, bounded};
 use payload_types::effect::{ReplicaRef, StorageAction, StorageOp, TransferOp};
 use payload_types::event::Completion;
-use payload_types::limits::{DROPS_IN_FLIGHT_MAX, OPS_PER_SHARD_MAX};
+use payload_types::limits::{DROPS_IN_FLIGHT_MAX, OPS_PER_SHARD_MAX, RELOCATIONS_MAX};
 use payload_types::{Checksum, DiskHealth, PerTier, ShardIndex, Tier};
 
 pub use crate::error::OpenError;
@@ -66,7 +65,7 @@ use crate::stores::Stores;
 use crate::transfer::scrub::Stop;
 
 /// Ops of one shard that may wait in a lane: all it can have in flight.
-pub const LANE_PER_SHARD: usize = OPS_PER_SHARD_MAX + DROPS_IN_FLIGHT_MAX;
+pub const LANE_PER_SHARD: usize = OPS_PER_SHARD_MAX + DROPS_IN_FLIGHT_MAX + RELOCATIONS_MAX;
 
 /// Takes completions to their shard. Called on driver threads; it must neither block nor panic.
 pub type CompletionSink = Arc<dyn Fn(ShardIndex, Completion) + Send + Sync>;

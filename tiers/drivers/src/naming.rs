@@ -5,11 +5,13 @@
 //!            /dev/shm/<prefix>-draft-<generation>-<uuid>     a copy that is being made
 //!            /dev/shm/<prefix>-limbo-<generation>-<uuid>     dropped, and somebody may still have it mapped
 //! files      <root>/payloads/<last byte of the uuid>/<uuid>-<generation>.bin      .draft      .limbo
+//! packed     <root>/segments/<number>.seg
 //! ```
 //! A segment's public name has no generation (the v1 contract's `RamLocation` has no room for one), so it belongs to
 //! the newest generation of its id; every other name belongs to exactly one replica. Pure: nothing is opened here.
 
 use std::fmt::Write as _;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,6 +23,9 @@ pub(crate) const SHM_DIRECTORY: &str = "/dev/shm";
 
 /// The directory of the payloads' files below a disk root.
 pub(crate) const PAYLOADS: &str = "payloads";
+
+/// The directory of the segment files below a disk root.
+pub(crate) const SEGMENTS: &str = "segments";
 
 /// The names of one tier's replicas.
 #[derive(Clone, Debug)]
@@ -68,6 +73,17 @@ impl Names {
         }
     }
 
+    /// The name of a segment file, which clients open.
+    ///
+    /// # Panics
+    /// In shared memory: there is none.
+    pub(crate) fn segment(&self, file: NonZeroU32) -> PathBuf {
+        match self {
+            Self::Segments { .. } => unreachable!("only the disk store packs"),
+            Self::Files { root } => root.join(SEGMENTS).join(format!("{file:08x}.seg")),
+        }
+    }
+
     /// The name of a copy in the making.
     pub(crate) fn draft(&self, replica: &ReplicaRef) -> PathBuf {
         self.private(replica, "draft")
@@ -110,10 +126,19 @@ impl Locator {
         let files = self.files.as_ref().expect("a disk replica exists only where a disk root is configured");
         files.public(&replica(Tier::Disk, id, generation))
     }
+
+    /// The contract's `DiskLocation.path` of a packed replica: absolute.
+    ///
+    /// # Panics
+    /// On a node without a disk tier: no replica there can be on one.
+    pub fn segment_path(&self, file: NonZeroU32) -> PathBuf {
+        let files = self.files.as_ref().expect("a disk replica exists only where a disk root is configured");
+        files.segment(file)
+    }
 }
 
 fn replica(tier: Tier, id: PayloadId, generation: Generation) -> ReplicaRef {
-    ReplicaRef { tier, id, generation, size: payload_types::ByteCount::ZERO }
+    ReplicaRef { tier, id, generation, size: payload_types::ByteCount::ZERO, extent: None }
 }
 
 /// A part of a file name in /dev/shm made from what an operator chose: as it is when it is plain, hashed when not.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crossbeam::channel::{Receiver, Sender};
 use payload_types::effect::{StorageAction, StorageOp, TransferOp};
 use payload_types::event::{
-    Completion, DriverError, DriverErrorKind, StorageDone, TransferDone, TransferError,
+    Completion, Copied, DriverError, DriverErrorKind, StorageDone, TransferDone, TransferError,
 };
 
 use crate::CompletionSink;
@@ -51,6 +51,7 @@ pub(crate) fn run_storage(
                 StorageDone::Synced { op, result }
             }
             StorageAction::Verify { .. } => unreachable!("verifications have a lane of their own"),
+            StorageAction::Stay => continue,
             StorageAction::Drop => {
                 let (tier, generation) = (replica.tier, replica.generation);
                 if stores.get(tier).is_err() {
@@ -86,7 +87,8 @@ pub(crate) fn run_transfers(
     let mut pipeline = None;
     for op in lane {
         let result = catch_unwind(AssertUnwindSafe(|| copy(stores, &op, engine, &mut pipeline)))
-            .unwrap_or_else(|panic| Err(TransferError::Destination(panicked(&*panic))));
+            .unwrap_or_else(|panic| Err(TransferError::Destination(panicked(&*panic))))
+            .map(|checksum| Copied { checksum, extent: None });
         drained(&mut pipeline);
         sink(op.shard, Completion::Transfer(TransferDone { op: op.op, result }));
     }

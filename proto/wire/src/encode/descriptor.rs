@@ -25,7 +25,7 @@ pub fn descriptor(payload: &Descriptor, locate: &impl Locate) -> core::PayloadDe
     }
 }
 
-/// Where the shown replica lies: every replica has its segment or file to itself, bytes from offset 0.
+/// Where the shown replica lies: in a segment or file of its own from offset 0 on, or in a part of a segment file.
 fn place(payload: &Descriptor, location: Location, locate: &impl Locate) -> PbLocation {
     match location {
         Location::Segment => PbLocation::Ram(core::RamLocation {
@@ -37,6 +37,11 @@ fn place(payload: &Descriptor, location: Location, locate: &impl Locate) -> PbLo
         Location::File(generation) => PbLocation::Disk(core::DiskLocation {
             path: locate.disk_path(payload.id, generation),
             offset_bytes: 0,
+            length_bytes: payload.size.0,
+        }),
+        Location::Packed(extent) => PbLocation::Disk(core::DiskLocation {
+            path: locate.segment_path(extent.file),
+            offset_bytes: extent.offset_bytes(),
             length_bytes: payload.size.0,
         }),
     }
@@ -125,6 +130,9 @@ pub(crate) mod tests {
         }
         fn disk_path(&self, id: PayloadId, generation: Generation) -> String {
             format!("/data/{id}.{}", generation.0)
+        }
+        fn segment_path(&self, file: std::num::NonZeroU32) -> String {
+            format!("/data/{file}.seg")
         }
     }
 

@@ -19,6 +19,8 @@ pub use listing::page;
 pub use scrub::scrub_finding;
 pub use stats::{NodeFigures, stats};
 
+use std::num::NonZeroU32;
+
 use payload_types::{Generation, PayloadId, WallMs};
 
 /// Names of replicas, as clients open them. Pure: asks nobody.
@@ -27,6 +29,8 @@ pub trait Locate {
     fn shm_name(&self, id: PayloadId) -> String;
     /// The absolute path of the file that holds this replica.
     fn disk_path(&self, id: PayloadId, generation: Generation) -> String;
+    /// The absolute path of the segment file with this number.
+    fn segment_path(&self, file: NonZeroU32) -> String;
 }
 
 /// A moment as `google.protobuf.Timestamp`.

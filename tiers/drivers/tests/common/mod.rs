@@ -186,7 +186,7 @@ impl Rig {
             match self.next() {
                 Completion::Transfer(TransferDone { op: answered, result }) => {
                     assert_eq!(answered, op.op);
-                    return result;
+                    return result.map(|copied| copied.checksum);
                 }
                 Completion::Storage(done) => self.early.push(done),
                 other => panic!("drivers do not send {other:?}"),
@@ -215,12 +215,17 @@ fn op_id() -> OpId {
 pub fn replica(tier: Tier, size: u64) -> ReplicaRef {
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let id = PayloadId::mint((1_700_000_000_000 << 12) + number, number.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    ReplicaRef { tier, id, generation: Generation(number), size: ByteCount(size) }
+    ReplicaRef { tier, id, generation: Generation(number), size: ByteCount(size), extent: None }
 }
 
 /// The same payload on another tier.
 pub fn twin(replica: ReplicaRef, tier: Tier) -> ReplicaRef {
-    ReplicaRef { tier, generation: Generation(NUMBER.fetch_add(1, Ordering::Relaxed)), ..replica }
+    ReplicaRef {
+        tier,
+        generation: Generation(NUMBER.fetch_add(1, Ordering::Relaxed)),
+        extent: None,
+        ..replica
+    }
 }
 
 /// Bytes that repeat nowhere near a page or a chunk.
