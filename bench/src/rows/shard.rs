@@ -188,7 +188,7 @@ fn stored(action: StorageAction) -> Option<fn(payload_types::OpId) -> StorageDon
         StorageAction::Seal { .. } => Some(|op| StorageDone::Sealed { op, result: Ok(()) }),
         StorageAction::Sync => Some(|op| StorageDone::Synced { op, result: Ok(()) }),
         StorageAction::Verify { .. } => Some(|op| StorageDone::Verified { op, result: Ok(()) }),
-        StorageAction::Drop => None,
+        StorageAction::Drop | StorageAction::Stay => None,
     }
 }
 
