@@ -8,7 +8,7 @@
 
 use payload_types::effect::CatalogChange;
 use payload_types::limits::{GENERATION_EPOCH_BITS, STORED_INTEGER_MAX};
-use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow, Pin, Version, WallMs};
+use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow, Pin, Tier, Version, WallMs};
 
 use crate::error::StoreError;
 
@@ -125,6 +125,11 @@ pub fn storable(change: &CatalogChange) -> Result<(), StoreError> {
     }
     if row.replicas.windows(2).any(|pair| pair[0].tier >= pair[1].tier) {
         return refuse("names its replicas out of order; one a tier, fastest first".to_owned());
+    }
+    if let Some(replica) =
+        row.replicas.iter().find(|replica| replica.extent.is_some() && replica.tier != Tier::Disk)
+    {
+        return refuse(format!("has a replica on {} with an extent; only DISK is packed", replica.tier));
     }
     Ok(())
 }

@@ -8,7 +8,10 @@ use payload_types::{PayloadRow, Pin, Tier, WallMs};
 use rusqlite::{Connection, Statement, params};
 
 /// The catalog's own schema: the same table, the same indexes.
-const SCHEMA: &str = include_str!("../../../catalog/migrations/sqlite/0001_initial.sql");
+const SCHEMA: [&str; 2] = [
+    include_str!("../../../catalog/migrations/sqlite/0001_initial.sql"),
+    include_str!("../../../catalog/migrations/sqlite/0002_extents.sql"),
+];
 
 /// The catalog checkpoints after 16 MiB of log (catalog/src/writer.rs): 4,096 pages of 4 KiB.
 const CHECKPOINT_PAGES: i64 = 4096;
@@ -25,7 +28,7 @@ impl RawSqlite {
     /// What SQLite says.
     pub fn create(path: &Path) -> rusqlite::Result<Self> {
         let connection = Connection::open(path)?;
-        connection.execute_batch(SCHEMA)?;
+        SCHEMA.iter().try_for_each(|script| connection.execute_batch(script))?;
         connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
         connection.pragma_update(None, "synchronous", "full")?;
         connection.pragma_update_and_check(None, "wal_autocheckpoint", CHECKPOINT_PAGES, |_| Ok(()))?;
@@ -47,8 +50,9 @@ impl RawSqlite {
         while started.elapsed() < duration {
             let transaction = self.connection.transaction()?;
             {
-                let mut insert = transaction
-                    .prepare_cached("INSERT INTO payload VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)")?;
+                let mut insert = transaction.prepare_cached(
+                    "INSERT INTO payload VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                )?;
                 for _ in 0..group_len {
                     insert_one(&mut insert, &next_row())?;
                 }
@@ -95,6 +99,12 @@ fn insert_one(insert: &mut Statement<'_>, row: &PayloadRow) -> rusqlite::Result<
         replica(Tier::Ram),
         replica(Tier::Disk),
         replica(Tier::Object),
+        row.replicas.iter().find_map(|replica| replica.extent).map(|extent| extent.to_bits().cast_signed()),
+        row.replicas
+            .iter()
+            .filter(|replica| !replica.sound)
+            .map(|replica| 1 << replica.tier as i64)
+            .sum::<i64>(),
     ])?;
     Ok(())
 }

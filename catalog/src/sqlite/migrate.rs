@@ -6,7 +6,10 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::errors::rolled_back;
 use crate::error::StoreError;
 
-const MIGRATIONS: [&str; 1] = [include_str!("../../migrations/sqlite/0001_initial.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("../../migrations/sqlite/0001_initial.sql"),
+    include_str!("../../migrations/sqlite/0002_extents.sql"),
+];
 
 /// Runs the migrations that `connection` has not seen. One server at a time: the caller holds the lock.
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {

@@ -1,10 +1,10 @@
-//! How a payload's row is bound and read. The columns stand in one order everywhere: that of the migration.
+//! How a payload's row is bound and read. The columns stand in one order everywhere: that of the migrations.
 
 use payload_types::policy::EvictionPriority;
 use payload_types::tier::SpillTarget;
 use payload_types::{
-    ByteCount, Checksum, Epoch, EvictionPolicy, Generation, Health, NamespaceId, PayloadId, PayloadKey,
-    PayloadRow, PayloadState, Pin, ReplicaRow, Tier, Version, WallMs,
+    ByteCount, Checksum, Epoch, EvictionPolicy, Extent, Generation, Health, NamespaceId, PayloadId,
+    PayloadKey, PayloadRow, PayloadState, Pin, ReplicaRow, Tier, Version, WallMs,
 };
 use rusqlite::{Row, Statement};
 
@@ -14,15 +14,17 @@ use crate::error::StoreError;
 /// Inserts a row, or replaces it unless it is newer (see `supersedes`).
 pub(super) const PUT: &str = "
     INSERT INTO payload (namespace, id, size, state, version, epoch, created_at, expires_at, no_evict, priority,
-        require_durable, spill_target, min_residency, checksum, pinned_until, health, gpu, ram, disk, object)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)
+        require_durable, spill_target, min_residency, checksum, pinned_until, health, gpu, ram, disk, object,
+        extent, unsound)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)
     ON CONFLICT (namespace, id) DO UPDATE SET
         size = excluded.size, state = excluded.state, version = excluded.version, epoch = excluded.epoch,
         created_at = excluded.created_at, expires_at = excluded.expires_at, no_evict = excluded.no_evict,
         priority = excluded.priority, require_durable = excluded.require_durable,
         spill_target = excluded.spill_target, min_residency = excluded.min_residency,
         checksum = excluded.checksum, pinned_until = excluded.pinned_until, health = excluded.health,
-        gpu = excluded.gpu, ram = excluded.ram, disk = excluded.disk, object = excluded.object
+        gpu = excluded.gpu, ram = excluded.ram, disk = excluded.disk, object = excluded.object,
+        extent = excluded.extent, unsound = excluded.unsound
     WHERE (excluded.epoch, excluded.version) >= (payload.epoch, payload.version)";
 
 /// Removes a row unless it was written after the given epoch.
@@ -31,13 +33,15 @@ pub(super) const REMOVE: &str = "DELETE FROM payload WHERE namespace = ?1 AND id
 /// Every row, in the order of keys.
 pub(super) const ALL: &str = "
     SELECT namespace, id, size, state, version, epoch, created_at, expires_at, no_evict, priority,
-        require_durable, spill_target, min_residency, checksum, pinned_until, health, gpu, ram, disk, object
+        require_durable, spill_target, min_residency, checksum, pinned_until, health, gpu, ram, disk, object,
+        extent, unsound
     FROM payload ORDER BY namespace, id";
 
 /// One row.
 pub(super) const ONE: &str = "
     SELECT namespace, id, size, state, version, epoch, created_at, expires_at, no_evict, priority,
-        require_durable, spill_target, min_residency, checksum, pinned_until, health, gpu, ram, disk, object
+        require_durable, spill_target, min_residency, checksum, pinned_until, health, gpu, ram, disk, object,
+        extent, unsound
     FROM payload WHERE namespace = ?1 AND id = ?2";
 
 /// `spill_target` for `TIER_VOID`, as the contract numbers it.
@@ -78,6 +82,11 @@ pub(super) fn put(statement: &mut Statement<'_>, row: &PayloadRow) -> rusqlite::
         let stored = replica.map(|replica| (replica.generation.0 << 1) as i64 | i64::from(replica.synced));
         statement.raw_bind_parameter(column, stored)?;
     }
+    let extent = row.replicas.iter().find_map(|replica| replica.extent);
+    statement.raw_bind_parameter(21, extent.map(|extent| extent.to_bits().cast_signed()))?;
+    let unsound =
+        row.replicas.iter().filter(|replica| !replica.sound).map(|replica| unsound_bit(replica.tier));
+    statement.raw_bind_parameter(22, unsound.sum::<i64>())?;
     statement.raw_execute()?;
     Ok(())
 }
@@ -136,7 +145,27 @@ pub(super) fn read(row: &Row<'_>) -> Result<PayloadRow, StoreError> {
             });
         }
     }
+    if let Some(bits) = cells.optional::<i64>("extent")? {
+        let disk = found.replicas.iter_mut().find(|replica| replica.tier == Tier::Disk);
+        let (replica, extent) =
+            disk.zip(Extent::from_bits(bits.cast_unsigned())).ok_or_else(|| strange("extent"))?;
+        replica.extent = Some(extent);
+    }
+    let mut unsound: i64 = cells.number("unsound")?;
+    for replica in &mut found.replicas {
+        let bit = unsound_bit(replica.tier);
+        replica.sound = unsound & bit == 0;
+        unsound &= !bit;
+    }
+    if unsound != 0 {
+        return Err(strange("set of unsound replicas"));
+    }
     Ok(found)
+}
+
+/// A tier's place in `unsound`.
+fn unsound_bit(tier: Tier) -> i64 {
+    1 << tier as i64
 }
 
 /// Reads a row's cells in order.

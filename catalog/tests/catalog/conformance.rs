@@ -1,11 +1,13 @@
 //! The one suite that every backend passes. A new backend adds a line to the list at the end.
 
+use std::num::NonZeroU32;
+
 use payload_catalog::{Store, StoreError, storable};
 use payload_types::effect::CatalogChange;
 use payload_types::limits::STORED_INTEGER_MAX;
 use payload_types::{
-    ByteCount, Checksum, Epoch, Generation, NamespaceId, PayloadId, PayloadRow, Pin, ReplicaRow, Tier,
-    Version, WallMs,
+    ByteCount, Checksum, Epoch, Extent, Generation, NamespaceId, PayloadId, PayloadRow, Pin, ReplicaRow,
+    Tier, Version, WallMs,
 };
 
 use crate::backends::Backend;
@@ -180,8 +182,8 @@ pub fn given_the_largest_numbers_when_stored_then_they_return<B: Backend>() {
             tier,
             generation: Generation(STORED_INTEGER_MAX >> 1),
             synced: true,
-            sound: true,
-            extent: None,
+            sound: false,
+            extent: (tier == Tier::Disk).then_some(Extent { file: NonZeroU32::MAX, page: u32::MAX }),
         })
         .to_vec();
     store.apply(&[put(row.clone())]).expect("stored");
@@ -191,7 +193,7 @@ pub fn given_the_largest_numbers_when_stored_then_they_return<B: Backend>() {
 pub fn given_a_row_out_of_range_when_applied_then_its_batch_is_refused_whole<B: Backend>() {
     let (_home, mut store) = opened::<B>();
     let beyond = STORED_INTEGER_MAX + 1;
-    let spoil: [fn(&mut PayloadRow, u64); 7] = [
+    let spoil: [fn(&mut PayloadRow, u64); 8] = [
         |row, beyond| row.size = ByteCount(beyond),
         |row, beyond| row.version = Version(beyond),
         |row, beyond| row.created_at = WallMs::from_millis(beyond),
@@ -199,6 +201,7 @@ pub fn given_a_row_out_of_range_when_applied_then_its_batch_is_refused_whole<B: 
         |row, beyond| row.pin = Pin::Until(WallMs::from_millis(beyond - 1)),
         |row, beyond| row.replicas[0].generation = Generation(beyond >> 1),
         |row, _| row.replicas = vec![row.replicas[0], row.replicas[0]],
+        |row, _| row.replicas[0].extent = Extent::from_bits(1 << 32),
     ];
     for spoil in spoil {
         let mut bad = row(2);
@@ -211,6 +214,17 @@ pub fn given_a_row_out_of_range_when_applied_then_its_batch_is_refused_whole<B: 
             "{error}"
         );
         assert_eq!(store.count(), Ok(0));
+    }
+}
+
+pub fn given_a_packed_or_unsound_replica_when_it_changes_then_the_row_says_what_is_true_now<B: Backend>() {
+    let (_home, mut store) = opened::<B>();
+    let extent = |bits: u64| Some(Extent::from_bits(bits).expect("an extent"));
+    for (extent, sound) in [(extent(1 << 32), true), (extent(u64::MAX), false), (None, false), (None, true)] {
+        let mut row = row(1);
+        row.replicas.push(ReplicaRow { tier: Tier::Disk, sound, extent, ..row.replicas[0] });
+        store.apply(&[put(row.clone())]).expect("stored");
+        assert_eq!(all(store.as_mut()), [row]);
     }
 }
 
@@ -255,6 +269,7 @@ suite! {
         given_a_batch_when_applied_twice_then_the_rows_are_as_after_once,
         given_the_largest_numbers_when_stored_then_they_return,
         given_a_row_out_of_range_when_applied_then_its_batch_is_refused_whole,
+        given_a_packed_or_unsound_replica_when_it_changes_then_the_row_says_what_is_true_now,
         given_ten_thousand_rows_when_changed_in_batches_then_all_is_accounted_for,
     ]
 }

@@ -146,6 +146,12 @@ fn given_a_value_or_a_schema_that_we_did_not_write_when_booted_then_corrupt_is_s
         "UPDATE payload SET state = 77",
         "UPDATE payload SET version = -1",
         "UPDATE payload SET id = x'00'",
+        // No file has the number 0; a row without a replica on DISK has nothing that could be packed.
+        "UPDATE payload SET disk = 2, extent = 4294967295",
+        "UPDATE payload SET extent = 4294967296",
+        // The row's replica is on RAM, which is 4.
+        "UPDATE payload SET unsound = 8",
+        "UPDATE payload SET unsound = -1",
         "DROP TABLE payload",
         "ALTER TABLE payload RENAME COLUMN size TO length",
     ]) {
@@ -162,15 +168,18 @@ fn given_a_schema_of_a_newer_program_when_opened_then_refused_with_both_versions
     let directory = directory();
     let path = directory.path().join("newer.db");
     filled(&path, 1);
-    let newer = |version: i64| {
-        Connection::open(&path)
-            .and_then(|other| other.pragma_update(None, "user_version", version))
-            .expect("set");
-    };
-    newer(999);
+    let connect = || Connection::open(&path).expect("a database");
+    let ours: i64 =
+        connect().pragma_query_value(None, "user_version", |row| row.get(0)).expect("a schema version");
+    let set =
+        |version: i64| connect().pragma_update(None, "user_version", version).expect("a schema version set");
+    set(999);
     let error = refusal(&path);
-    assert!(matches!(&error, StoreError::NewerFormat(text) if text.contains("999")), "{error}");
-    newer(1);
+    assert!(
+        matches!(&error, StoreError::NewerFormat(text) if text.contains("999") && text.contains(&ours.to_string())),
+        "{error}"
+    );
+    set(ours);
     assert_eq!(open(&path).expect("it was left as it is").count(), Ok(1));
 }
 

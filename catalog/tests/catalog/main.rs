@@ -8,6 +8,7 @@ mod conformance;
 mod ddl;
 mod files;
 mod kill;
+mod migrations;
 mod recovery;
 mod rows;
 mod writer;

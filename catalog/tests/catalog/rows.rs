@@ -4,8 +4,8 @@ use payload_types::effect::{CatalogChange, CatalogOp};
 use payload_types::policy::EvictionPriority;
 use payload_types::tier::SpillTarget;
 use payload_types::{
-    ByteCount, Checksum, Epoch, EvictionPolicy, Generation, Health, NamespaceId, OpId, PayloadId, PayloadKey,
-    PayloadRow, PayloadState, Pin, ReplicaRow, ShardIndex, Tier, Version, WallMs,
+    ByteCount, Checksum, Epoch, EvictionPolicy, Extent, Generation, Health, NamespaceId, OpId, PayloadId,
+    PayloadKey, PayloadRow, PayloadState, Pin, ReplicaRow, ShardIndex, Tier, Version, WallMs,
 };
 
 /// The key number `number`; greater numbers are later.
@@ -85,8 +85,11 @@ pub fn varied(number: u64) -> PayloadRow {
                 tier,
                 generation: Generation::new(Epoch(9), number * 4 + tier as u64),
                 synced: !number.is_multiple_of(3),
-                sound: true,
-                extent: None,
+                sound: pick(4 + tier as u64, 7) > 0,
+                // Every fourth lies in a file of its own, and some numbers are negative in the catalog.
+                extent: (tier == Tier::Disk && pick(9, 4) > 0)
+                    .then(|| Extent::from_bits(number.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1 << 32))
+                    .flatten(),
             })
             .collect(),
     }
