@@ -1,4 +1,5 @@
-//! Pure bookkeeping that shards are built from: slot tables, the timing wheel, budget accounts.
+//! Pure bookkeeping that shards and disk store are built from: slot tables, the timing wheel, budget accounts, segment
+//! files.
 //!
 //! No I/O, no clock, no randomness, no locks. Nothing here takes longer when it holds more: tables grow a chunk at a
 //! time, so that no insertion ever copies what is already there.
@@ -7,6 +8,7 @@
 pub mod account;
 pub mod list;
 pub mod recency;
+pub mod segments;
 pub mod slots;
 pub mod wheel;
 

@@ -1,0 +1,548 @@
+//! Which segment files there are, where the next payload goes, what is dead, and which file is emptied next.
+//!
+//! ```text
+//!   free --opened--> open in a lane --full--> closed --all dead, nobody has it open--> free, under a new number
+//!                                               ^--- emptied: what lives in it is copied to the mover's file
+//! ```
+//! A *lane* is a file that is being filled: one for each writer, and the mover's, which compaction fills. A lane is used
+//! by one thread at a time; everything else is one lock's work of microseconds.
+//!
+//! **What is charged has a place, and the disk never holds more than its capacity.** In bytes: `C` the capacity, `F` a
+//! whole file, `H` its header and table, `K` writers, `N` files that fit. Charged are the files of their own `o`, and the
+//! live and dead payloads of segment files `p`; `o + p <= usable = C - (K + 2) F - N H - W`, `W` being the waste that is
+//! allowed. A closed file is payloads, moved ones and waste, so `closed <= p + moved + waste + N H`. What is moved away is
+//! charged once: as what it became in the mover's file, which is open, and not in `closed`, as long as the mover is not
+//! replaced before the files that it filled from are recycled. So `o + closed <= C - (K + 2) F` while waste is within `W`:
+//! every writer, the mover and one more can have a file. That is what `may_open` asks for.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+
+use payload_types::limits::PAGE_BYTES;
+use payload_types::{ByteCount, Extent, Generation, ShardIndex};
+
+use super::geometry::Geometry;
+use super::table::{Header, pages_of};
+
+/// Who fills a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lane {
+    /// A thread that copies from faster tiers; below [`Geometry::writers`].
+    Writer(usize),
+    /// Compaction.
+    Mover,
+}
+
+/// Where a payload goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Spot {
+    /// Its bytes.
+    pub extent: Extent,
+    /// Its record.
+    pub slot: u32,
+}
+
+/// Whether there is a place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Room {
+    /// Here; it is taken.
+    Here(Spot),
+    /// In a file that has to be opened for the lane first ([`Books::opened`]); then ask again.
+    Open,
+    /// In no segment file: it gets a file of its own.
+    None,
+}
+
+/// A dead payload whose space is not free yet: who is told when it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Buried {
+    /// Who is told.
+    pub shard: ShardIndex,
+    /// Which replica.
+    pub generation: Generation,
+}
+
+/// A file as boot found it: what its header and the end of its table say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Found {
+    /// Its header.
+    pub header: Header,
+    /// Records in its table.
+    pub slots: u32,
+    /// The page after the last record's payload.
+    pub next_page: u32,
+}
+
+/// A file to be emptied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Victim {
+    /// Which.
+    pub file: NonZeroU32,
+    /// It is open in this lane, which has to be closed first.
+    pub lane: Option<Lane>,
+    /// What lives in it does not fit into the mover's file, which has to be closed first.
+    pub needs_mover: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Open(Lane),
+    Closed,
+    /// Somebody is finding out whether it can be used again.
+    Recycling,
+    Free,
+}
+
+#[derive(Clone, Debug)]
+struct File {
+    header: Header,
+    phase: Phase,
+    next_page: u32,
+    next_slot: u32,
+    /// Pages of payloads that somebody may want, and how many payloads.
+    live: u32,
+    live_count: u32,
+    /// Pages of dead ones.
+    dead: u32,
+    /// Pages of payloads, live or dead, that compaction copied elsewhere.
+    moved: u32,
+    /// Compaction is at it.
+    emptying: bool,
+    /// A sync failed: it is removed and not used again.
+    spoilt: bool,
+    buried: Vec<Buried>,
+}
+
+impl File {
+    fn new(header: Header, phase: Phase) -> Self {
+        let next_page = header.first_page();
+        Self {
+            header,
+            phase,
+            next_page,
+            next_slot: 0,
+            live: 0,
+            live_count: 0,
+            dead: 0,
+            moved: 0,
+            emptying: false,
+            spoilt: false,
+            buried: Vec::new(),
+        }
+    }
+
+    fn pages(&self) -> u32 {
+        self.header.end_page() - self.header.first_page()
+    }
+
+    fn room(&self) -> u32 {
+        if self.next_slot < self.header.slots() { self.header.end_page() - self.next_page } else { 0 }
+    }
+
+    /// Pages that are neither: of a closed file, what is lost until it is recycled.
+    fn waste(&self) -> u32 {
+        self.pages() - self.live - self.dead
+    }
+}
+
+/// See the module's description.
+#[derive(Clone, Debug)]
+pub struct Books {
+    geometry: Geometry,
+    /// Charged bytes of files that have one replica each.
+    own: u64,
+    files: BTreeMap<NonZeroU32, File>,
+    writers: Vec<Option<NonZeroU32>>,
+    mover: Option<NonZeroU32>,
+    /// The number given out last.
+    number: u32,
+}
+
+const BYTES: u64 = PAGE_BYTES;
+
+impl Books {
+    /// No file yet.
+    pub fn new(geometry: Geometry) -> Self {
+        let writers = vec![None; geometry.writers()];
+        Self { geometry, own: 0, files: BTreeMap::new(), writers, mover: None, number: 0 }
+    }
+
+    /// The sizes.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    // ---- boot ----
+
+    /// Boot: a file is there. Its payloads are told apart by [`vouched`](Self::vouched) and [`bury`](Self::bury).
+    ///
+    /// # Panics
+    /// When it was told before.
+    pub fn adopt(&mut self, found: Found) {
+        let Found { header, slots, next_page } = found;
+        let file = File { next_page, next_slot: slots, ..File::new(header, Phase::Closed) };
+        assert!(self.files.insert(header.number, file).is_none(), "file {} is adopted once", header.number);
+        self.number = self.number.max(header.number.get());
+    }
+
+    /// Boot: a row vouches for a payload.
+    pub fn vouched(&mut self, extent: Extent, size: ByteCount) {
+        self.written(extent, size);
+    }
+
+    /// Boot: no row does.
+    pub fn bury(&mut self, extent: Extent, size: ByteCount, buried: Buried) {
+        let file = self.file(extent.file);
+        file.dead += pages_of(size);
+        file.buried.push(buried);
+    }
+
+    /// Boot, at its end: the files with the most room are filled further, so that starts leave no half-empty ones.
+    pub fn resume(&mut self) {
+        let data_bytes = self.geometry.data_bytes();
+        let fits = |file: &File| {
+            file.phase == Phase::Closed
+                && !file.spoilt
+                && file.header.data_bytes == data_bytes
+                && file.room() > 0
+        };
+        let mut partial: Vec<(u32, NonZeroU32)> = self
+            .files
+            .iter()
+            .filter(|(_, file)| fits(file) && file.live + file.dead > 0)
+            .map(|(number, file)| (file.room(), *number))
+            .collect();
+        partial.sort_unstable_by(|one, other| other.cmp(one));
+        let lanes = (0..self.writers.len()).map(Lane::Writer).chain([Lane::Mover]);
+        for (lane, (_, number)) in lanes.zip(partial) {
+            self.set_lane(lane, Some(number));
+            self.file(number).phase = Phase::Open(lane);
+        }
+    }
+
+    // ---- filling ----
+
+    /// Takes a place for a payload. In a lane that has no room for it left, the file is closed.
+    pub fn reserve(&mut self, lane: Lane, size: ByteCount) -> Room {
+        let pages = pages_of(size);
+        if size > self.geometry.payload_max() || size.0 == 0 {
+            return Room::None;
+        }
+        if let Some(number) = self.lane(lane) {
+            let file = self.file(number);
+            if file.room() >= pages {
+                let spot =
+                    Spot { extent: Extent { file: number, page: file.next_page }, slot: file.next_slot };
+                file.next_page += pages;
+                file.next_slot += 1;
+                return Room::Here(spot);
+            }
+            let end = u64::from(file.room()) * BYTES;
+            let is_full = end == 0 || self.waste() + end <= self.geometry.waste_bytes_max();
+            // Compaction closes its lane itself: what it empties was chosen to fit.
+            if lane == Lane::Mover || !is_full || !self.may_open(lane, self.geometry.file_bytes()) {
+                return Room::None;
+            }
+            self.close(lane);
+            return Room::Open;
+        }
+        if self.may_open(lane, 0) { Room::Open } else { Room::None }
+    }
+
+    /// Gives the last places back, from this one on: nothing was acknowledged there.
+    pub fn give_back(&mut self, from: Spot) {
+        let file = self.file(from.extent.file);
+        file.next_page = from.extent.page;
+        file.next_slot = from.slot;
+    }
+
+    /// A payload and its record are on stable storage.
+    pub fn written(&mut self, extent: Extent, size: ByteCount) {
+        let file = self.file(extent.file);
+        file.live += pages_of(size);
+        file.live_count += 1;
+    }
+
+    /// What a sync failed for: the lane's file takes nothing more, what lives in it is moved elsewhere, and it is never
+    /// used again.
+    pub fn spoilt(&mut self, lane: Lane) {
+        if let Some(number) = self.lane(lane) {
+            self.file(number).spoilt = true;
+            self.close(lane);
+        }
+    }
+
+    /// Closes a lane's file. What is left of it is waste.
+    pub fn close(&mut self, lane: Lane) {
+        if let Some(number) = self.lane(lane) {
+            self.file(number).phase = Phase::Closed;
+            self.set_lane(lane, None);
+        }
+    }
+
+    /// The number of the next file.
+    pub fn number_next(&mut self) -> NonZeroU32 {
+        loop {
+            self.number = self.number.wrapping_add(1);
+            if let Some(number) =
+                NonZeroU32::new(self.number).filter(|number| !self.files.contains_key(number))
+            {
+                return number;
+            }
+        }
+    }
+
+    /// A free file, to be opened under a new number. It counts until [`opened`](Self::opened) or
+    /// [`removed`](Self::removed) says what became of it.
+    pub fn take_free(&mut self) -> Option<NonZeroU32> {
+        let data_bytes = self.geometry.data_bytes();
+        let fits = |file: &File| file.phase == Phase::Free && file.header.data_bytes == data_bytes;
+        let number = self.files.iter().find(|(_, file)| fits(file)).map(|(number, _)| *number)?;
+        self.file(number).phase = Phase::Recycling;
+        Some(number)
+    }
+
+    /// An empty file is there for the lane, made or recycled from `old`.
+    ///
+    /// # Panics
+    /// When the lane has one.
+    pub fn opened(&mut self, lane: Lane, header: Header, old: Option<NonZeroU32>) {
+        assert!(self.lane(lane).is_none(), "{lane:?} is closed before another file is opened for it");
+        if let Some(old) = old {
+            self.files.remove(&old);
+        }
+        self.files.insert(header.number, File::new(header, Phase::Open(lane)));
+        self.set_lane(lane, Some(header.number));
+    }
+
+    /// True when one more file may be open: see the module's description. `closing` is what the lane's present file
+    /// adds to the closed ones.
+    fn may_open(&self, lane: Lane, closing: u64) -> bool {
+        let closed = self.own + self.closed_bytes() + closing;
+        let kept = match lane {
+            Lane::Writer(_) => self.geometry.files_kept(),
+            Lane::Mover => self.geometry.files_kept() - 1,
+        };
+        let within = lane == Lane::Mover || self.waste() <= self.geometry.waste_bytes_max();
+        within && closed + kept * self.geometry.file_bytes() <= self.geometry.capacity().0
+    }
+
+    // ---- dying ----
+
+    /// A payload is wanted no more.
+    ///
+    /// # Panics
+    /// When the file has no such payload: the books would be wrong from here on.
+    pub fn dead(&mut self, extent: Extent, size: ByteCount, buried: Buried) {
+        let file = self.file(extent.file);
+        let pages = pages_of(size);
+        assert!(file.live >= pages && file.live_count > 0, "{extent:?} of {size} lives in {file:?}");
+        file.live -= pages;
+        file.live_count -= 1;
+        file.dead += pages;
+        file.buried.push(buried);
+    }
+
+    /// Compaction has copied a payload elsewhere; its old place is dropped when nobody needs it.
+    pub fn moved(&mut self, extent: Extent, size: ByteCount) {
+        if let Some(file) = self.files.get_mut(&extent.file) {
+            file.moved += pages_of(size);
+        }
+    }
+
+    /// Files in which nothing lives: somebody may find out whether they can be used again.
+    pub fn recyclable(&self) -> Vec<NonZeroU32> {
+        let is = |file: &File| file.phase == Phase::Closed && file.live_count == 0;
+        self.files.iter().filter(|(_, file)| is(file)).map(|(number, _)| *number).collect()
+    }
+
+    /// Somebody finds that out now. False when it is no longer so.
+    pub fn recycle_begin(&mut self, number: NonZeroU32) -> bool {
+        let is = |file: &&mut File| file.phase == Phase::Closed && file.live_count == 0;
+        self.files.get_mut(&number).filter(is).is_some_and(|file| {
+            file.phase = Phase::Recycling;
+            true
+        })
+    }
+
+    /// Somebody has it open.
+    pub fn recycle_failed(&mut self, number: NonZeroU32) {
+        self.file(number).phase = Phase::Closed;
+    }
+
+    /// Nobody has it open: it is free, and whoever died in it is told. True when it is to be removed: it is spoilt, of
+    /// another size, or there are enough.
+    pub fn recycled(&mut self, number: NonZeroU32) -> (Vec<Buried>, bool) {
+        let open = self.writers.iter().flatten().count() as u64 + u64::from(self.mover.is_some());
+        let free = self.files.values().filter(|file| file.phase == Phase::Free).count() as u64;
+        let enough = open + free >= self.geometry.files_kept();
+        let data_bytes = self.geometry.data_bytes();
+        let file = self.file(number);
+        let is_unfit = file.spoilt || file.header.data_bytes != data_bytes;
+        let buried = std::mem::take(&mut file.buried);
+        *file = File { spoilt: file.spoilt, ..File::new(file.header, Phase::Free) };
+        if is_unfit || enough {
+            self.file(number).phase = Phase::Recycling;
+        }
+        (buried, is_unfit || enough)
+    }
+
+    /// A file is gone.
+    pub fn removed(&mut self, number: NonZeroU32) {
+        self.files.remove(&number);
+    }
+
+    // ---- compaction ----
+
+    /// The file whose emptying gains most, if that is worth it: the fuller the disk, the less has to be gained.
+    pub fn victim(&self) -> Option<Victim> {
+        let least = self.gain_min();
+        let best = |victim: &(u32, Victim), other: &(u32, Victim)| victim.0.cmp(&other.0);
+        let closed = self.files.iter().filter(|(_, file)| file.phase == Phase::Closed);
+        let closed =
+            closed.filter_map(|(number, file)| self.gain(*number, file, file.pages() - file.live, None));
+        if let Some((_, victim)) = closed.filter(|(gain, _)| *gain >= least).max_by(best) {
+            return Some(victim);
+        }
+        // What died in a file that is still being filled.
+        let open = self.files.iter().filter_map(|(number, file)| match file.phase {
+            Phase::Open(lane) => self.gain(*number, file, file.dead, Some(lane)),
+            Phase::Closed | Phase::Recycling | Phase::Free => None,
+        });
+        open.filter(|(gain, _)| *gain >= least).max_by(best).map(|(_, victim)| victim)
+    }
+
+    fn gain(&self, number: NonZeroU32, file: &File, gain: u32, lane: Option<Lane>) -> Option<(u32, Victim)> {
+        if file.emptying || gain == 0 {
+            return None;
+        }
+        let victim = |needs_mover| Some((gain, Victim { file: number, lane, needs_mover }));
+        if file.live == 0 {
+            return lane.and_then(|_| victim(false)); // it only has to be closed
+        }
+        let mover = self.mover.filter(|mover| *mover != number);
+        match mover.map(|mover| self.files[&mover].room()) {
+            Some(room) if room >= file.live => victim(false),
+            _ => self.may_replace_mover(number, lane, file.live).then(|| victim(true)).flatten(),
+        }
+    }
+
+    /// The mover's file is replaced only when what it was filled from is recycled: see the module's description.
+    fn may_replace_mover(&self, number: NonZeroU32, lane: Option<Lane>, live: u32) -> bool {
+        let file_bytes = self.geometry.file_bytes();
+        let is_recycled = self.files.values().all(|file| file.moved == 0);
+        let closing = u64::from(self.mover.is_some()) * file_bytes
+            + u64::from(lane.is_some() && self.mover != Some(number)) * file_bytes;
+        let fits = u64::from(live) * BYTES <= self.geometry.data_bytes();
+        fits && (self.mover.is_none() || is_recycled) && self.may_open(Lane::Mover, closing)
+    }
+
+    /// Pages.
+    fn gain_min(&self) -> u32 {
+        let pages = (self.geometry.data_bytes() / BYTES) as u32;
+        let kept = self.geometry.files_kept() * self.geometry.file_bytes();
+        let full = self.geometry.capacity().0.saturating_sub(kept).max(1);
+        let percent = (self.own + self.closed_bytes()) * 100 / full;
+        let least = match percent {
+            97.. => 1,
+            90.. => pages / 64,
+            75.. => pages / 8,
+            _ => pages / 2,
+        };
+        least.max(1)
+    }
+
+    /// Compaction begins with this file. The caller has closed what [`Victim`] names.
+    pub fn emptying(&mut self, number: NonZeroU32) {
+        self.file(number).emptying = true;
+    }
+
+    /// Compaction gave it up for now.
+    pub fn emptying_ended(&mut self, number: NonZeroU32) {
+        if let Some(file) = self.files.get_mut(&number) {
+            file.emptying = false;
+        }
+    }
+
+    /// True while something lives in the file.
+    pub fn is_alive(&self, number: NonZeroU32) -> bool {
+        self.files.get(&number).is_some_and(|file| file.live_count > 0)
+    }
+
+    /// True when there is such a file.
+    pub fn has(&self, number: NonZeroU32) -> bool {
+        self.files.contains_key(&number)
+    }
+
+    /// A file's header.
+    pub fn header(&self, number: NonZeroU32) -> Option<Header> {
+        self.files.get(&number).map(|file| file.header)
+    }
+
+    /// A lane's file, and how many records it has.
+    pub fn lane_file(&self, lane: Lane) -> Option<(NonZeroU32, u32)> {
+        let number = self.lane(lane)?;
+        Some((number, self.files[&number].next_slot))
+    }
+
+    // ---- sums ----
+
+    /// A file for one replica alone takes so much more, in whole pages.
+    pub fn own_added(&mut self, size: ByteCount) {
+        self.own += size.in_pages().0;
+    }
+
+    /// It takes so much less.
+    pub fn own_removed(&mut self, size: ByteCount) {
+        self.own = self.own.saturating_sub(size.in_pages().0);
+    }
+
+    /// What the disk holds: files of one replica, and segment files whole.
+    pub fn physical(&self) -> ByteCount {
+        ByteCount(self.own + self.files.values().map(|file| file.header.file_bytes()).sum::<u64>())
+    }
+
+    /// Bytes, in whole pages, of the payloads that live in segment files.
+    pub fn live_bytes(&self) -> ByteCount {
+        ByteCount(self.files.values().map(|file| u64::from(file.live) * BYTES).sum())
+    }
+
+    /// Of those that are dead and not free.
+    pub fn dead_bytes(&self) -> ByteCount {
+        ByteCount(self.files.values().map(|file| u64::from(file.dead) * BYTES).sum())
+    }
+
+    /// How many files there are, and how many of them are free.
+    pub fn file_count(&self) -> (usize, usize) {
+        let free = self.files.values().filter(|file| file.phase == Phase::Free).count();
+        (self.files.len(), free)
+    }
+
+    fn closed_bytes(&self) -> u64 {
+        let closed = |file: &&File| matches!(file.phase, Phase::Closed | Phase::Recycling);
+        self.files.values().filter(closed).map(|file| file.header.file_bytes()).sum()
+    }
+
+    fn waste(&self) -> u64 {
+        let closed = |file: &&File| file.phase == Phase::Closed;
+        self.files.values().filter(closed).map(|file| u64::from(file.waste()) * BYTES).sum()
+    }
+
+    fn file(&mut self, number: NonZeroU32) -> &mut File {
+        self.files.get_mut(&number).unwrap_or_else(|| panic!("segment file {number} is known"))
+    }
+
+    fn lane(&self, lane: Lane) -> Option<NonZeroU32> {
+        match lane {
+            Lane::Writer(index) => self.writers[index],
+            Lane::Mover => self.mover,
+        }
+    }
+
+    fn set_lane(&mut self, lane: Lane, number: Option<NonZeroU32>) {
+        match lane {
+            Lane::Writer(index) => self.writers[index] = number,
+            Lane::Mover => self.mover = number,
+        }
+    }
+}
