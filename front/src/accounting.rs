@@ -18,6 +18,7 @@ use payload_wire::encode::{self, NodeFigures};
 use payload_wire::pb::admin::v1 as pb;
 use tokio::sync::watch;
 
+use crate::bootstrap::Node;
 use crate::deadline::Deadline;
 use crate::incoming::Connections;
 use crate::services::router::{Router, mismatch};
@@ -35,12 +36,15 @@ pub struct Accounting {
     physical: Arc<Physical>,
     started: Instant,
     disk: DiskWatch,
+    overhead: PerTier<u64>,
 }
 
 impl Accounting {
-    /// Figures of the shards behind `router`, of the files that `locator` names, of `connections`, and of the disk root.
-    pub fn new(router: Arc<Router>, locator: Locator, connections: Connections, disk: DiskWatch) -> Self {
-        Self { router, connections, physical: Physical::new(locator), started: Instant::now(), disk }
+    /// Figures of the shards of `node`, which are behind `router`, of its files and disk root, and of `connections`.
+    pub fn new(router: Arc<Router>, node: &Node, connections: Connections) -> Self {
+        let physical = Physical::new(node.locator());
+        let (disk, overhead) = (node.disk(), node.overhead());
+        Self { router, connections, physical, started: Instant::now(), disk, overhead }
     }
 
     /// All figures, now.
@@ -56,6 +60,7 @@ impl Accounting {
         }
         let node = NodeFigures {
             physical,
+            overhead: self.overhead,
             connections: self.connections.count() as u64,
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             disk: self.disk.look(),

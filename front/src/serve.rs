@@ -126,8 +126,7 @@ async fn serve(listeners: Listeners, node: Node, front: FrontLimits) -> anyhow::
     let connections = Connections::default();
     let router = Arc::new(Router::new(node.handle(), Places(node.locator()), front.allocate_wait_ms));
     let (health, others) = health_and_reflection().await?;
-    let accounting =
-        Arc::new(Accounting::new(Arc::clone(&router), node.locator(), connections.clone(), node.disk()));
+    let accounting = Arc::new(Accounting::new(Arc::clone(&router), &node, connections.clone()));
     let operations = OperationsService::new(Arc::clone(&router), connections.clone(), address.port());
     let tally = Tally::default();
     if let Some(listener) = metrics {

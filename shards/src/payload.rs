@@ -218,14 +218,19 @@ impl Payload {
         if self.state == PayloadState::Committing { PayloadState::Allocated } else { self.state }
     }
 
+    /// Where the replica on `tier` lies.
+    pub fn location(&self, tier: Tier) -> Option<Location> {
+        let replica = self.replicas[tier]?;
+        Some(match tier {
+            Tier::Disk => self.extent.map_or(Location::File(replica.generation), Location::Packed),
+            Tier::Gpu | Tier::Ram | Tier::Object => Location::Segment,
+        })
+    }
+
     /// What a client is told; `with_location` is false where the bytes must not be read.
     pub fn describe(&self, with_location: bool) -> Descriptor {
         let tier = self.tier();
-        let replica = self.replicas[tier].expect("the shown tier has a replica");
-        let location = match tier {
-            Tier::Disk => self.extent.map_or(Location::File(replica.generation), Location::Packed),
-            Tier::Gpu | Tier::Ram | Tier::Object => Location::Segment,
-        };
+        let location = self.location(tier).expect("the shown tier has a replica");
         Descriptor {
             id: self.key.id,
             tier,

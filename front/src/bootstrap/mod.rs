@@ -19,6 +19,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use payload_catalog::{MemoryStore, SqliteStore, Store, Synchronous, Writer};
 use payload_drivers::{DiskWatch, Drivers, DriversConfig, Locator};
+use payload_ledger::segments::Geometry;
 use payload_reactor::preflight::{self, Status};
 use payload_reactor::topology::{self, Plan, Wanted};
 use payload_reactor::{Mailboxes, Reactor, ReactorConfig, ReactorHandle, SpinPolicy, clock};
@@ -37,6 +38,7 @@ pub struct Node {
     ports: Arc<NodePorts>,
     locator: Locator,
     disk: DiskWatch,
+    overhead: PerTier<u64>,
 }
 
 impl Node {
@@ -84,7 +86,7 @@ impl Node {
         );
         let ports = Arc::new(NodePorts::new(drivers, writer));
         let reactor = Reactor::start(reactor, mailboxes, shards, arbiter, ports.clone())?;
-        Ok(Self { reactor, handle, ports, locator, disk })
+        Ok(Self { reactor, handle, ports, locator, disk, overhead: overhead(config) })
     }
 
     /// A way to the shards.
@@ -100,6 +102,11 @@ impl Node {
     /// A way to see how the disk root is doing.
     pub fn disk(&self) -> DiskWatch {
         self.disk.clone()
+    }
+
+    /// What each tier keeps to itself of the capacity that is configured.
+    pub fn overhead(&self) -> PerTier<u64> {
+        self.overhead
     }
 
     /// Ends the node in order: shards answer what waits and let go, the writer flushes, the drivers drain.
@@ -176,12 +183,22 @@ fn store_open(database: &DatabaseConfig) -> anyhow::Result<Box<dyn Store>> {
     }
 }
 
-/// What each tier may use; `None` where this version has no tier.
+/// What payloads may use of each tier; `None` where this version has no tier.
 fn capacity(config: &Config) -> PerTier<Option<ByteCount>> {
+    let disk = config.storage.disk.capacity;
     let mut capacity = PerTier::default();
     capacity[Tier::Ram] = Some(config.storage.ram.capacity);
-    capacity[Tier::Disk] = Some(config.storage.disk.capacity);
+    // Tables and spares of segment files are on the disk, too, and all of it together stays within what is configured.
+    capacity[Tier::Disk] = Some(Geometry::of_capacity(disk).map_or(disk, Geometry::usable));
     capacity
+}
+
+/// What is configured beyond [`capacity`].
+fn overhead(config: &Config) -> PerTier<u64> {
+    let capacity = capacity(config);
+    let mut overhead = PerTier::default();
+    overhead[Tier::Disk] = config.storage.disk.capacity.0 - capacity[Tier::Disk].map_or(0, |usable| usable.0);
+    overhead
 }
 
 fn shards_new(config: &Config, epoch: Epoch, capacity: PerTier<Option<ByteCount>>) -> Vec<Shard> {

@@ -248,6 +248,9 @@ fn disk(
         watermarks: watermarks(settings, "storage.disk")?,
         fsync,
         file_mode: mode(settings, "storage.disk.file_mode"),
+        compaction_bytes_per_second: settings
+            .number("storage.disk.compaction_bytes_per_second")
+            .expect("the table has a default"),
     })
 }
 

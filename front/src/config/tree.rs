@@ -210,7 +210,7 @@ pub struct RamConfig {
 pub struct DiskConfig {
     /// Where its files lie; absolute.
     pub root_path: PathBuf,
-    /// What the tier may use.
+    /// What the tier may take on the file system, segment files and all.
     pub capacity: ByteCount,
     /// Where eviction begins and ends.
     pub watermarks: Watermarks,
@@ -218,6 +218,8 @@ pub struct DiskConfig {
     pub fsync: bool,
     /// The permission bits of a committed file.
     pub file_mode: u32,
+    /// How fast compaction moves payloads, in bytes a second; 0: no limit.
+    pub compaction_bytes_per_second: u64,
 }
 
 /// One of `storage.gpu.devices`.

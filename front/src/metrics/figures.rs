@@ -12,8 +12,9 @@ use crate::tally::{Tally, code_name};
 type TierFigure = (&'static str, &'static str, fn(&TierAccounting) -> Option<u64>);
 
 /// Gauges of each tier, as Stats tells them.
-const TIER_GAUGES: [TierFigure; 15] = [
+const TIER_GAUGES: [TierFigure; 16] = [
     ("capacity_bytes", "What the tier may hold.", |tier| Some(tier.capacity_bytes)),
+    ("overhead_bytes", "Configured, and kept for the tier's own use.", |tier| Some(tier.overhead_bytes)),
     ("reserved_bytes", "Granted to shards and not charged.", |tier| Some(tier.reserved_bytes)),
     ("allocated_bytes", "Charged: replicas, limbo and what is under way.", |tier| Some(tier.allocated_bytes)),
     ("free_bytes", "capacity - reserved - allocated.", |tier| Some(tier.free_bytes)),

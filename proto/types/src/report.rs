@@ -1,6 +1,6 @@
 //! What a shard tells operators about one payload: who holds it, and why it is where it is.
 
-use crate::descriptor::Descriptor;
+use crate::descriptor::{Descriptor, Location};
 use crate::ids::{LeaseId, PayloadId};
 use crate::peer::Peer;
 use crate::policy::{Pin, Rank};
@@ -135,6 +135,8 @@ pub enum Work {
 pub struct ReplicaReport {
     /// Where.
     pub tier: Tier,
+    /// Where exactly.
+    pub location: Location,
     /// Made then; `None`: before the last start.
     pub since: Option<WallMs>,
     /// Leases on it.

@@ -163,6 +163,7 @@ impl Shard {
             let since = (replica.made_s > 0).then(|| WallMs::from_millis(u64::from(replica.made_s) * 1000));
             Some(ReplicaReport {
                 tier,
+                location: payload.location(tier)?,
                 since,
                 leases: replica.users.leases,
                 copies: replica.users.copies,

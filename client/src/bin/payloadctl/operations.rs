@@ -206,6 +206,24 @@ struct Copy {
     evictable: bool,
     kept_because: Vec<String>,
     under_pressure: String,
+    /// The shared-memory object or file that holds it.
+    place: String,
+    offset_bytes: u64,
+    /// The number of the segment file that it shares; null: it has its place to itself.
+    segment_file: Option<u32>,
+}
+
+impl Copy {
+    /// Where it lies, for people; `None` on a server that does not tell.
+    fn lies_in(&self) -> Option<String> {
+        match (self.place.as_str(), self.segment_file) {
+            ("", _) => None,
+            (place, None) => Some(place.to_owned()),
+            (place, Some(file)) => {
+                Some(format!("{place} from byte {} on: segment file {file}, shared", self.offset_bytes))
+            }
+        }
+    }
 }
 
 /// What a tier would evict next.
@@ -262,6 +280,9 @@ impl From<&pb::ReplicaExplanation> for Copy {
             evictable: replica.verdict() == pb::PressureVerdict::Evictable,
             kept_because: replica.kept_because.clone(),
             under_pressure: replica.under_pressure.clone(),
+            place: replica.place.clone(),
+            offset_bytes: replica.offset_bytes,
+            segment_file: replica.segment_file,
         }
     }
 }
@@ -309,6 +330,7 @@ impl Block for Explained {
             let since = replica.since.clone().unwrap_or_else(|| "before the last start".to_owned());
             let charged = ByteCount(replica.charged_bytes);
             fields.push(("copy on", format!("{} since {since}, charged {charged}", replica.tier)));
+            fields.extend(replica.lies_in().map(|place| ("  lies in", place)));
             fields.extend(replica.kept_because.iter().map(|reason| ("  because", reason.clone())));
             fields.push(("  under pressure", replica.under_pressure.clone()));
         }
@@ -409,6 +431,14 @@ mod tests {
             kept_because: vec!["it is the only copy of these bytes".to_owned()],
             under_pressure: "copied to DISK, then dropped from RAM".to_owned(),
             verdict: pb::PressureVerdict::Evictable.into(),
+            place: "/pm-x".to_owned(),
+            ..pb::ReplicaExplanation::default()
+        };
+        let packed = pb::ReplicaExplanation {
+            tier: 3,
+            place: "/d/segments/0000001a.seg".to_owned(),
+            offset_bytes: 40_960,
+            segment_file: Some(26),
             ..pb::ReplicaExplanation::default()
         };
         let victim = pb::Victim {
@@ -420,7 +450,7 @@ mod tests {
         let outlook =
             pb::TierOutlook { tier: 2, next_victims: vec![victim], place: Some(1), under_pressure: true };
         let answer = pb::ExplainPayloadResponse {
-            replicas: vec![replica],
+            replicas: vec![replica, packed],
             outlook: vec![outlook, pb::TierOutlook { tier: 3, ..pb::TierOutlook::default() }],
             pinned: true,
             ..pb::ExplainPayloadResponse::default()
@@ -431,6 +461,8 @@ mod tests {
         for line in [
             "pinned: until it is unpinned",
             "copy on: ram since before the last start, charged 0 B",
+            "  lies in: /pm-x",
+            "  lies in: /d/segments/0000001a.seg from byte 40960 on: segment file 26, shared",
             "  because: it is the only copy of these bytes",
             "  under pressure: copied to DISK, then dropped from RAM",
             "next to go from: ram (it is being evicted from now; this payload is number 1 there)",
@@ -441,6 +473,11 @@ mod tests {
         }
         let json = serde_json::to_value(&explained).expect("plain data");
         assert_eq!(json["replicas"][0]["evictable"], true);
+        assert!(json["replicas"][0]["segment_file"].is_null(), "{json}");
+        assert_eq!(
+            (&json["replicas"][1]["segment_file"], &json["replicas"][1]["offset_bytes"]),
+            (&26.into(), &40_960.into())
+        );
         assert_eq!(json["outlook"][0]["next_victims"][0]["priority"], "low");
     }
 }

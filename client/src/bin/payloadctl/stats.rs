@@ -56,7 +56,7 @@ enum Unit {
 type Figure = (&'static str, &'static str, Unit, fn(&TierAccounting) -> Option<u64>);
 
 /// Every figure of a tier: its field, its heading, its unit. Those that add up to the capacity come first.
-const FIGURES: [Figure; 19] = [
+const FIGURES: [Figure; 20] = [
     ("payloads", "payloads", Unit::Count, |tier| Some(tier.payloads)),
     ("logical_bytes", "bytes", Unit::Bytes, |tier| Some(tier.logical_bytes)),
     ("capacity_bytes", "capacity", Unit::Bytes, |tier| Some(tier.capacity_bytes)),
@@ -69,6 +69,7 @@ const FIGURES: [Figure; 19] = [
     ("spilling_bytes", "spilling", Unit::Bytes, |tier| Some(tier.spilling_bytes)),
     ("under_way_bytes", "under way", Unit::Bytes, |tier| Some(tier.under_way_bytes)),
     ("limbo_bytes", "limbo", Unit::Bytes, |tier| Some(tier.limbo_bytes)),
+    ("overhead_bytes", "overhead", Unit::Bytes, |tier| Some(tier.overhead_bytes)),
     ("physical_bytes", "physical", Unit::Bytes, |tier| tier.physical_bytes),
     ("fragmentation_bytes", "fragmentation", Unit::Bytes, |tier| tier.fragmentation_bytes),
     ("peak_bytes", "peak", Unit::Bytes, |tier| Some(tier.peak_bytes)),

@@ -115,8 +115,8 @@ pub fn spill_result(
 pub(crate) mod tests {
     use payload_types::tier::SpillTarget;
     use payload_types::{
-        ByteCount, Checksum, EvictionPriority, Generation, LeaseId, LeaseNonce, PayloadState, ShardIndex,
-        Tier, Version, WallMs,
+        ByteCount, Checksum, EvictionPriority, Extent, Generation, LeaseId, LeaseNonce, PayloadState,
+        ShardIndex, Tier, Version, WallMs,
     };
 
     use super::*;
@@ -183,6 +183,19 @@ pub(crate) mod tests {
         let expected =
             core::DiskLocation { path: format!("/data/{ID_TEXT}.9"), offset_bytes: 0, length_bytes: 640 };
         assert_eq!(descriptor(&on_disk, &Names).location, Some(PbLocation::Disk(expected)));
+    }
+
+    #[test]
+    fn given_a_part_of_a_segment_file_when_shown_then_its_offset_is_at_a_page_and_its_length_is_the_payloads()
+    {
+        let extent = Extent::from_bits(7 << 32 | 65_600).expect("an extent");
+        let packed = Descriptor { tier: Tier::Disk, location: Some(Location::Packed(extent)), ..payload() };
+        let expected = core::DiskLocation {
+            path: "/data/7.seg".to_owned(),
+            offset_bytes: 65_600 * 4096,
+            length_bytes: 640,
+        };
+        assert_eq!(descriptor(&packed, &Names).location, Some(PbLocation::Disk(expected)));
     }
 
     #[test]

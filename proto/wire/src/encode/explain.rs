@@ -4,7 +4,7 @@ use payload_types::report::{
     Explanation, Kept, Outlook, Pressure, ReplicaReport, VICTIMS_SHOWN, Victim, Work,
 };
 use payload_types::tier::SpillTarget;
-use payload_types::{Monotonic, Now, Pin, Tier, WallMs, time};
+use payload_types::{Extent, Location, Monotonic, Now, Pin, Tier, WallMs, time};
 
 use super::{Locate, descriptor, timestamp};
 use crate::pb::operations::v1 as pb;
@@ -21,7 +21,11 @@ pub fn explained(
     let wall = now.wall;
     pb::ExplainPayloadResponse {
         descriptor: Some(descriptor(&explanation.descriptor, locate)),
-        replicas: explanation.replicas.iter().map(|replica| shown(explanation, replica, wall)).collect(),
+        replicas: explanation
+            .replicas
+            .iter()
+            .map(|replica| shown(explanation, replica, wall, locate))
+            .collect(),
         leases: explanation.leases,
         pinned: explanation.pin != Pin::None,
         pin_ends_at: match explanation.pin {
@@ -37,8 +41,18 @@ pub fn explained(
     }
 }
 
-fn shown(explanation: &Explanation, replica: &ReplicaReport, now: WallMs) -> pb::ReplicaExplanation {
-    let size = explanation.descriptor.size;
+fn shown(
+    explanation: &Explanation,
+    replica: &ReplicaReport,
+    now: WallMs,
+    locate: &impl Locate,
+) -> pb::ReplicaExplanation {
+    let (id, size) = (explanation.descriptor.id, explanation.descriptor.size);
+    let (place, extent) = match replica.location {
+        Location::Segment => (locate.shm_name(id), None),
+        Location::File(generation) => (locate.disk_path(id, generation), None),
+        Location::Packed(extent) => (locate.segment_path(extent.file), Some(extent)),
+    };
     let verdict = match replica.pressure {
         Pressure::Stays(_) => pb::PressureVerdict::Kept,
         Pressure::Drop { .. } | Pressure::Move { .. } | Pressure::Discard => pb::PressureVerdict::Evictable,
@@ -54,6 +68,9 @@ fn shown(explanation: &Explanation, replica: &ReplicaReport, now: WallMs) -> pb:
         verdict: verdict.into(),
         kept_because: here_because(explanation, replica, now),
         under_pressure: under_pressure(explanation, replica, now),
+        place,
+        offset_bytes: extent.map_or(0, Extent::offset_bytes),
+        segment_file: extent.map(|extent| extent.file.get()),
     }
 }
 
@@ -180,6 +197,8 @@ fn count(number: u32, one: &str, many: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use payload_types::{
         ByteCount, Descriptor, EvictionPolicy, EvictionPriority, PayloadId, PayloadState, Rank, Version,
     };
@@ -191,7 +210,11 @@ mod tests {
 
     fn replica(tier: Tier, pressure: Pressure) -> ReplicaReport {
         let since = Some(WallMs::from_millis(4_000));
-        ReplicaReport { tier, since, leases: 0, copies: 0, synced: false, pressure }
+        let location = match tier {
+            Tier::Disk => Location::Packed(Extent::from_bits(7 << 32 | 3).expect("an extent")),
+            _ => Location::Segment,
+        };
+        ReplicaReport { tier, location, since, leases: 0, copies: 0, synced: false, pressure }
     }
 
     fn explanation(replicas: Vec<ReplicaReport>) -> Explanation {
@@ -234,6 +257,10 @@ mod tests {
         assert_eq!(ram.under_pressure, "dropped from RAM without a write: DISK has the same bytes");
         assert_eq!(ram.kept_because, ["it serves readers faster than the copy on DISK would"]);
         assert_eq!((ram.size_bytes, ram.charged_bytes), (640, 4096));
+        let id = PayloadId::from_bytes([1; 16]);
+        assert_eq!((&ram.place, ram.offset_bytes, ram.segment_file), (&Names.shm_name(id), 0, None));
+        let file = Names.segment_path(NonZeroU32::new(7).expect("not 0"));
+        assert_eq!((&disk.place, disk.offset_bytes, disk.segment_file), (&file, 3 * 4096, Some(7)));
         assert_eq!(disk.verdict(), pb::PressureVerdict::Kept);
         assert!(disk.under_pressure.contains("no slower tier"), "{}", disk.under_pressure);
         assert_eq!(disk.kept_because, ["it keeps the bytes when the copy on RAM is dropped or lost"]);

@@ -14,6 +14,8 @@ use crate::pb::operations::v1::{NodeAccounting, TierAccounting};
 pub struct NodeFigures {
     /// What the file system holds for a tier; `None` where nothing was measured.
     pub physical: PerTier<Option<u64>>,
+    /// What the configuration allows a tier beyond the capacity that shards know.
+    pub overhead: PerTier<u64>,
     /// Open connections.
     pub connections: u64,
     /// Since this start.
@@ -100,6 +102,7 @@ fn accounting(tier: Tier, shards: &[ShardStats], node: &NodeFigures) -> Option<T
         promoted_bytes_total: sum(&|part| part.moved.promoted_bytes),
         transfers_failed_total: sum(&|part| part.moved.transfers_failed),
         evictions_total: sum(&|part| part.moved.evictions),
+        overhead_bytes: node.overhead[tier],
     })
 }
 
@@ -156,6 +159,7 @@ mod tests {
         };
         let mut node = NodeFigures { connections: 6, uptime_ms: 7, ..NodeFigures::default() };
         node.physical[Tier::Ram] = Some(160);
+        node.overhead[Tier::Ram] = 24;
         let sum = stats(&[shard.clone(), shard], &node);
         let [ram] = &sum.tiers[..] else { panic!("only RAM is configured: {:?}", sum.tiers) };
         let expected = TierAccounting {
@@ -179,6 +183,7 @@ mod tests {
             promoted_bytes_total: 4,
             transfers_failed_total: 6,
             evictions_total: 8,
+            overhead_bytes: 24,
         };
         assert_eq!(*ram, expected);
         assert_eq!(ram.capacity_bytes, ram.free_bytes + ram.reserved_bytes + ram.allocated_bytes);
