@@ -40,6 +40,8 @@ pub struct Entry {
     pub synced: bool,
     /// False when its bytes were found damaged: it never comes back.
     pub sound: bool,
+    /// False when what a relocation made, or left, takes its place: the other one of the two has the charge.
+    pub charged: bool,
     /// How far the drop has come.
     pub phase: Phase,
     /// It was detached a while ago and is not free yet: somebody outside has it open or mapped, for as long as they
@@ -49,9 +51,19 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Charged bytes.
+    fn bytes(&self) -> u64 {
+        if self.charged { self.replica.size.in_pages().0 } else { 0 }
+    }
+
     /// Charged bytes that only wait for a driver.
     fn leaving(&self) -> u64 {
-        if self.leases == 0 && !self.mapped { self.replica.size.in_pages().0 } else { 0 }
+        if self.leases == 0 && !self.mapped { self.bytes() } else { 0 }
+    }
+
+    /// How long after it was detached it is free, unless somebody outside has it open or mapped.
+    pub fn freed_soon_ms(&self) -> u64 {
+        if self.replica.extent.is_some() { PACKED_FREED_SOON_MS } else { FREED_SOON_MS }
     }
 }
 
@@ -78,11 +90,21 @@ fn hash(generation: Generation) -> u64 {
     generation.0.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29).wrapping_mul(0xBF58_476D_1CE4_E5B9)
 }
 
-/// The most entries: each payload may have one replica a tier in limbo, and copies of deleted payloads theirs.
-pub const ENTRIES_MAX: u32 = 2 * limits::PAYLOADS_PER_SHARD_MAX;
+/// The most entries. Every replica that exists or is being made may end here, of a payload one in memory and one on
+/// disk: allocations and copies begin only while all of them would find room ([`Limbo::has_room`]), so that nothing
+/// that drops a replica can be refused. That leaves as much again for what is dropped and not free yet: with 4 KiB
+/// payloads, which are the smallest that take space, 128 GiB of dead extents a shard that wait for compaction.
+pub const ENTRIES_MAX: u32 = 4 * limits::PAYLOADS_PER_SHARD_MAX;
+
+/// Replicas that one payload may leave here at once: in memory and on disk.
+const REPLICAS_MAX: u32 = 2;
 
 /// A detached replica that nobody has open or mapped is free within this; one that is not is somebody's.
 pub const FREED_SOON_MS: u64 = 100;
+
+/// The same for one that shares its file with others: the file is recycled as a whole, after compaction has moved what
+/// still lives in it. 5 s are 320 MiB at the default pace: more than one file.
+pub const PACKED_FREED_SOON_MS: u64 = 5_000;
 
 impl Default for Limbo {
     fn default() -> Self {
@@ -108,13 +130,19 @@ impl Limbo {
         self.leaving[tier]
     }
 
-    /// Takes a dropped replica in.
+    /// True when one more replica may come to exist: `payloads` and `copies`, those under way, would all find room.
+    pub fn has_room(&self, payloads: u32, copies: u32) -> bool {
+        self.entries.len() + REPLICAS_MAX * (payloads + 1) + copies < ENTRIES_MAX
+    }
+
+    /// Takes a dropped replica in, `charged` or not.
     pub fn insert(
         &mut self,
         replica: ReplicaRef,
         payload: Option<SlotKey>,
         users: Users,
         kept: Kept,
+        charged: bool,
     ) -> SlotKey {
         let Users { leases, copies } = users;
         let entry = Entry {
@@ -124,23 +152,29 @@ impl Limbo {
             copies,
             synced: kept.synced,
             sound: kept.sound,
+            charged,
             phase: Phase::Held,
             mapped: false,
             links: Links::default(),
         };
         self.leaving[replica.tier] += entry.leaving();
+        self.bytes[replica.tier] += entry.bytes();
         let key = self.entries.insert(entry).expect("limbo has room for a replica of every payload");
         self.by_generation.insert(hash(replica.generation), key.index);
-        self.bytes[replica.tier] += replica.size.in_pages().0;
         self.queue_if_unused(key);
         key
     }
 
-    /// Takes in what an earlier run of the server left, whose name is gone already.
+    /// Takes in what an earlier run of the server left, whose name is gone already. One with a file of its own is there
+    /// because somebody has it open; one in a segment file waits for that to be recycled.
     pub fn adopt(&mut self, replica: ReplicaRef) {
-        let key = self.insert(replica, None, Users::default(), Kept { synced: false, sound: false });
+        let kept = Kept { synced: false, sound: false };
+        let key = self.insert(replica, None, Users::default(), kept, true);
         list::unlink(&mut self.entries, &mut self.queue, key);
         self.entries.get_mut(key).expect("just made").phase = Phase::Detached;
+        if replica.extent.is_none() {
+            self.overdue(key);
+        }
     }
 
     fn queue_if_unused(&mut self, key: SlotKey) {
@@ -219,7 +253,7 @@ impl Limbo {
         }
     }
 
-    /// Nobody has it open or mapped: its charge ends.
+    /// Nobody has it open or mapped: its charge, if it has one, ends.
     pub fn freed(&mut self, generation: Generation) -> Option<Entry> {
         let key = self.find(generation)?;
         let phase = self.entries.get(key).expect("just found").phase;
@@ -244,7 +278,7 @@ impl Limbo {
             self.by_generation.remove(hash(entry.replica.generation), key.index),
             "every entry is indexed"
         );
-        self.bytes[entry.replica.tier] -= entry.replica.size.in_pages().0;
+        self.bytes[entry.replica.tier] -= entry.bytes();
         self.leaving[entry.replica.tier] -= entry.leaving();
         entry
     }

@@ -5,9 +5,10 @@
 //!   Allocate:  budget -> create                -> answered
 //!   Commit:    seal   -> catalog               -> answered
 //!   Copy:      budget -> copy -> catalog       -> published     requests that wait are parked with the payload
+//!   (within a tier: without the budget step)
 //!   Sync:      sync                            -> noted
 //!   Verify:    read                            -> answered, or the next replica
-//!   Mark:      catalog                         -> the failure that it marks is told
+//!   Mark:      catalog                         -> the failure that it marks is told, or a copy makes it good
 //!   Remove:    catalog                         -> answered
 //!   Pin:       catalog                         -> answered
 //! ```
@@ -120,11 +121,8 @@ pub enum Kind {
         /// Which.
         replica: ReplicaRef,
     },
-    /// The payload's bytes were found damaged: its row is marked, and who waited is told `failure`.
-    Mark {
-        /// Why.
-        failure: PayloadError,
-    },
+    /// Bytes were found damaged: the row is marked.
+    Mark(Mark),
     /// A replica is read again. Not exclusive.
     Verify(Box<Verify>),
     /// Delete, expiry, spill to VOID.
@@ -149,6 +147,15 @@ pub enum Kind {
     },
 }
 
+/// What follows once a row is marked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Mark {
+    /// No replica is good: who waited is told this.
+    Lost(PayloadError),
+    /// The replica on this tier is not, and is written anew from a faster one.
+    Rewrite(Tier),
+}
+
 /// Why a payload is removed at a client's wish.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Removal {
@@ -158,7 +165,7 @@ pub enum Removal {
     Void,
 }
 
-/// A copy to another tier.
+/// A copy to another tier, or, for the disk store's compaction, to another place on the same one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Copy {
     /// Read from here.
@@ -171,7 +178,7 @@ pub struct Copy {
     pub evicts: bool,
     /// How far it has come.
     pub step: Step,
-    /// The faster replicas stay: it only writes a damaged one anew.
+    /// The faster replicas stay: it only writes a damaged one anew, or moves one.
     pub keeps_source: bool,
 }
 
@@ -179,6 +186,12 @@ impl Copy {
     /// True for a move down.
     pub fn is_spill(&self) -> bool {
         self.from.tier.is_faster_than(self.to.tier)
+    }
+
+    /// True for a move within a tier. It charges nothing: what it makes takes over the charge of what it replaces, and
+    /// whichever of the two is dropped is in limbo without one. It is no use of the payload, either.
+    pub fn is_relocation(&self) -> bool {
+        self.from.tier == self.to.tier
     }
 }
 
@@ -325,9 +338,9 @@ impl Ops {
     ///
     /// # Panics
     /// When it has ended.
-    pub fn becomes_mark(&mut self, key: SlotKey, failure: PayloadError) {
+    pub fn becomes_mark(&mut self, key: SlotKey, mark: Mark) {
         let op = self.slots.get_mut(key).expect("the copy has not ended");
-        let was = std::mem::replace(&mut op.kind, Kind::Mark { failure });
+        let was = std::mem::replace(&mut op.kind, Kind::Mark(mark));
         self.count(&was, false);
     }
 
@@ -350,7 +363,7 @@ impl Ops {
             Kind::Allocate { .. }
             | Kind::Commit { .. }
             | Kind::Sync { .. }
-            | Kind::Mark { .. }
+            | Kind::Mark(_)
             | Kind::Verify(_)
             | Kind::Pin { .. } => {}
         }

@@ -72,8 +72,9 @@ pub struct Payload {
     pub no_evict: bool,
     /// As given.
     pub policy: EvictionPolicy,
-    /// Known from the first copy on, or from Commit.
-    pub checksum: Option<Checksum>,
+    /// See [`Payload::checksum`]. Apart from its flag, which lies in padding: an `Option` would take 8 bytes more.
+    checksum: Checksum,
+    has_checksum: bool,
     /// The pin.
     pub pin: Pin,
     /// True while a Put that only changes the pin is on its way to the catalog.
@@ -110,6 +111,9 @@ pub struct Payload {
     pub eviction_failures: u8,
 }
 
+// 264 bytes with their links, index and order are what `memory/payload` may take (DESIGN §10: 320).
+const _: () = assert!(std::mem::size_of::<Payload>() <= 264);
+
 /// What Allocate fixes for a payload's life.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
@@ -141,7 +145,8 @@ impl Payload {
             expires_at,
             no_evict,
             policy,
-            checksum: None,
+            checksum: Checksum(0),
+            has_checksum: false,
             pin: Pin::None,
             pin_stored_by: None,
             stored: false,
@@ -160,6 +165,17 @@ impl Payload {
             passed_over: false,
             eviction_failures: 0,
         }
+    }
+
+    /// Of its bytes: known from the first copy on, or from Commit.
+    pub fn checksum(&self) -> Option<Checksum> {
+        self.has_checksum.then_some(self.checksum)
+    }
+
+    /// Notes or forgets the checksum.
+    pub fn set_checksum(&mut self, checksum: Option<Checksum>) {
+        self.has_checksum = checksum.is_some();
+        self.checksum = checksum.unwrap_or(Checksum(0));
     }
 
     /// The tier its descriptor shows: the fastest replica's.
@@ -241,7 +257,7 @@ impl Payload {
             created_at: self.created_at,
             expires_at: self.expires_at,
             policy: self.policy,
-            checksum: self.checksum,
+            checksum: self.checksum(),
         }
     }
 
@@ -276,16 +292,18 @@ impl Payload {
             expires_at: self.expires_at,
             no_evict: self.no_evict,
             policy: self.policy,
-            checksum: self.checksum,
+            checksum: self.checksum(),
             pin: self.pin,
             health: self.health,
             replicas,
         }
     }
 
-    /// The replicas its row vouches for: the durable ones, or the volatile ones while no durable one exists.
+    /// The replicas its row vouches for: the durable ones, and the volatile ones while no sound durable one exists. So
+    /// what serves a payload whose file was found damaged is found again after a `kill -9`.
     pub fn replica_rows(&self) -> Vec<ReplicaRow> {
-        let durable = self.is_durable();
+        let sound = |tier: Tier| self.replicas[tier].is_some_and(|replica| !replica.unsound);
+        let durable = Tier::ALL.into_iter().any(|tier| tier.is_durable() && sound(tier));
         let vouched = |tier: &Tier| tier.is_durable() || !durable;
         let row = |tier: Tier| {
             let replica = self.replicas[tier]?;

@@ -186,7 +186,8 @@ impl Shard {
             Completion::Storage(StorageDone::Verified { op, result }) => self.verified(step, op, result),
             Completion::Storage(StorageDone::Detached { generation, .. }) => {
                 if let Some((entry, payload)) = self.limbo.detached(generation) {
-                    let due = step.now.monotonic.plus_millis(crate::limbo::FREED_SOON_MS);
+                    let soon_ms = self.limbo.get(entry).expect("just detached").freed_soon_ms();
+                    let due = step.now.monotonic.plus_millis(soon_ms);
                     if self.wheel.arm(due, Timer::Limbo(entry)).is_none() {
                         self.limbo.overdue(entry);
                     }
@@ -196,7 +197,7 @@ impl Shard {
                 }
             }
             Completion::Storage(StorageDone::Freed { generation, .. }) => {
-                if let Some(entry) = self.limbo.freed(generation) {
+                if let Some(entry) = self.limbo.freed(generation).filter(|entry| entry.charged) {
                     self.release_charge(entry.replica.tier, entry.replica.size.in_pages());
                 }
             }
@@ -333,6 +334,21 @@ impl Shard {
             let payload = self.table.links(slot);
             self.parked.wake(&mut payload.parked, None);
         }
+    }
+
+    /// True when one more replica may be made: limbo can take all there are.
+    pub(crate) fn limbo_has_room(&self) -> bool {
+        self.limbo.has_room(self.table.len(), self.ops.len())
+    }
+
+    /// Refuses to make a replica while too many wait to be freed.
+    pub(crate) fn check_limbo(&self) -> Result<(), PayloadError> {
+        if self.limbo_has_room() {
+            return Ok(());
+        }
+        Err(PayloadError::exhausted(
+            "too many dropped replicas of this shard wait for their space to be freed; try again later, or run more shards",
+        ))
     }
 
     /// Refuses a request for which no slot is left.

@@ -12,6 +12,7 @@ use std::ops::Bound;
 
 use payload_ledger::recency::Recency;
 use payload_ledger::{SlotKey, Slots};
+use payload_types::effect::ReplicaRef;
 use payload_types::reply::{ShardPage, ShardStats, TierStats};
 use payload_types::report::PinOwner;
 use payload_types::request::List;
@@ -54,9 +55,10 @@ pub struct Table {
     pin_owners: BTreeMap<u32, PinOwner>,
 }
 
-fn hash(key: PayloadKey) -> u64 {
-    // The upper bits of the id's hash choose the shard and are alike within one; the index wants others on top.
-    key.id.hash64().rotate_left(32) ^ u64::from(key.namespace.0).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+fn hash(id: PayloadId) -> u64 {
+    // Of the id alone: drivers know no namespaces, and the server mints no id twice. The upper bits of the id's hash
+    // choose the shard and are alike within one; the index wants others on top.
+    id.hash64().rotate_left(32)
 }
 
 fn shown_tier(payload: &Payload) -> Option<Tier> {
@@ -84,15 +86,31 @@ impl Table {
         self.payloads.is_full()
     }
 
+    /// Payloads held.
+    pub fn len(&self) -> u32 {
+        self.payloads.len()
+    }
+
+    /// True when nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.payloads.is_empty()
+    }
+
     /// The payload with this key.
     pub fn find(&self, key: PayloadKey) -> Option<SlotKey> {
+        self.find_if(key.id, |payload| payload.key == key)
+    }
+
+    /// The payload, in whichever namespace, that has this very replica now.
+    pub fn find_replica(&self, replica: ReplicaRef) -> Option<SlotKey> {
+        self.find_if(replica.id, |payload| payload.replica_ref(replica.tier) == Some(replica))
+    }
+
+    fn find_if(&self, id: PayloadId, is_it: impl Fn(&Payload) -> bool) -> Option<SlotKey> {
         let is_it = |slot: u32| {
-            self.payloads
-                .key_at(slot)
-                .and_then(|slot| self.payloads.get(slot))
-                .is_some_and(|payload| payload.key == key)
+            self.payloads.key_at(slot).and_then(|slot| self.payloads.get(slot)).is_some_and(&is_it)
         };
-        self.payloads.key_at(self.by_key.find(hash(key), is_it)?)
+        self.payloads.key_at(self.by_key.find(hash(id), is_it)?)
     }
 
     /// Adds a payload; `None` when the table is full.
@@ -103,7 +121,7 @@ impl Table {
         assert!(self.find(payload.key).is_none(), "payload {} exists already", payload.key.id);
         let key = payload.key;
         let slot = self.payloads.insert(payload).ok()?;
-        self.by_key.insert(hash(key), slot.index);
+        self.by_key.insert(hash(key.id), slot.index);
         self.recency.reset(slot.index);
         self.account(slot, true);
         self.touched.push(slot);
@@ -118,7 +136,7 @@ impl Table {
         self.account(slot, false);
         self.unlist(slot);
         let payload = self.payloads.remove(slot).expect("the caller holds a live slot");
-        assert!(self.by_key.remove(hash(payload.key), slot.index), "every payload is indexed");
+        assert!(self.by_key.remove(hash(payload.key.id), slot.index), "every payload is indexed");
         self.pin_owners.remove(&slot.index);
         payload
     }

@@ -149,7 +149,7 @@ impl Shard {
             }
             Kind::Commit { .. }
             | Kind::Sync { .. }
-            | Kind::Mark { .. }
+            | Kind::Mark(_)
             | Kind::Verify(_)
             | Kind::Remove { .. }
             | Kind::Pin { .. } => unreachable!("only allocations and copies ask for space"),

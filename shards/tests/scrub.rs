@@ -89,6 +89,7 @@ fn given_a_bad_file_with_a_sound_copy_in_memory_when_scrubbed_then_it_is_written
     let number = world.send(scrub(key));
     verify_one(&mut world, Ok(()));
     verify_one(&mut world, Err(DriverErrorKind::Truncated));
+    world.ack_one(Ok(()));
     assert_eq!(world.lease_now(key).descriptor.tier, Tier::Ram, "served all the while");
     assert_eq!(world.transfers[0].to.tier, Tier::Disk);
     world.settle();
@@ -109,6 +110,7 @@ fn given_a_bad_file_that_cannot_be_written_anew_when_spilled_later_then_it_is_ne
     let number = world.send(scrub(key));
     verify_one(&mut world, Ok(()));
     verify_one(&mut world, Err(DriverErrorKind::Corrupt));
+    world.ack_one(Ok(()));
     world.transfer_one(Err(TransferError::Destination(broken(DriverErrorKind::Io))));
     let found = seen(&mut world, number);
     assert_eq!(outcome(&found[1]), Some(ScrubOutcome::Unchanged));
@@ -117,6 +119,89 @@ fn given_a_bad_file_that_cannot_be_written_anew_when_spilled_later_then_it_is_ne
     world.settle();
     world.answer(number).expect("answered").expect("spilled");
     assert_eq!(world.lease(key).descriptor.tier, Tier::Disk);
+}
+
+/// The row that the catalog has been sent last.
+fn last_row(world: &World) -> PayloadRow {
+    match &world.catalog.back().expect("a row waits").change {
+        CatalogChange::Put(row) => (**row).clone(),
+        other => panic!("expected a row, got {other:?}"),
+    }
+}
+
+#[test]
+fn given_a_bad_file_with_a_sound_copy_in_memory_when_scrubbed_then_its_row_says_so_and_vouches_for_both() {
+    let mut world = World::new();
+    let key = twice(&mut world);
+    let version = world.describe(key).version;
+    world.send(scrub(key));
+    verify_one(&mut world, Ok(()));
+    verify_one(&mut world, Err(DriverErrorKind::Corrupt));
+    assert!(world.transfers.is_empty(), "the row is stored before anything is written anew");
+    let row = last_row(&world);
+    assert_eq!((row.version, row.health, row.state), (version, Health::Good, PayloadState::Durable));
+    let shown: Vec<(Tier, bool)> = row.replicas.iter().map(|replica| (replica.tier, replica.sound)).collect();
+    assert_eq!(shown, [(Tier::Ram, true), (Tier::Disk, false)]);
+    world.settle();
+    let sound = world.ask(Request::Pin { key, duration_ms: None, owner: Peer::UNKNOWN });
+    sound.expect("pinned");
+    assert_eq!(world.lease(key).descriptor.tier, Tier::Ram);
+}
+
+#[test]
+fn given_a_catalog_that_refuses_the_mark_when_scrubbed_then_the_file_is_written_anew_all_the_same() {
+    let mut world = World::new();
+    let key = twice(&mut world);
+    let number = world.send(scrub(key));
+    verify_one(&mut world, Ok(()));
+    verify_one(&mut world, Err(DriverErrorKind::Corrupt));
+    world.ack_one(Err("locked".into()));
+    world.transfer_one(Ok(Checksum(7)));
+    let row = last_row(&world);
+    assert_eq!(row.replicas.len(), 1, "once the file is good again it alone is vouched for: {row:?}");
+    assert!(row.replicas[0].sound && row.replicas[0].tier == Tier::Disk);
+    world.settle();
+    assert_eq!(outcome(&seen(&mut world, number)[1]), Some(ScrubOutcome::OtherReplica));
+}
+
+#[test]
+fn given_no_room_to_write_a_bad_file_anew_when_scrubbed_then_it_is_answered_unchanged_and_the_row_is_marked()
+{
+    let mut world = World::new();
+    let key = twice(&mut world);
+    let full = world.pinned(Tier::Disk, world::CAPACITY - 4096);
+    let number = world.send(scrub(key));
+    verify_one(&mut world, Ok(()));
+    verify_one(&mut world, Err(DriverErrorKind::Corrupt));
+    assert!(!last_row(&world).replicas[1].sound);
+    world.ack_one(Ok(()));
+    world.pass(60_000);
+    assert_eq!(outcome(&seen(&mut world, number)[1]), Some(ScrubOutcome::Unchanged));
+    assert_eq!(world.lease(key).descriptor.tier, Tier::Ram);
+    world.ask(Request::Delete { key: full, force: true, expected_version: None }).expect("deleted");
+}
+
+#[test]
+fn given_a_row_with_a_bad_file_when_adopted_then_memory_serves_or_it_is_data_loss() {
+    let mut world = World::new();
+    let key = twice(&mut world);
+    world.send(scrub(key));
+    verify_one(&mut world, Ok(()));
+    verify_one(&mut world, Err(DriverErrorKind::Corrupt));
+    let row = last_row(&world);
+    for ram in [true, false] {
+        let mut next = World::with(world::config(2));
+        let present = PerTier([false, ram, true, false]);
+        assert_eq!(next.shard.adopt(next.now, row.clone(), present), payload_shards::Adopted::Live);
+        let lease = next.ask(acquire(key, None));
+        if ram {
+            assert!(matches!(lease, Ok(Reply::Leased(grant)) if grant.descriptor.tier == Tier::Ram));
+            assert_eq!(next.send(spill(key, SpillTarget::Tier(Tier::Disk), false)), 2);
+            assert!(next.replies.contains_key(&2), "leased: refused");
+        } else {
+            assert_eq!(lease.expect_err("never served alone").kind, ErrorKind::DataLoss);
+        }
+    }
 }
 
 #[test]

@@ -19,11 +19,14 @@ pub enum Adopted {
 }
 
 impl Shard {
-    /// Takes over what an earlier run dropped, or never committed, and clients still hold: it has lost its name, and is
-    /// charged until a driver has freed it.
+    /// Takes over what an earlier run left and no row names: what clients still hold, which has lost its name, and what
+    /// lies in segment files that were not recycled yet. It is charged until a driver has freed it. There may be very
+    /// many of the latter; what limbo has no room for is not charged, and freed unnoticed.
     pub fn adopt_held(&mut self, replica: ReplicaRef) {
-        self.accounts[replica.tier].adopt(replica.size.in_pages());
-        self.limbo.adopt(replica);
+        if self.limbo_has_room() {
+            self.accounts[replica.tier].adopt(replica.size.in_pages());
+            self.limbo.adopt(replica);
+        }
     }
 
     /// Takes a row over. `present` tells which of the row's replicas the drivers found, at full size.
@@ -31,7 +34,7 @@ impl Shard {
     /// # Panics
     /// When the row was adopted before, or there are more rows than a shard may hold.
     pub fn adopt(&mut self, now: Now, row: PayloadRow, present: PerTier<bool>) -> Adopted {
-        let mut replicas = PerTier::default();
+        let mut replicas: PerTier<Option<Replica>> = PerTier::default();
         let mut extent = None;
         for replica in row.replicas.iter().filter(|replica| present[replica.tier]) {
             replicas[replica.tier] = Some(Replica {
@@ -55,17 +58,18 @@ impl Shard {
             no_evict: row.no_evict,
             policy: row.policy,
         };
-        let mut payload = Payload {
-            health: if found { row.health } else { Health::Lost },
-            version: row.version.at_boot(row.epoch, self.config.epoch),
-            checksum: row.checksum,
-            pin: row.pin,
-            stored: true,
-            creating: false,
-            replicas,
-            extent,
-            ..Payload::new(terms)
+        let sound = replicas.0.iter().flatten().any(|replica| !replica.unsound);
+        let mut payload = Payload::new(terms);
+        payload.health = match row.health {
+            _ if !found => Health::Lost,
+            // What served in its place did not survive.
+            Health::Good if !sound => Health::Damaged,
+            health => health,
         };
+        payload.version = row.version.at_boot(row.epoch, self.config.epoch);
+        payload.set_checksum(row.checksum);
+        (payload.pin, payload.stored, payload.creating) = (row.pin, true, false);
+        (payload.replicas, payload.extent) = (replicas, extent);
         payload.state = payload.settled_state();
         let expired = payload.is_expired_at(now.wall);
         let slot = self.table.insert(payload).expect("rows of one shard fit its table");

@@ -33,6 +33,7 @@ impl Shard {
         self.check_capacity(request.tier, request.size)?;
         self.check_slot(Class::Request)?;
         self.check_wait(request.tier, request.size)?;
+        self.check_limbo()?;
         if self.table.is_full() {
             return Err(PayloadError::exhausted(
                 "this shard holds as many payloads as it may; delete some, or run more shards",
@@ -97,7 +98,8 @@ impl Shard {
             return;
         }
         if deadline.is_some_and(|deadline| deadline < step.now.monotonic) {
-            self.limbo.insert(replica, None, Users::default(), Kept { synced: false, sound: false });
+            let kept = Kept { synced: false, sound: false };
+            self.limbo.insert(replica, None, Users::default(), kept, true);
             let late =
                 "the space was ready only after the call's deadline, and was taken back; allow more time";
             self.allocation_failed(step, op, PayloadError::new(ErrorKind::DeadlineExceeded, late));

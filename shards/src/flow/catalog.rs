@@ -5,7 +5,7 @@ use payload_types::OpId;
 use payload_types::reply::Reply;
 
 use crate::flow::commit::unavailable;
-use crate::op::{Kind, Removal, slot_key};
+use crate::op::{Kind, Mark, Removal, slot_key};
 use crate::shard::{Shard, Step};
 
 impl Shard {
@@ -17,10 +17,14 @@ impl Shard {
             Kind::Copy(_) => self.copy_stored(step, op, result),
             Kind::Remove { .. } => self.remove_stored(step, slot_key(op), result),
             Kind::Pin { .. } => self.pin_stored(step, slot_key(op), result),
-            Kind::Mark { failure } => {
-                // Stored or not: the mark holds in memory, and damage is found again after a restart.
+            // Stored or not: the mark holds in memory, and damage is found again after a restart.
+            Kind::Mark(Mark::Lost(failure)) => {
                 let failure = failure.clone();
                 self.end_op(slot_key(op), Some(&failure));
+            }
+            Kind::Mark(Mark::Rewrite(tier)) => {
+                let tier = *tier;
+                self.rewrite_unsound(step, slot_key(op), tier);
             }
             Kind::Allocate { .. } | Kind::Sync { .. } | Kind::Verify(_) => {}
         }

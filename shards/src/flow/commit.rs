@@ -90,7 +90,7 @@ impl Shard {
         let synced = self.syncs(tier);
         let epoch = self.config.epoch;
         let payload = self.table.links(slot);
-        payload.checksum = checksum;
+        payload.set_checksum(checksum);
         payload.replicas[tier].as_mut().expect("the sealed replica").synced = synced;
         let row = payload.row(epoch, payload.settled_state(), payload.version.next(), payload.replica_rows());
         self.store(step, id, CatalogChange::Put(Box::new(row)));
@@ -107,7 +107,7 @@ impl Shard {
         };
         let (slot, reply_to) = (*payload, *reply_to);
         if let Err(reason) = result {
-            self.table.links(slot).checksum = None;
+            self.table.links(slot).set_checksum(None);
             self.commit_failed(step, id, unavailable(self.table.at(slot).key, "committed", &reason));
             return;
         }

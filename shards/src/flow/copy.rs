@@ -1,4 +1,4 @@
-//! Copies between tiers: the one engine behind promote, spill, prefetch and leases that insist on a tier.
+//! Copies: the one engine behind promote, spill, prefetch, leases that insist on a tier, and relocation.
 //!
 //! ```text
 //!   budget --> driver copies and hashes --> row stored (durable target) --> new state published, old replicas retired
@@ -14,7 +14,7 @@ use payload_types::{
 
 use crate::flow::commit::{data_loss, unavailable};
 use crate::limbo::{Kept, Users};
-use crate::op::{self, Class, Copy, Kind, Op, op_id, slot_key};
+use crate::op::{self, Class, Copy, Kind, Mark, Op, op_id, slot_key};
 use crate::parked::Caller;
 use crate::payload::Replica;
 use crate::shard::{Shard, Step};
@@ -80,8 +80,11 @@ impl Shard {
     ) -> Option<SlotKey> {
         let Op { kind, wait, .. } = self.ops.get(op)?;
         match kind {
-            // One that was given up is over in a moment, and failed; whoever waits longer begins anew then.
-            Kind::Copy(copy) if copy.to.tier == to && wait.is_none_or(|wait| !wait.cancelled) => {
+            // One that was given up is over in a moment, and failed; whoever waits longer begins anew then. A relocation
+            // leaves the payload where it is.
+            Kind::Copy(copy)
+                if copy.to.tier == to && !copy.is_relocation() && wait.is_none_or(|wait| !wait.cancelled) =>
+            {
                 self.prolong_wait(step.now.monotonic, op, caller);
                 Some(op)
             }
@@ -114,6 +117,7 @@ impl Shard {
         assert!(payload.op.is_none(), "one operation a payload");
         self.check_capacity(to, payload.size)?;
         self.check_slot(class)?;
+        self.check_limbo()?;
         if class == Class::Request {
             self.check_wait(to, payload.size)?;
         }
@@ -149,7 +153,7 @@ impl Shard {
     pub(crate) fn transfer(&mut self, step: &mut Step<'_>, op: SlotKey) {
         let Some(Op { payload, kind: Kind::Copy(copy), .. }) = self.ops.get_mut(op) else { return };
         copy.step = op::Step::Driver;
-        let expected = self.table.at(*payload).checksum;
+        let expected = self.table.at(*payload).checksum();
         let Copy { from, to, sync, .. } = *copy;
         step.out.push(Effect::Transfer(TransferOp {
             shard: self.config.shard,
@@ -204,7 +208,9 @@ impl Shard {
         }
         if result.is_err() {
             self.moved[copy.to.tier].transfers_failed += 1;
-            self.release_charge(copy.to.tier, copy.to.size.in_pages());
+            if !copy.is_relocation() {
+                self.release_charge(copy.to.tier, copy.to.size.in_pages());
+            }
         }
         if self.is_ending(slot) {
             if result.is_ok() {
@@ -237,8 +243,8 @@ impl Shard {
         let slot = self.ops.get(op).expect("the copy has not ended").payload;
         let epoch = self.config.epoch;
         let payload = self.table.links(slot);
-        let learned = payload.checksum.is_none();
-        payload.checksum = Some(checksum);
+        let learned = payload.checksum().is_none();
+        payload.set_checksum(Some(checksum));
         let row = if copy.to.tier.is_durable() {
             let others = |row: &ReplicaRow| row.tier.is_durable() && row.tier != copy.to.tier;
             let mut replicas: Vec<ReplicaRow> = payload.replica_rows().into_iter().filter(others).collect();
@@ -281,8 +287,8 @@ impl Shard {
     /// Drops what a copy made and nobody may use.
     fn drop_made(&mut self, slot: SlotKey, copy: Copy) {
         let payload = self.table.get(slot).map(|_| slot);
-        let entry =
-            self.limbo.insert(copy.to, payload, Users::default(), Kept { synced: copy.sync, sound: false });
+        let kept = Kept { synced: copy.sync, sound: false };
+        let entry = self.limbo.insert(copy.to, payload, Users::default(), kept, !copy.is_relocation());
         if copy.to.tier == Tier::Ram && payload.is_some() {
             self.table.links(slot).limbo_segment = Some(entry);
         }
@@ -292,10 +298,20 @@ impl Shard {
     /// payload meanwhile: what it wrote then makes the next one cheap.
     fn publish_copy(&mut self, step: &Step<'_>, op: SlotKey, copy: Copy) {
         let slot = self.ops.get(op).expect("the copy has not ended").payload;
-        // One that could not be brought to stable storage is written anew, and replaced here.
-        self.retire(slot, copy.to.tier, false);
+        let old = self.table.at(slot).replicas[copy.to.tier];
+        let mut new = Replica::new(copy.to.generation, copy.sync, step.now.wall);
+        if copy.is_relocation() {
+            let old = old.expect("a replica stays while it is moved");
+            assert_eq!(old.generation, copy.from.generation, "nothing else works on the payload meanwhile");
+            // It has been on this tier for as long as the other one was.
+            new.made_s = old.made_s;
+            self.retire_as(slot, copy.to.tier, false, false);
+        } else {
+            // One that could not be brought to stable storage is written anew, and replaced here.
+            self.retire(slot, copy.to.tier, false);
+        }
         self.table.update(slot, |payload| {
-            payload.replicas[copy.to.tier] = Some(Replica::new(copy.to.generation, copy.sync, step.now.wall));
+            payload.replicas[copy.to.tier] = Some(new);
             if copy.to.tier == Tier::Disk {
                 payload.extent = copy.to.extent;
             }
@@ -303,8 +319,13 @@ impl Shard {
                 payload.set_state(PayloadState::Durable);
             }
             payload.version = payload.version.next();
-            payload.eviction_failures = 0;
+            if !copy.is_relocation() {
+                payload.eviction_failures = 0;
+            }
         });
+        if copy.is_relocation() {
+            return self.end_op(op, None);
+        }
         self.count_copy(copy);
         let payload = self.table.at(slot);
         let held = payload.lease_count > 0 || payload.pin != Pin::None;
@@ -326,7 +347,12 @@ impl Shard {
         }
     }
 
+    /// Puts the replica that a tier has now in limbo, with its charge.
     pub(crate) fn retire(&mut self, slot: SlotKey, tier: Tier, sound: bool) {
+        self.retire_as(slot, tier, sound, true);
+    }
+
+    fn retire_as(&mut self, slot: SlotKey, tier: Tier, sound: bool, charged: bool) {
         let Some(reference) = self.table.at(slot).replica_ref(tier) else { return };
         let replica = self.table.update(slot, |payload| {
             if tier == Tier::Disk {
@@ -334,8 +360,8 @@ impl Shard {
             }
             payload.replicas[tier].take().expect("it has a reference")
         });
-        let entry =
-            self.limbo.insert(reference, Some(slot), replica.users, Kept { synced: replica.synced, sound });
+        let kept = Kept { synced: replica.synced, sound };
+        let entry = self.limbo.insert(reference, Some(slot), replica.users, kept, charged);
         if tier == Tier::Ram {
             self.table.links(slot).limbo_segment = Some(entry);
         }
@@ -376,6 +402,11 @@ impl Shard {
         error: &DriverError,
     ) {
         if self.sound_replica_beside(slot, tier).is_some() {
+            if tier.is_durable() {
+                // The row names it: it is dropped once another one has its place there.
+                self.ops.becomes_mark(op, Mark::Rewrite(tier));
+                return self.store_unsound(step, op, slot, tier);
+            }
             self.retire(slot, tier, false);
             self.table.links(slot).version = self.table.at(slot).version.next();
             self.end_op(op, None);
@@ -391,7 +422,7 @@ impl Shard {
             payload.version = payload.version.next();
             payload.row(epoch, payload.state, payload.version, payload.replica_rows())
         });
-        self.ops.becomes_mark(op, failure);
+        self.ops.becomes_mark(op, Mark::Lost(failure));
         self.store(step, op_id(op), CatalogChange::Put(Box::new(row)));
     }
 }

@@ -75,7 +75,7 @@ impl Shard {
         let Some(op) = self.table.at(slot).op.and_then(|op| self.ops.get(op)) else { return false };
         match &op.kind {
             // A commit writes the pin with its row; until then the row it would be in does not exist.
-            Kind::Commit { .. } | Kind::Remove { .. } | Kind::Mark { .. } => true,
+            Kind::Commit { .. } | Kind::Remove { .. } | Kind::Mark(_) => true,
             Kind::Copy(copy) => copy.step == op::Step::Catalog,
             Kind::Allocate { .. } | Kind::Sync { .. } | Kind::Verify(_) | Kind::Pin { .. } => false,
         }

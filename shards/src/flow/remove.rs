@@ -88,7 +88,7 @@ impl Shard {
             Kind::Allocate { .. }
             | Kind::Commit { .. }
             | Kind::Sync { .. }
-            | Kind::Mark { .. }
+            | Kind::Mark(_)
             | Kind::Verify(_)
             | Kind::Remove { .. }
             | Kind::Pin { .. } => false,
@@ -148,7 +148,8 @@ impl Shard {
             if let (Some(replica), Some(reference)) = (payload.replicas[tier], payload.replica_ref(tier)) {
                 let leases = if forced { 0 } else { replica.users.leases };
                 let users = Users { leases, copies: replica.users.copies };
-                self.limbo.insert(reference, None, users, Kept { synced: replica.synced, sound: false });
+                let kept = Kept { synced: replica.synced, sound: false };
+                self.limbo.insert(reference, None, users, kept, true);
             }
         }
         if let Some(segment) = payload.limbo_segment {

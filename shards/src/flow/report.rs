@@ -191,7 +191,7 @@ impl Shard {
             Kind::Allocate { .. } | Kind::Commit { .. } => Work::Committing,
             Kind::Copy(copy) => Work::Copying { from: copy.from.tier, to: copy.to.tier },
             Kind::Sync { replica } => Work::Syncing(replica.tier),
-            Kind::Mark { .. } | Kind::Verify(_) => Work::Marking,
+            Kind::Mark(_) | Kind::Verify(_) => Work::Marking,
             Kind::Remove { .. } => Work::Removing,
             Kind::Pin { .. } => Work::Pinning,
         })

@@ -4,13 +4,15 @@
 //!   next replica not seen --> driver reads and hashes --> sound: the next one
 //!        ^                                                bad, another is sound: dropped, or written anew
 //!        └──────── the request, with what it has seen <── bad, none left: the payload is marked (DATA_LOSS)
+//!
+//!   bad file, sound copy in memory: mark the replica in the catalog --> write it anew --> the request looks again
 //! ```
 //! A verification is no exclusive operation: it holds its replica as a copy does, so that it is not freed meanwhile,
 //! and everything else goes on. What is found bad is acted upon when nothing else works on the payload; until then
 //! the request waits, and looks again.
 
 use payload_ledger::SlotKey;
-use payload_types::effect::{Effect, ReplicaRef, StorageAction, StorageOp};
+use payload_types::effect::{CatalogChange, Effect, ReplicaRef, StorageAction, StorageOp};
 use payload_types::event::{DriverError, DriverErrorKind};
 use payload_types::reply::Reply;
 use payload_types::request::Request;
@@ -19,7 +21,7 @@ use payload_types::{Checksum, Health, OpId, Tier};
 
 use crate::flow::commit::data_loss;
 use crate::flow::copy::Aim;
-use crate::op::{Class, Kind, Op, op_id, slot_key};
+use crate::op::{Class, Kind, Mark, Op, op_id, slot_key};
 use crate::parked::Caller;
 use crate::shard::{Answer, Shard, Step};
 
@@ -59,7 +61,7 @@ impl Shard {
         if let Err(error) = self.check_slot(Class::Request) {
             return Some(Err(error));
         }
-        let expected = payload.checksum;
+        let expected = payload.checksum();
         let action = StorageAction::Verify { expected, bytes_per_second: request.bytes_per_second };
         let kind = Kind::Verify(Box::new(Verify { caller, request, replica, expected }));
         let op = self.ops.start(Op::new(slot, Class::Request, kind));
@@ -137,7 +139,7 @@ impl Shard {
         let mut found = |outcome| request.seen.push(bad(replica, fault, outcome, error.message.clone()));
         if self.sound_replica_beside(slot, tier).is_none() {
             found(ScrubOutcome::DataLoss);
-            let kind = Kind::Mark { failure: data_loss(request.key, &error.message) };
+            let kind = Kind::Mark(Mark::Lost(data_loss(request.key, &error.message)));
             let op = self.ops.start(Op::new(slot, Class::Request, kind));
             self.table.update(slot, |payload| payload.op = Some(op));
             self.source_damaged(step, op, slot, tier, error);
@@ -150,18 +152,35 @@ impl Shard {
             return self.dispatch(step, caller, Request::Scrub(request));
         }
         found(ScrubOutcome::Unchanged);
-        self.table.update(slot, |payload| {
+        let op = self.ops.start(Op::new(slot, Class::Request, Kind::Mark(Mark::Rewrite(tier))));
+        self.table.update(slot, |payload| payload.op = Some(op));
+        self.store_unsound(step, op, slot, tier);
+        self.scrub_waits(step, slot, caller, request);
+    }
+
+    /// Remembers, here and in the catalog, that the durable replica on `tier` is damaged, which another one serves for.
+    /// The operation, a mark, then writes it anew. The mark is stored first: whatever becomes of the copy, no restart
+    /// trusts the replica again.
+    pub(crate) fn store_unsound(&mut self, step: &mut Step<'_>, op: SlotKey, slot: SlotKey, tier: Tier) {
+        let epoch = self.config.epoch;
+        let row = self.table.update(slot, |payload| {
             payload.replicas[tier].as_mut().expect("it is current").unsound = true;
+            payload.row(epoch, payload.settled_state(), payload.version, payload.replica_rows())
         });
+        self.store(step, op_id(op), CatalogChange::Put(Box::new(row)));
+    }
+
+    /// The catalog has the mark, or refused it: then it holds in memory, and the damage is found again after a restart.
+    /// Who waits for the payload waits for the copy, too.
+    pub(crate) fn rewrite_unsound(&mut self, step: &mut Step<'_>, mark: SlotKey, tier: Tier) {
+        let slot = self.ops.end(mark).payload;
+        self.table.links(slot).op = None;
         let aim = Aim { to: tier, sync: self.syncs(tier), evicts: false };
         // As work in the background, which waits for space a moment only.
         match self.start_copy(step, slot, aim, &Caller::default()) {
-            Ok(op) => {
-                self.keep_source(op);
-                self.scrub_waits(step, slot, caller, request);
-            }
+            Ok(op) => self.keep_source(op),
             // Reported as it is; the next spill or scrub tries again.
-            Err(_) => self.dispatch(step, caller, Request::Scrub(request)),
+            Err(_) => self.wake(slot),
         }
     }
 

@@ -145,6 +145,7 @@ impl World {
             StorageAction::Seal { .. } => StorageDone::Sealed { op: op.op, result: Ok(()) },
             StorageAction::Verify { .. } => StorageDone::Verified { op: op.op, result: Ok(()) },
             StorageAction::Sync => StorageDone::Synced { op: op.op, result: Ok(()) },
+            StorageAction::Stay => return,
             StorageAction::Drop => {
                 self.freed_later.push_back(op);
                 StorageDone::Detached { tier: op.replica.tier, generation: op.replica.generation }
@@ -161,8 +162,12 @@ impl World {
     }
 
     pub fn transfer_one(&mut self, result: Result<Checksum, event::TransferError>) {
+        self.transfer_to(result.map(|checksum| Copied { checksum, extent: None }));
+    }
+
+    /// Ends a copy; what it made may lie in a segment file.
+    pub fn transfer_to(&mut self, result: Result<Copied, event::TransferError>) {
         let op = self.transfers.pop_front().expect("a copy waits");
-        let result = result.map(|checksum| Copied { checksum, extent: None });
         self.complete(Completion::Transfer(TransferDone { op: op.op, result }));
     }
 
