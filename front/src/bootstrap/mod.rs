@@ -58,7 +58,9 @@ impl Node {
         let mut shards = shards_new(config, epoch, capacity);
         let found = recovery::rows_adopt(store.as_mut(), &drivers, &mut shards, clock::now())?;
         let reclaimed = drivers.reclaim();
+        let (mut held, mut held_bytes) = (0_u64, ByteCount(0));
         for replica in drivers.held() {
+            (held, held_bytes.0) = (held + 1, held_bytes.0 + replica.size.in_pages().0);
             shards[usize::from(replica.id.shard(config.shards.count).0)].adopt_held(replica);
         }
         tracing::info!(
@@ -68,6 +70,9 @@ impl Node {
             expired = found.expired,
             segments_removed = reclaimed[Tier::Ram].removed,
             files_removed = reclaimed[Tier::Disk].removed,
+            // Clients have them open, or they lie in segment files that hold living payloads, too.
+            dead_and_charged = held,
+            dead_and_charged_bytes = held_bytes.0,
             "catalog recovered"
         );
 
