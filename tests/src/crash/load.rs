@@ -31,10 +31,10 @@ const TASKS: u64 = 3;
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// With more than this, tasks delete rather than put: RAM and disk together have room for twice of it.
-const LIVE_BYTES_AIM: u64 = 40 << 20;
+const LIVE_BYTES_AIM: u64 = 60 << 20;
 
 /// With more payloads than this, too: each is read after every restart.
-const LIVE_COUNT_AIM: usize = 120;
+const LIVE_COUNT_AIM: usize = 200;
 
 /// Mappings kept over the server's death, of at most `HELD_BYTES_MAX` each: they stay charged, so not too many.
 const HELD_MAX: usize = 6;

@@ -22,7 +22,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use payload_client::Client;
-use payload_types::WallMs;
+use payload_ledger::segments::Geometry;
+use payload_types::{ByteCount, WallMs};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -37,7 +38,8 @@ use watch::{Ground, Peak, Watch};
 const WORKERS: u64 = 2;
 
 /// Small tiers, so that both are full now and then.
-const CAPACITY: Peak = Peak { memory: 32 << 20, disk: 64 << 20 };
+/// (With less disk, nothing would be packed.)
+const CAPACITY: Peak = Peak { memory: 32 << 20, disk: 128 << 20 };
 
 /// What a run is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,6 +61,8 @@ pub struct Passed {
     pub tally: Tally,
     /// The most that memory and disk held.
     pub peak: Peak,
+    /// How many segment files there have been; one that was used anew counts again.
+    pub segments: usize,
 }
 
 /// A broken promise, where it was seen, and how to see it again.
@@ -144,7 +148,11 @@ impl Run {
         let place = Place::new()
             .with("STORAGE__RAM__CAPACITY_BYTES", &capacity.memory.to_string())
             .with("STORAGE__DISK__CAPACITY_BYTES", &capacity.disk.to_string());
-        let ground = Ground { prefix: place.prefix().to_owned(), root: place.path().join("disk") };
+        // The one of each writer, and two for compaction.
+        let geometry = Geometry::of_capacity(ByteCount(capacity.disk));
+        let segments_kept = geometry.map_or(0, |geometry| geometry.writers() + 2);
+        let root = place.path().join("disk");
+        let ground = Ground { prefix: place.prefix().to_owned(), root, segments_kept };
         let watch = Watch::start(ground.clone(), capacity);
         let random = SmallRng::seed_from_u64(seed);
         let (ledger, leavers, log) = Default::default();
@@ -206,7 +214,7 @@ impl Run {
             return Err(Breach::new(Rule::Leak, format!("{item:?} is left by a server that was stopped")));
         }
         let tally = self.ledger.lock().expect("nobody panicked").tally().clone();
-        Ok(Passed { tally, peak: self.watch.peak()? })
+        Ok(Passed { tally, peak: self.watch.peak()?, segments: self.watch.segments() })
     }
 
     /// Starts a server.

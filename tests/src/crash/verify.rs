@@ -3,15 +3,18 @@
 //! ```text
 //! every known payload: lease, compare in place, release  -> Ledger::settle
 //! pins: a spill of a pinned one is refused; unclear ones are ended
-//! graves: not found       listing, Stats: what was settled, and nothing else       names in /dev/shm and on disk: the listing's
+//! graves: not found       listing, Stats: what was settled, and nothing else
+//! names in /dev/shm and on disk, and places in segment files: the listing's
 //! ```
 //! Afterwards nothing of the ledger is in doubt.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use payload_client::{AcquireOptions, Client, ClientError, SpillOptions};
+use payload_client::{AcquireOptions, Client, ClientError, Location, SpillOptions};
+use payload_types::limits::PAGE_BYTES;
 use payload_types::reply::Summary;
 use payload_types::tier::SpillTarget;
 use payload_types::{ErrorKind, PayloadId, Tier};
@@ -135,7 +138,8 @@ pub async fn books(
     loop {
         let rows = rows(client).await?;
         let known = listed(&rows, &ledger.lock().expect("nobody panicked"));
-        let found = known.and(totals(client, &rows).await).and(names(&rows, ground));
+        let found = known.and(totals(client, &rows).await).and(memory_names(&rows, ground));
+        let found = found.and(disk_names(client, &rows, ground).await);
         match found {
             Ok(()) => return Ok(()),
             // What was deleted is back: waiting does not help.
@@ -191,19 +195,91 @@ async fn totals(client: &Client, rows: &[Summary]) -> Result<(), Breach> {
     Ok(())
 }
 
-fn names(rows: &[Summary], ground: &Ground) -> Result<(), Breach> {
-    for (tier, items) in [(Tier::Ram, ground.memory()), (Tier::Disk, ground.disk())] {
-        let ids = rows.iter().filter(|row| row.tier == tier).map(|row| row.id.to_string());
-        let mut left: BTreeSet<String> = ids.collect();
-        let is_known = |item: &Item, left: &mut BTreeSet<String>| item.is_public && left.remove(&item.uuid);
-        if let Some(item) = items.into_iter().find(|item| !is_known(item, &mut left)) {
-            return Err(Breach::new(Rule::Leak, format!("{tier}: {} belongs to no payload", item.name)));
-        }
-        if let Some(id) = left.first() {
-            return Err(Breach::new(Rule::Books, format!("{tier}: {id} is listed and has no file")));
+fn memory_names(rows: &[Summary], ground: &Ground) -> Result<(), Breach> {
+    let ids = rows.iter().filter(|row| row.tier == Tier::Ram).map(|row| row.id.to_string());
+    let mut left: BTreeSet<String> = ids.collect();
+    let is_known = |item: &Item, left: &mut BTreeSet<String>| item.is_public && left.remove(&item.uuid);
+    if let Some(item) = ground.memory().into_iter().find(|item| !is_known(item, &mut left)) {
+        return Err(leak(&item.name));
+    }
+    match left.first() {
+        Some(id) => Err(Breach::new(Rule::Books, format!("{id} is listed and has no segment"))),
+        None => Ok(()),
+    }
+}
+
+/// Every payload on DISK has its bytes where its descriptor says, no two share any, and nothing else lies there but
+/// segment files, and of these no more than a server keeps when there is nothing to keep.
+async fn disk_names(client: &Client, rows: &[Summary], ground: &Ground) -> Result<(), Breach> {
+    let (own, segments) = (ground.disk(), ground.segments());
+    let mut shared: BTreeMap<PathBuf, Vec<Part>> = BTreeMap::new();
+    let mut named = BTreeSet::new();
+    for row in rows.iter().filter(|row| row.tier == Tier::Disk) {
+        let shown = client.resolve(row.id).await;
+        let shown =
+            shown.map_err(|error| Breach::new(Rule::Books, format!("{row:?} is listed, and {error}")))?;
+        let Some(Location::File { path, offset, length }) = shown.location else {
+            return Err(Breach::new(
+                Rule::Books,
+                format!("{row:?} is listed, and is at {:?}", shown.location),
+            ));
+        };
+        if path.starts_with(ground.root.join("segments")) {
+            shared.entry(path).or_default().push(Part { offset, end: offset + length.0, id: row.id });
+        } else {
+            named.insert(path.file_name().map(|name| name.to_string_lossy().into_owned()));
         }
     }
+    let is_named =
+        |item: &Item, named: &mut BTreeSet<_>| item.is_public && named.remove(&Some(item.name.clone()));
+    if let Some(item) = own.into_iter().find(|item| !is_named(item, &mut named)) {
+        return Err(leak(&item.name));
+    }
+    if let Some(name) = named.first() {
+        return Err(Breach::new(Rule::Books, format!("{name:?} is told, and is not there")));
+    }
+    if let Some(name) = ground.strangers().first() {
+        return Err(leak(name));
+    }
+    if let Some(item) = segments.iter().find(|item| !item.is_public) {
+        return Err(leak(&item.name));
+    }
+    if rows.is_empty() && segments.len() > ground.segments_kept {
+        let detail = format!("{} segment files, and no payload: {segments:?}", segments.len());
+        return Err(Breach::new(Rule::Leak, detail));
+    }
+    shared.into_iter().try_for_each(|(path, parts)| apart(&path, parts))
+}
+
+/// A payload in a segment file, in bytes from the file's start.
+struct Part {
+    offset: u64,
+    end: u64,
+    id: PayloadId,
+}
+
+/// All parts lie in the file, at pages of their own.
+fn apart(path: &Path, mut parts: Vec<Part>) -> Result<(), Breach> {
+    let broken = |detail: String| Err(Breach::new(Rule::Placed, format!("{}: {detail}", path.display())));
+    let length = match path.metadata() {
+        Ok(found) => found.len(),
+        Err(error) => return broken(format!("it is told, and {error}")),
+    };
+    parts.sort_by_key(|part| part.offset);
+    let mut free = 0;
+    for Part { offset, end, id } in parts {
+        if !offset.is_multiple_of(PAGE_BYTES) || offset < free.max(PAGE_BYTES) || end > length {
+            return broken(format!(
+                "{id} lies from {offset} to {end} of {length}, and {free} is the first free"
+            ));
+        }
+        free = end.next_multiple_of(PAGE_BYTES);
+    }
     Ok(())
+}
+
+fn leak(name: &str) -> Breach {
+    Breach::new(Rule::Leak, format!("{name} belongs to no payload"))
 }
 
 /// Deletes everything; afterwards the books must be empty.

@@ -8,7 +8,7 @@
 //! have: all of that existed in the moment between them.
 //! Limit: what was unlinked while a process still maps it has no name, and is not seen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -35,14 +35,16 @@ pub struct Ground {
     pub prefix: String,
     /// The disk root.
     pub root: PathBuf,
+    /// Segment files that a server keeps when nothing lies in them.
+    pub segments_kept: usize,
 }
 
-/// A file of a payload.
+/// A file of a payload, or of many.
 #[derive(Clone, Debug)]
 pub struct Item {
     /// Its file name.
     pub name: String,
-    /// The payload's id, as text.
+    /// The payload's id, as text; empty for a segment file.
     pub uuid: String,
     /// It is what clients open: no copy in the making, and nothing that was dropped.
     pub is_public: bool,
@@ -69,7 +71,7 @@ impl Ground {
         items
     }
 
-    /// What lies below the disk root, but for the root's own marker and intent log.
+    /// The files below the disk root that one payload has to itself.
     pub fn disk(&self) -> Vec<Item> {
         let read = |name: &str, found: &Metadata| {
             let uuid = name.get(..UUID_CHARS).unwrap_or(name).to_owned();
@@ -86,6 +88,37 @@ impl Ground {
         let mut items = Vec::new();
         collect(&self.root.join("payloads"), &read, &mut items);
         items
+    }
+
+    /// The files below the disk root that payloads share. Public are those with a number for a name.
+    pub fn segments(&self) -> Vec<Item> {
+        let read = |name: &str, found: &Metadata| {
+            let number = name.strip_suffix(".seg").filter(|number| number.len() == 8);
+            Some(Item {
+                name: name.to_owned(),
+                uuid: String::new(),
+                is_public: number.is_some_and(|number| u32::from_str_radix(number, 16).is_ok()),
+                bytes: found.blocks() * 512,
+                inode: found.ino(),
+            })
+        };
+        let mut items = Vec::new();
+        collect(&self.root.join("segments"), &read, &mut items);
+        items
+    }
+
+    /// What lies on the disk root itself and is not the server's: its marker, intent log and probe have its name.
+    pub fn strangers(&self) -> Vec<String> {
+        let names = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let is_own =
+            |name: &str| name.starts_with("payload-manager.") || ["payloads", "segments"].contains(&name);
+        names.filter(|name| !is_own(name)).collect()
+    }
+
+    /// All that takes up the disk tier's capacity.
+    fn disk_whole(&self) -> Vec<Item> {
+        [self.disk(), self.segments()].concat()
     }
 }
 
@@ -117,9 +150,18 @@ pub struct Peak {
     pub disk: u64,
 }
 
+/// What was seen so far.
+#[derive(Debug, Default)]
+struct Seen {
+    peak: Peak,
+    /// Names of segment files; one that is used anew has another name.
+    segments: BTreeSet<String>,
+    breach: Option<Breach>,
+}
+
 /// A thread that looks until it is dropped.
 pub struct Watch {
-    seen: Arc<Mutex<(Peak, Option<Breach>)>>,
+    seen: Arc<Mutex<Seen>>,
     is_over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -144,7 +186,12 @@ impl Watch {
     /// When a capacity was passed, ever.
     pub fn peak(&self) -> Result<Peak, Breach> {
         let seen = self.seen.lock().expect("nobody panicked");
-        seen.1.clone().map_or(Ok(seen.0), Err)
+        seen.breach.clone().map_or(Ok(seen.peak), Err)
+    }
+
+    /// How many segment files there have been; one that was used anew counts again.
+    pub fn segments(&self) -> usize {
+        self.seen.lock().expect("nobody panicked").segments.len()
     }
 }
 
@@ -157,14 +204,18 @@ impl Drop for Watch {
     }
 }
 
-fn look(ground: &Ground, capacity: Peak, seen: &Mutex<(Peak, Option<Breach>)>) {
-    let now = Peak { memory: together(|| ground.memory()), disk: together(|| ground.disk()) };
+fn look(ground: &Ground, capacity: Peak, seen: &Mutex<Seen>) {
+    let now = Peak { memory: together(|| ground.memory()), disk: together(|| ground.disk_whole()) };
+    let segments = ground.segments();
     let mut seen = seen.lock().expect("nobody panicked");
-    seen.0 = Peak { memory: now.memory.max(seen.0.memory), disk: now.disk.max(seen.0.disk) };
+    seen.peak = Peak { memory: now.memory.max(seen.peak.memory), disk: now.disk.max(seen.peak.disk) };
     if now.memory > capacity.memory || now.disk > capacity.disk {
-        let detail = format!("{now:?} bytes, and the capacity is {capacity:?}");
-        seen.1.get_or_insert(Breach::new(Rule::Capacity, detail));
+        let list = segments.iter().map(|item| format!("{} {}", item.name, item.bytes));
+        let detail =
+            format!("{now:?} bytes, and the capacity is {capacity:?}; {:?}", list.collect::<Vec<_>>());
+        seen.breach.get_or_insert(Breach::new(Rule::Capacity, detail));
     }
+    seen.segments.extend(segments.into_iter().filter(|item| item.is_public).map(|item| item.name));
 }
 
 #[cfg(test)]
@@ -187,17 +238,24 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let payloads = directory.path().join("payloads/ab");
         fs::create_dir_all(&payloads).expect("made");
-        let ground = Ground { prefix: "pmwatch-none".to_owned(), root: directory.path().to_owned() };
-        let seen = Mutex::default();
-        let capacity = Peak { memory: 0, disk: 64 << 10 };
-        look(&ground, capacity, &seen);
-        assert_eq!(seen.lock().expect("fine").1, None);
-        let file = payloads.join(format!("{UUID}-00.bin"));
-        fs::write(&file, vec![1; 100_000]).expect("written");
-        look(&ground, capacity, &seen);
-        fs::remove_file(file).expect("removed");
-        look(&ground, capacity, &seen);
-        let breach = seen.lock().expect("fine").1.clone();
-        assert_eq!(breach.expect("told").rule, Rule::Capacity);
+        let ground =
+            Ground { prefix: "pmwatch-none".to_owned(), root: directory.path().to_owned(), segments_kept: 0 };
+        let segments = directory.path().join("segments");
+        fs::create_dir_all(&segments).expect("made");
+        for file in [payloads.join(format!("{UUID}-00.bin")), segments.join("0000001a.seg")] {
+            let seen = Mutex::default();
+            let capacity = Peak { memory: 0, disk: 64 << 10 };
+            look(&ground, capacity, &seen);
+            assert_eq!(seen.lock().expect("fine").breach, None);
+            fs::write(&file, vec![1; 100_000]).expect("written");
+            look(&ground, capacity, &seen);
+            fs::remove_file(file).expect("removed");
+            look(&ground, capacity, &seen);
+            let breach = seen.lock().expect("fine").breach.clone();
+            assert_eq!(breach.expect("told").rule, Rule::Capacity);
+        }
+        assert_eq!(ground.strangers(), Vec::<String>::new());
+        fs::write(directory.path().join("notes.txt"), "mine").expect("written");
+        assert_eq!(ground.strangers(), ["notes.txt"]);
     }
 }
