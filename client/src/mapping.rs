@@ -286,6 +286,28 @@ mod tests {
     }
 
     #[test]
+    fn given_a_part_of_a_shared_file_when_mapped_then_its_bytes_alone_and_beyond_the_end_an_error() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("0000001a.seg");
+        let bytes: Vec<u8> = (0..40_000_u32).map(|at| (at / 7) as u8).collect();
+        fs::write(&path, &bytes).expect("written");
+        for (offset, length) in [(0, 1), (4096, 4096), (8192, 10_001), (36_864, 3136)] {
+            let reader = ReadMapping::open(&file_location(path.clone(), offset, length)).expect("mapped");
+            let (from, length) = (offset as usize, length as usize);
+            reader.prepare(0..length).expect("populated");
+            assert_eq!(&*reader, &bytes[from..from + length]);
+        }
+        for (offset, length) in [(36_864, 3137), (40_960, 1), (1 << 62, 1), (0, 1 << 40)] {
+            let sentence = refusal(ReadMapping::open(&file_location(path.clone(), offset, length)));
+            assert!(sentence.contains("40000 bytes"), "{sentence}");
+        }
+        for (offset, length) in [(u64::MAX, 1), (1, u64::MAX), (4096, 0)] {
+            let sentence = refusal(ReadMapping::open(&file_location(path.clone(), offset, length)));
+            assert!(sentence.contains(&format!("offset {offset} and length {length}")), "{sentence}");
+        }
+    }
+
+    #[test]
     fn given_a_mapping_whose_file_was_truncated_when_prepared_then_an_error_and_no_signal() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("cut");

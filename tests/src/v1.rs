@@ -4,6 +4,7 @@
 //! Methods return what the stub returned; the ones named for a finished deed (`put`, `bytes`) panic when it fails.
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
 use hyper_util::client::legacy::Client;
@@ -200,14 +201,15 @@ impl V1 {
     /// What lies where a descriptor says, read without write access.
     pub fn look(&self, descriptor: &core::PayloadDescriptor) -> Vec<u8> {
         let path = self.path(descriptor);
-        let bytes = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let (offset, length) = match descriptor.location.as_ref().expect("a location") {
             Location::Ram(ram) => (0, ram.length_bytes),
             Location::Disk(disk) => (disk.offset_bytes, disk.length_bytes),
             Location::Gpu(gpu) => panic!("no GPU here: {gpu:?}"),
         };
-        let start = usize::try_from(offset).expect("small");
-        bytes[start..start + usize::try_from(length).expect("small")].to_vec()
+        let mut bytes = vec![0; usize::try_from(length).expect("small")];
+        let read = fs::File::open(&path).and_then(|file| file.read_exact_at(&mut bytes, offset));
+        read.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        bytes
     }
 
     /// Promote, in full.
