@@ -24,6 +24,8 @@ pub const TABLE_OFFSET: u64 = PAGE_BYTES;
 
 const MAGIC: [u8; 8] = *b"PMSEGMNT";
 const FORMAT: u32 = 1;
+/// No file has as much data: its pages would not be numbered by 32 bits.
+const DATA_BYTES_MAX: u64 = 1 << 40;
 const HASHED: usize = RECORD_BYTES - 8;
 
 /// Names the disk root that a file belongs to: the 16 bytes of its id.
@@ -77,6 +79,15 @@ pub fn pages_of(size: ByteCount) -> u32 {
 }
 
 impl Header {
+    /// The header of a whole file of this root: its length tells how much data it has. For one whose header is damaged.
+    pub fn of_length(number: NonZeroU32, root: Root, bytes: u64) -> Option<Self> {
+        // One page of header, a page of table for each 64 of data.
+        let pages = (bytes / PAGE_BYTES).saturating_sub(1);
+        let data_bytes = pages * 64 / 65 * PAGE_BYTES;
+        let header = Self { number, data_bytes, root };
+        (data_bytes > 0 && data_bytes < DATA_BYTES_MAX && header.file_bytes() == bytes).then_some(header)
+    }
+
     /// Where the data begins.
     pub fn data_offset(&self) -> u64 {
         head_bytes(self.data_bytes)
@@ -131,7 +142,7 @@ impl Header {
             return Err(HeaderError::Newer(format));
         }
         let data_bytes = long(bytes, 16);
-        let is_whole = data_bytes.is_multiple_of(PAGE_BYTES) && data_bytes > 0 && data_bytes < 1 << 40;
+        let is_whole = data_bytes.is_multiple_of(PAGE_BYTES) && data_bytes > 0 && data_bytes < DATA_BYTES_MAX;
         match NonZeroU32::new(word(bytes, 12)) {
             Some(number) if is_whole => Ok(Self { number, data_bytes, root: *root }),
             _ => Err(HeaderError::Foreign),
@@ -185,6 +196,11 @@ impl Header {
             page: word(bytes, 40),
         })
     }
+}
+
+/// True for what was written as a header or record of this root, whatever file and place it was meant for.
+pub fn is_intact(bytes: &[u8; RECORD_BYTES], root: &Root) -> bool {
+    seal(*bytes, root) == *bytes
 }
 
 fn seal(mut bytes: [u8; RECORD_BYTES], root: &Root) -> [u8; RECORD_BYTES] {
@@ -247,6 +263,17 @@ mod tests {
         let mut newer = bytes;
         newer[8] = 2;
         assert_eq!(Header::decode(&seal(newer, &[9; 16]), &[9; 16]), Err(HeaderError::Newer(2)));
+    }
+
+    #[test]
+    fn given_only_a_files_length_when_its_header_is_made_anew_then_it_is_the_same() {
+        for data_bytes in [4096, 64 * 4096, 65 * 4096, 4 << 20, 9 << 20, 256 << 20] {
+            let header = Header { data_bytes, ..header() };
+            assert_eq!(Header::of_length(header.number, [9; 16], header.file_bytes()), Some(header));
+            assert_eq!(Header::of_length(header.number, [9; 16], header.file_bytes() - 1), None);
+        }
+        assert_eq!(Header::of_length(header().number, [9; 16], 4096), None);
+        assert_eq!(Header::of_length(header().number, [9; 16], 0), None);
     }
 
     #[test]
