@@ -1,19 +1,21 @@
 //! Which segment files there are, where the next payload goes, what is dead, and which file is emptied next.
 //!
 //! ```text
-//!   free --opened--> open in a lane --full--> closed --all dead, nobody has it open--> free, under a new number
-//!                                               ^--- emptied: what lives in it is copied to the mover's file
+//!   free --opened--> open in a lane <--a payload does not fit | room is wanted--> closed
+//!     ^                                                                             | emptied: what lives in it is
+//!     '-------- recycled, under a new number <-- all dead, nobody has it open ------' copied to the mover's file
 //! ```
 //! A *lane* is a file that is being filled: one for each writer, and the mover's, which compaction fills. A lane is used
-//! by one thread at a time; everything else is one lock's work of microseconds.
+//! by one thread at a time; everything else is one lock's work of microseconds. A closed file that has room left is
+//! filled further before a new one is taken, after a start too.
 //!
 //! **What is charged has a place, and the disk never holds more than its capacity.** In bytes: `C` the capacity, `F` a
 //! whole file, `H` its header and table, `K` writers, `N` files that fit. Charged are the files of their own `o`, and the
 //! live and dead payloads of segment files `p`; `o + p <= usable = C - (K + 2) F - N H - W`, `W` being the waste that is
-//! allowed. A closed file is payloads, moved ones and waste, so `closed <= p + moved + waste + N H`. What is moved away is
-//! charged once: as what it became in the mover's file, which is open, and not in `closed`, as long as the mover is not
-//! replaced before the files that it filled from are recycled. So `o + closed <= C - (K + 2) F` while waste is within `W`:
-//! every writer, the mover and one more can have a file. That is what `may_open` asks for.
+//! allowed. A closed file is payloads, moved ones and waste, so `closed <= p + moved + waste + N H`. Payloads that were
+//! moved and whose file is not recycled yet are charged only once; they are kept below one file. So
+//! `o + closed <= C - (K + 1) F` while waste is within `W`: every writer and the mover can have a file. That is what
+//! `may_open` asks for, and writers leave one file more for compaction.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -45,7 +47,7 @@ pub struct Spot {
 /// Whether there is a place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Room {
-    /// Here; it is taken.
+    /// Here; it is taken. The file may be one that was closed before.
     Here(Spot),
     /// In a file that has to be opened for the lane first ([`Books::opened`]); then ask again.
     Open,
@@ -73,15 +75,27 @@ pub struct Found {
     pub next_page: u32,
 }
 
-/// A file to be emptied.
+/// A file to be emptied; see [`Books::begin`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Victim {
     /// Which.
     pub file: NonZeroU32,
-    /// It is open in this lane, which has to be closed first.
+    /// It is open in this lane.
     pub lane: Option<Lane>,
-    /// What lives in it does not fit into the mover's file, which has to be closed first.
-    pub needs_mover: bool,
+    target: Target,
+}
+
+/// Where what lives in a victim goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Target {
+    /// Nothing lives in it: it only has to be closed.
+    Nowhere,
+    /// Into the mover's file.
+    Mover,
+    /// Into a closed file that has room.
+    Closed(NonZeroU32),
+    /// Into a new file.
+    New,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -160,6 +174,12 @@ pub struct Books {
 
 const BYTES: u64 = PAGE_BYTES;
 
+/// Free files that are kept for being recycled: a GiB of the largest.
+const FREE_FILES_MAX: usize = 4;
+
+/// A closed file with less than this part of it left is not opened again while there are new ones: opening costs more.
+const WORTH_REOPENING: u32 = 16;
+
 impl Books {
     /// No file yet.
     pub fn new(geometry: Geometry) -> Self {
@@ -197,56 +217,69 @@ impl Books {
         file.buried.push(buried);
     }
 
-    /// Boot, at its end: the files with the most room are filled further, so that starts leave no half-empty ones.
-    pub fn resume(&mut self) {
-        let data_bytes = self.geometry.data_bytes();
-        let fits = |file: &File| {
-            file.phase == Phase::Closed
-                && !file.spoilt
-                && file.header.data_bytes == data_bytes
-                && file.room() > 0
-        };
-        let mut partial: Vec<(u32, NonZeroU32)> = self
-            .files
-            .iter()
-            .filter(|(_, file)| fits(file) && file.live + file.dead > 0)
-            .map(|(number, file)| (file.room(), *number))
-            .collect();
-        partial.sort_unstable_by(|one, other| other.cmp(one));
-        let lanes = (0..self.writers.len()).map(Lane::Writer).chain([Lane::Mover]);
-        for (lane, (_, number)) in lanes.zip(partial) {
-            self.set_lane(lane, Some(number));
-            self.file(number).phase = Phase::Open(lane);
-        }
-    }
-
     // ---- filling ----
 
-    /// Takes a place for a payload. In a lane that has no room for it left, the file is closed.
+    /// Takes a place for a payload. Where the lane's file has no room for it, that is closed, and a closed one with room
+    /// is opened again.
     pub fn reserve(&mut self, lane: Lane, size: ByteCount) -> Room {
         let pages = pages_of(size);
         if size > self.geometry.payload_max() || size.0 == 0 {
             return Room::None;
         }
-        if let Some(number) = self.lane(lane) {
-            let file = self.file(number);
-            if file.room() >= pages {
-                let spot =
-                    Spot { extent: Extent { file: number, page: file.next_page }, slot: file.next_slot };
-                file.next_page += pages;
-                file.next_slot += 1;
-                return Room::Here(spot);
-            }
-            let end = u64::from(file.room()) * BYTES;
-            let is_full = end == 0 || self.waste() + end <= self.geometry.waste_bytes_max();
-            // Compaction closes its lane itself: what it empties was chosen to fit.
-            if lane == Lane::Mover || !is_full || !self.may_open(lane, self.geometry.file_bytes()) {
-                return Room::None;
-            }
-            self.close(lane);
-            return Room::Open;
+        let present = self.lane(lane);
+        if let Some(number) = present
+            && let Some(spot) = self.take(number, pages)
+        {
+            return Room::Here(spot);
         }
-        if self.may_open(lane, 0) { Room::Open } else { Room::None }
+        // Compaction chose where it goes: see `begin`.
+        if lane == Lane::Mover {
+            let opens = present.is_none() && self.may_open(lane, 0);
+            return if opens { Room::Open } else { Room::None };
+        }
+        let end = present.map_or(0, |number| u64::from(self.files[&number].room()) * BYTES);
+        let closing = if present.is_some() { self.geometry.file_bytes() } else { 0 };
+        let may_waste = self.waste() + end <= self.geometry.waste_bytes_max();
+        let opens = may_waste && self.may_open(lane, closing);
+        // A file that is nearly full is worth opening again only where there is no new one.
+        let worth = if opens { pages.max(self.pages() / WORTH_REOPENING) } else { pages };
+        if let Some(number) = self.partial(worth, None) {
+            self.close(lane);
+            self.reopen(lane, number);
+            return Room::Here(self.take(number, pages).expect("it was chosen for its room"));
+        }
+        if opens {
+            self.close(lane);
+        }
+        if opens { Room::Open } else { Room::None }
+    }
+
+    fn take(&mut self, number: NonZeroU32, pages: u32) -> Option<Spot> {
+        let file = self.file(number);
+        if file.room() < pages {
+            return None;
+        }
+        let extent = Extent { file: number, page: file.next_page };
+        let spot = Spot { extent, slot: file.next_slot };
+        file.next_page += pages;
+        file.next_slot += 1;
+        Some(spot)
+    }
+
+    /// The closed file whose room is the smallest of those that have so much.
+    fn partial(&self, pages: u32, except: Option<NonZeroU32>) -> Option<NonZeroU32> {
+        let data_bytes = self.geometry.data_bytes();
+        let fits = |number: NonZeroU32, file: &File| {
+            let is_usable = !file.spoilt && !file.emptying && file.header.data_bytes == data_bytes;
+            is_usable && file.phase == Phase::Closed && file.room() >= pages && Some(number) != except
+        };
+        let fitting = self.files.iter().filter(|(number, file)| fits(**number, file));
+        fitting.min_by_key(|(_, file)| file.room()).map(|(number, _)| *number)
+    }
+
+    fn reopen(&mut self, lane: Lane, number: NonZeroU32) {
+        self.file(number).phase = Phase::Open(lane);
+        self.set_lane(lane, Some(number));
     }
 
     /// Gives the last places back, from this one on: nothing was acknowledged there.
@@ -272,7 +305,7 @@ impl Books {
         }
     }
 
-    /// Closes a lane's file. What is left of it is waste.
+    /// Closes a lane's file. What is left of it is waste, until it is opened again or recycled.
     pub fn close(&mut self, lane: Lane) {
         if let Some(number) = self.lane(lane) {
             self.file(number).phase = Phase::Closed;
@@ -373,18 +406,41 @@ impl Books {
     /// Nobody has it open: it is free, and whoever died in it is told. True when it is to be removed: it is spoilt, of
     /// another size, or there are enough.
     pub fn recycled(&mut self, number: NonZeroU32) -> (Vec<Buried>, bool) {
-        let open = self.writers.iter().flatten().count() as u64 + u64::from(self.mover.is_some());
-        let free = self.files.values().filter(|file| file.phase == Phase::Free).count() as u64;
-        let enough = open + free >= self.geometry.files_kept();
         let data_bytes = self.geometry.data_bytes();
         let file = self.file(number);
         let is_unfit = file.spoilt || file.header.data_bytes != data_bytes;
         let buried = std::mem::take(&mut file.buried);
         *file = File { spoilt: file.spoilt, ..File::new(file.header, Phase::Free) };
-        if is_unfit || enough {
+        let remove = is_unfit || self.free_count() > FREE_FILES_MAX || !self.may_keep_free(0);
+        if remove {
             self.file(number).phase = Phase::Recycling;
         }
-        (buried, is_unfit || enough)
+        (buried, remove)
+    }
+
+    /// A free file that has to be removed before a file of one replica of this size is made, or because a lane was
+    /// closed. To be asked until there is none; the caller removes it, and says so.
+    pub fn surplus(&mut self, size: ByteCount) -> Option<NonZeroU32> {
+        if self.may_keep_free(size.in_pages().0) {
+            return None;
+        }
+        let free = self.files.iter_mut().find(|(_, file)| file.phase == Phase::Free);
+        free.map(|(number, file)| {
+            file.phase = Phase::Recycling;
+            *number
+        })
+    }
+
+    /// True while the free files are within what is kept anyway, or within what nobody else may use.
+    fn may_keep_free(&self, more: u64) -> bool {
+        let open = self.writers.iter().flatten().count() as u64 + u64::from(self.mover.is_some());
+        let files = (open + self.free_count() as u64).max(self.geometry.files_kept());
+        let others = self.own + more + self.closed_bytes();
+        others + files * self.geometry.file_bytes() <= self.geometry.capacity().0
+    }
+
+    fn free_count(&self) -> usize {
+        self.files.values().filter(|file| file.phase == Phase::Free).count()
     }
 
     /// A file is gone.
@@ -397,49 +453,71 @@ impl Books {
     /// The file whose emptying gains most, if that is worth it: the fuller the disk, the less has to be gained.
     pub fn victim(&self) -> Option<Victim> {
         let least = self.gain_min();
-        let best = |victim: &(u32, Victim), other: &(u32, Victim)| victim.0.cmp(&other.0);
-        let closed = self.files.iter().filter(|(_, file)| file.phase == Phase::Closed);
-        let closed =
-            closed.filter_map(|(number, file)| self.gain(*number, file, file.pages() - file.live, None));
-        if let Some((_, victim)) = closed.filter(|(gain, _)| *gain >= least).max_by(best) {
-            return Some(victim);
-        }
-        // What died in a file that is still being filled.
-        let open = self.files.iter().filter_map(|(number, file)| match file.phase {
-            Phase::Open(lane) => self.gain(*number, file, file.dead, Some(lane)),
-            Phase::Closed | Phase::Recycling | Phase::Free => None,
-        });
-        open.filter(|(gain, _)| *gain >= least).max_by(best).map(|(_, victim)| victim)
+        let is_wasteful = self.waste() * 2 > self.geometry.waste_bytes_max();
+        let best = |phases: fn(&File) -> bool| {
+            let files = self.files.iter().filter(|(_, file)| phases(file) && !file.emptying);
+            let victims = files.filter_map(|(number, file)| self.gain(*number, file, is_wasteful));
+            victims.filter(|(gain, _)| *gain >= least).max_by_key(|(gain, _)| *gain).map(|(_, victim)| victim)
+        };
+        // What died in a file that is still being filled comes last.
+        best(|file| file.phase == Phase::Closed && file.live > 0)
+            .or_else(|| best(|file| matches!(file.phase, Phase::Open(_)) && file.dead > 0))
     }
 
-    fn gain(&self, number: NonZeroU32, file: &File, gain: u32, lane: Option<Lane>) -> Option<(u32, Victim)> {
-        if file.emptying || gain == 0 {
-            return None;
-        }
-        let victim = |needs_mover| Some((gain, Victim { file: number, lane, needs_mover }));
+    /// What emptying a file would gain, in pages. Its end is gained only where what lives in it goes into the ends of
+    /// others: each step leaves fewer dead pages or fewer files, so it comes to an end.
+    fn gain(&self, number: NonZeroU32, file: &File, is_wasteful: bool) -> Option<(u32, Victim)> {
+        let lane = if let Phase::Open(lane) = file.phase { Some(lane) } else { None };
+        let victim = |target| Victim { file: number, lane, target };
         if file.live == 0 {
-            return lane.and_then(|_| victim(false)); // it only has to be closed
+            return Some((file.dead, victim(Target::Nowhere)));
         }
+        let merged = if is_wasteful && lane.is_none() { file.dead + file.waste() } else { file.dead };
         let mover = self.mover.filter(|mover| *mover != number);
-        match mover.map(|mover| self.files[&mover].room()) {
-            Some(room) if room >= file.live => victim(false),
-            _ => self.may_replace_mover(number, lane, file.live).then(|| victim(true)).flatten(),
+        if mover.is_some_and(|mover| self.files[&mover].room() >= file.live) {
+            return Some((merged, victim(Target::Mover)));
         }
+        if let Some(closed) = self.partial(file.live, Some(number)) {
+            return Some((merged, victim(Target::Closed(closed))));
+        }
+        self.may_replace_mover(number, lane, file.live).then(|| (file.dead, victim(Target::New)))
     }
 
-    /// The mover's file is replaced only when what it was filled from is recycled: see the module's description.
+    /// What is moved and not recycled yet stays below one file: see the module's description.
     fn may_replace_mover(&self, number: NonZeroU32, lane: Option<Lane>, live: u32) -> bool {
         let file_bytes = self.geometry.file_bytes();
-        let is_recycled = self.files.values().all(|file| file.moved == 0);
+        let moved: u32 = self.files.values().map(|file| file.moved).sum();
         let closing = u64::from(self.mover.is_some()) * file_bytes
             + u64::from(lane.is_some() && self.mover != Some(number)) * file_bytes;
-        let fits = u64::from(live) * BYTES <= self.geometry.data_bytes();
-        fits && (self.mover.is_none() || is_recycled) && self.may_open(Lane::Mover, closing)
+        moved + live <= self.pages() && self.may_open(Lane::Mover, closing)
+    }
+
+    /// Compaction begins with a file: its lane is closed, and the mover's lane is made ready for what lives in it. The
+    /// caller holds both lanes.
+    pub fn begin(&mut self, victim: Victim) {
+        if let Some(lane) = victim.lane {
+            self.close(lane);
+        }
+        match victim.target {
+            Target::Nowhere => return,
+            Target::Mover => {}
+            Target::Closed(number) => {
+                self.close(Lane::Mover);
+                self.reopen(Lane::Mover, number);
+            }
+            Target::New => self.close(Lane::Mover),
+        }
+        self.file(victim.file).emptying = true;
+    }
+
+    /// Pages of data in a file.
+    fn pages(&self) -> u32 {
+        (self.geometry.data_bytes() / BYTES) as u32
     }
 
     /// Pages.
     fn gain_min(&self) -> u32 {
-        let pages = (self.geometry.data_bytes() / BYTES) as u32;
+        let pages = self.pages();
         let kept = self.geometry.files_kept() * self.geometry.file_bytes();
         let full = self.geometry.capacity().0.saturating_sub(kept).max(1);
         let percent = (self.own + self.closed_bytes()) * 100 / full;
@@ -450,11 +528,6 @@ impl Books {
             _ => pages / 2,
         };
         least.max(1)
-    }
-
-    /// Compaction begins with this file. The caller has closed what [`Victim`] names.
-    pub fn emptying(&mut self, number: NonZeroU32) {
-        self.file(number).emptying = true;
     }
 
     /// Compaction gave it up for now.
@@ -514,8 +587,7 @@ impl Books {
 
     /// How many files there are, and how many of them are free.
     pub fn file_count(&self) -> (usize, usize) {
-        let free = self.files.values().filter(|file| file.phase == Phase::Free).count();
-        (self.files.len(), free)
+        (self.files.len(), self.free_count())
     }
 
     fn closed_bytes(&self) -> u64 {
