@@ -1,13 +1,16 @@
-//! The disk tier: one file per payload below a root that belongs to one server (DESIGN §6).
+//! The disk tier: files and segment files below a root that belongs to one server (DESIGN §6).
 //!
 //! ```text
 //! <root>/payload-manager.root      marker: format version and the root's own random id
 //! <root>/payload-manager.intent    intent log
-//! <root>/payloads/<xx>/            files; names in `naming`
+//! <root>/payload-manager.segments  intent log of the segment files
+//! <root>/payloads/<xx>/            files of one replica each; names in `naming`
+//! <root>/segments/                 segment files (`packed`)
 //! ```
 //! Order at start: the directory is locked (flock on the directory itself, so nothing need be made for it), then the
 //! marker is checked, and only then is anything changed. An empty directory is initialised; one with other things in
-//! it and no marker is refused untouched, as is one that a later version wrote.
+//! it and no marker is refused untouched, as is one that a later version wrote. Format 1 had no segment files; such a
+//! root is given them, and an earlier version refuses it from then on.
 
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -16,24 +19,32 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use payload_types::Tier;
+use payload_ledger::segments::{Geometry, table};
+use payload_types::{ByteCount, Tier};
 
 use crate::DriversConfig;
 use crate::calls::Calls;
 use crate::error::OpenError;
 use crate::health::{Health, PROBE_NAME};
 use crate::intent::{IntentLog, Live};
-use crate::naming::{Names, PAYLOADS};
+use crate::naming::{Names, PAYLOADS, SEGMENTS};
+use crate::packed::{Packed, Parts};
 use crate::store::{FileStore, sync_directory};
 
 const MARKER: &str = "payload-manager.root";
 /// What the marker is called before it is complete.
 const MARKER_DRAFT: &str = "payload-manager.root.new";
 const INTENT: &str = "payload-manager.intent";
+const INTENT_SEGMENTS: &str = "payload-manager.segments";
 const MARKER_TITLE: &str = "Payload Manager disk root";
 
 /// The layout described above.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+
+/// The smallest disk that has segment files.
+const CAPACITY_MIN: ByteCount = ByteCount(128 << 20);
+
+const RANDOM: &str = "/dev/urandom";
 
 /// A marker is three short lines; what is longer is not ours.
 const MARKER_BYTES_MAX: u64 = 4096;
@@ -59,25 +70,54 @@ pub(crate) fn open(
         fs::canonicalize(path).map_err(|source| OpenError::io("resolving the disk root", path, source))?;
     let lock = lock(&root)?;
     let root_id = match read_marker(&root)? {
-        Some(root_id) => root_id,
-        None => initialise(&root)?,
+        Some(Marker { format: FORMAT, root_id }) => root_id,
+        Some(Marker { root_id, .. }) => mark(&root, root_id)?,
+        None => mark(&root, random_id().map_err(|source| OpenError::io("reading", RANDOM, source))?)?,
     };
     let payloads = root.join(PAYLOADS);
-    match fs::create_dir(&payloads) {
-        Ok(()) => sync_directory(&root),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error),
+    for directory in [&payloads, &root.join(SEGMENTS)] {
+        match fs::create_dir(directory) {
+            Ok(()) => sync_directory(&root),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(error),
+        }
+        .map_err(|source| OpenError::io("making", directory, source))?;
     }
-    .map_err(|source| OpenError::io("making", &payloads, source))?;
     let _ = fs::remove_file(payloads.join(PROBE_NAME)); // what a crash left of a probe
-    let intent = root.join(INTENT);
-    let (log, live) = IntentLog::open(&intent, Tier::Disk, true, None)
-        .map_err(|error| OpenError::of_log(error, &intent, &config.node))?;
+    let open_log = |name| {
+        let path = root.join(name);
+        let opened = IntentLog::open(&path, Tier::Disk, true, None);
+        opened.map_err(|error| OpenError::of_log(error, &path, &config.node))
+    };
+    let (log, live) = open_log(INTENT)?;
+    let (segments_log, segments) = open_log(INTENT_SEGMENTS)?;
     sync_directory(&root).map_err(|source| OpenError::io("syncing", &root, source))?;
     let health = Arc::new(Health::new(payloads, Arc::clone(calls), config.retry_backoff));
-    let names = Names::Files { root: root.into() };
+    let names = Names::Files { root: root.as_path().into() };
+    let geometry = config.disk_capacity.and_then(Geometry::of_capacity);
+    let takes_more = geometry.is_some();
+    // A disk that became too small for segment files still serves and empties those that it has.
+    let served = || Geometry::of_capacity(CAPACITY_MIN).filter(|_| !segments.is_empty());
+    let packed = match geometry.or_else(served) {
+        None => {
+            segments_log.remove_if_empty();
+            None
+        }
+        Some(geometry) => Some(Packed::new(Parts {
+            names: names.clone(),
+            root: seal_of(&root_id).ok_or_else(|| OpenError::MarkerDamaged { path: root.join(MARKER) })?,
+            mode_sealed: config.file_mode,
+            calls: Arc::clone(calls),
+            health: Arc::clone(&health),
+            log: segments_log,
+            live: segments,
+            geometry,
+            takes_more,
+            compaction_bytes_per_second: config.compaction_bytes_per_second,
+        })),
+    };
     Ok(DiskRoot {
-        store: FileStore::new(names, log, config.file_mode, Arc::clone(calls), Some(health)),
+        store: FileStore::new(names, log, config.file_mode, Arc::clone(calls), Some(health), packed),
         live,
         root_id,
         lock,
@@ -94,8 +134,20 @@ fn lock(root: &Path) -> Result<File, OpenError> {
     }
 }
 
-/// The root's id; `None` when the root is empty.
-fn read_marker(root: &Path) -> Result<Option<String>, OpenError> {
+/// The root's id as what segment files are sealed with.
+fn seal_of(root_id: &str) -> Option<table::Root> {
+    let number = u128::from_str_radix(root_id, 16).ok().filter(|_| root_id.len() == 32)?;
+    Some(number.to_be_bytes())
+}
+
+/// What a root's marker says.
+struct Marker {
+    format: u32,
+    root_id: String,
+}
+
+/// The root's marker; `None` when the root is empty.
+fn read_marker(root: &Path) -> Result<Option<Marker>, OpenError> {
     let path = root.join(MARKER);
     let mut text = String::new();
     let read = OpenOptions::new()
@@ -124,7 +176,7 @@ fn read_marker(root: &Path) -> Result<Option<String>, OpenError> {
     if format > FORMAT {
         return Err(OpenError::RootNewer { root: root.to_owned(), format, format_max: FORMAT });
     }
-    field("root_id:").map(|id| Some(id.to_owned())).ok_or_else(damaged)
+    field("root_id:").map(|id| Some(Marker { format, root_id: id.to_owned() })).ok_or_else(damaged)
 }
 
 /// A new filesystem's `lost+found` and a marker that a crash left unfinished are nobody's data.
@@ -139,21 +191,26 @@ fn is_empty(root: &Path) -> Result<bool, OpenError> {
     Ok(true)
 }
 
-fn initialise(root: &Path) -> Result<String, OpenError> {
+/// A new root's id.
+fn random_id() -> io::Result<String> {
+    let mut random = [0; 16];
+    File::open(RANDOM)?.read_exact(&mut random)?;
+    Ok(random.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a string never fails");
+        text
+    }))
+}
+
+/// Writes the marker: of a new root, or of one that an earlier version made.
+fn mark(root: &Path, root_id: String) -> Result<String, OpenError> {
     let draft = root.join(MARKER_DRAFT);
-    let write = || -> io::Result<String> {
-        let mut random = [0; 16];
-        File::open("/dev/urandom")?.read_exact(&mut random)?;
-        let root_id = random.iter().fold(String::new(), |mut text, byte| {
-            write!(text, "{byte:02x}").expect("writing to a string never fails");
-            text
-        });
+    let write = || -> io::Result<()> {
         let mut file = File::create(&draft)?;
         writeln!(file, "{MARKER_TITLE}\nformat: {FORMAT}\nroot_id: {root_id}")?;
         file.sync_all()?;
         fs::rename(&draft, root.join(MARKER))?;
-        sync_directory(root)?;
-        Ok(root_id)
+        sync_directory(root)
     };
-    write().map_err(|source| OpenError::io("initialising the disk root", PathBuf::from(root), source))
+    write().map_err(|source| OpenError::io("marking the disk root", PathBuf::from(root), source))?;
+    Ok(root_id)
 }

@@ -35,7 +35,7 @@ pub(crate) fn open(prefix: &str, node: &str, mode_sealed: u32) -> Result<(FileSt
     let (log, live) = IntentLog::open(&path, Tier::Ram, false, Some(boot_id()?))
         .map_err(|error| OpenError::of_log(error, &path, node))?;
     let names = Names::Segments { prefix: prefix.into() };
-    Ok((FileStore::new(names, log, mode_sealed, Arc::new(System::new()), None), live))
+    Ok((FileStore::new(names, log, mode_sealed, Arc::new(System::new()), None, None), live))
 }
 
 fn boot_id() -> Result<[u8; 16], OpenError> {

@@ -161,6 +161,9 @@ impl Found {
             tally.held += 1;
             tally.held_bytes += replica.size.0;
         }
+        if let Some(packed) = &store.packed {
+            self.replicas.values().for_each(|named| packed.own_added(named.size));
+        }
         // A log that names just these, and nothing that is gone, is left as it is: 48 MB for 10^6 replicas.
         let is_current = !self.has_unnamed && store.log.records() == self.replicas.len() as u64;
         if !is_current && let Err(error) = store.log.rewrite(&self.replicas) {

@@ -53,7 +53,7 @@ impl FileStore {
         let file = match options.read(true).custom_flags(sys::HANDLE_WITH_CARE).open(&limbo) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.log.gone(replica);
+                self.forget(replica);
                 return Ok(Limbo::Freed);
             }
             Err(error) => return Err(error),
@@ -74,7 +74,7 @@ impl FileStore {
         }
         fs::remove_file(&limbo)?;
         drop(file); // the last one: now the space is free
-        self.log.gone(replica);
+        self.forget(replica);
         Ok(Limbo::Freed)
     }
 }

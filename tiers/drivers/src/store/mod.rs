@@ -23,13 +23,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use payload_types::effect::ReplicaRef;
 use payload_types::event::{DriverError, DriverErrorKind};
-use payload_types::{ByteCount, Generation, PayloadId};
+use payload_types::{ByteCount, Extent, Generation, PayloadId};
 
 use crate::calls::Calls;
 use crate::fault::{fault, finding};
 use crate::health::{Health, Work};
 use crate::intent::IntentLog;
 use crate::naming::Names;
+use crate::packed::Packed;
 use crate::sys;
 
 /// From Create to Seal: its producer writes it.
@@ -52,6 +53,8 @@ pub(crate) struct FileStore {
     pub(crate) calls: Arc<dyn Calls>,
     /// A disk's; memory has none.
     pub(crate) health: Option<Arc<Health>>,
+    /// A disk's segment files, where it has any.
+    pub(crate) packed: Option<Packed>,
 }
 
 impl FileStore {
@@ -61,9 +64,10 @@ impl FileStore {
         mode_sealed: u32,
         calls: Arc<dyn Calls>,
         health: Option<Arc<Health>>,
+        packed: Option<Packed>,
     ) -> Self {
         let unsafe_files = Mutex::new(HashSet::new());
-        Self { names, log, mode_sealed, user: sys::effective_user(), unsafe_files, calls, health }
+        Self { names, log, mode_sealed, user: sys::effective_user(), unsafe_files, calls, health, packed }
     }
 
     /// Does `work`, unless the root is being left alone, and tells its health how it ended.
@@ -149,9 +153,15 @@ impl FileStore {
             let message = format!("{}: only {} are free there", tried(), ByteCount(free));
             return Err(finding(DriverErrorKind::Full, message));
         }
-        self.log.made(replica).map_err(failed)?;
-        self.calls.create(path).map_err(|error| {
-            self.log.gone(replica);
+        if let Some(packed) = &self.packed {
+            packed.own_added(replica.size);
+        }
+        let made = self
+            .log
+            .made(replica)
+            .and_then(|()| self.calls.create(path).inspect_err(|_| self.log.gone(replica)));
+        made.map_err(|error| {
+            self.own_removed(replica.size);
             failed(error)
         })
     }
@@ -159,12 +169,24 @@ impl FileStore {
     /// Undoes `make`.
     fn unmake(&self, replica: &ReplicaRef, path: &Path) {
         match fs::remove_file(path) {
-            Ok(()) => self.log.gone(replica),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.log.gone(replica),
+            Ok(()) => self.forget(replica),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.forget(replica),
             // The log still names it, so the next boot removes it.
             Err(error) => {
                 tracing::warn!(tier = %replica.tier, id = %replica.id, "removing a failed replica: {error}")
             }
+        }
+    }
+
+    /// A replica's file and its names exist no more.
+    fn forget(&self, replica: &ReplicaRef) {
+        self.own_removed(replica.size);
+        self.log.gone(replica);
+    }
+
+    fn own_removed(&self, size: ByteCount) {
+        if let Some(packed) = &self.packed {
+            packed.books().own_removed(size);
         }
     }
 
@@ -215,8 +237,12 @@ impl FileStore {
         if sync { self.sync_file(replica, &file) } else { Ok(()) }
     }
 
-    /// Data and directory on stable storage. Memory has none: nothing to do.
+    /// Data and directory on stable storage. Memory has none: nothing to do. What is packed was there before anybody
+    /// knew of it.
     pub(crate) fn sync(&self, replica: &ReplicaRef) -> Result<(), DriverError> {
+        if replica.extent.is_some() {
+            return Ok(());
+        }
         let sync = || self.open(replica).and_then(|(file, _)| self.sync_file(replica, &file));
         self.watched(Work::Bytes(replica.size), |error| error, sync)
     }
@@ -250,15 +276,19 @@ impl FileStore {
         self.unsafe_files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens a replica under its public name, for reading.
+    /// Opens the file that a replica is in, for reading: it begins at [`offset_of`].
     ///
     /// # Errors
-    /// `Missing` when there is no regular file of ours, `Truncated` when it is shorter than its size.
+    /// `Missing` when there is no regular file of ours, `Truncated` when it ends before the replica does.
     pub(crate) fn open(&self, replica: &ReplicaRef) -> Result<(File, Metadata), DriverError> {
         let (id, tier) = (replica.id, replica.tier);
         let mut options = OpenOptions::new();
         options.read(true).custom_flags(sys::HANDLE_WITH_CARE);
-        let opened = options.open(self.names.public(replica)).and_then(|file| {
+        let path = match replica.extent {
+            None => self.names.public(replica),
+            Some(extent) => self.names.segment(extent.file),
+        };
+        let opened = options.open(path).and_then(|file| {
             let metadata = file.metadata()?;
             Ok((file, metadata))
         });
@@ -268,8 +298,8 @@ impl FileStore {
                     format!("{id} on {tier} was replaced by something that is not the server's file");
                 Err(finding(DriverErrorKind::Missing, message))
             }
-            Ok((_, metadata)) if metadata.len() < replica.size.0 => {
-                let found = ByteCount(metadata.len());
+            Ok((_, metadata)) if metadata.len() < offset_of(replica) + replica.size.0 => {
+                let found = ByteCount(metadata.len().saturating_sub(offset_of(replica)));
                 let message = format!("{id} on {tier} has {found}; {} were allocated", replica.size);
                 Err(finding(DriverErrorKind::Truncated, message))
             }
@@ -289,6 +319,11 @@ impl FileStore {
     }
 }
 
+/// Where a replica begins in its file.
+pub(crate) fn offset_of(replica: &ReplicaRef) -> u64 {
+    replica.extent.map_or(0, Extent::offset_bytes)
+}
+
 /// Puts a directory's names on stable storage.
 pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
@@ -306,7 +341,7 @@ mod tests {
         let (log, _) = IntentLog::open(&root.path().join("log"), Tier::Disk, true, None).expect("a log");
         fs::create_dir(root.path().join(crate::naming::PAYLOADS)).expect("made");
         let names = Names::Files { root: root.path().into() };
-        let store = FileStore::new(names, log, 0o440, Arc::new(crate::calls::System::new()), None);
+        let store = FileStore::new(names, log, 0o440, Arc::new(crate::calls::System::new()), None, None);
         let id = PayloadId::mint(1 << 50, 1);
         let replica =
             ReplicaRef { tier: Tier::Disk, id, generation: Generation(1), size: ByteCount(10), extent: None };

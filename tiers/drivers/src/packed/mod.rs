@@ -1,0 +1,248 @@
+//! The packed store: segment files that many replicas share (DESIGN §6).
+//!
+//! ```text
+//! transfer thread --group--> writer: places -> bytes (O_DIRECT) + records -> one fdatasync -> books -> TransferDone for each
+//! worker thread   --drop---> books: dead -> Detached ... upkeep: file recycled -> Freed
+//! ```
+//! What the files say is in `payload_ledger::segments` (pure); this does it with real ones, for the disk's `FileStore`.
+//! - [`file`]: making, recycling and opening a segment file
+//! - [`writer`]: a group of payloads into one file
+//!
+//! Threads and locks: a lane's mutex is held by whoever writes to its file or closes it, across I/O; the mutex over the
+//! books is taken after it, for microseconds, and never held over a call that may block. A file that is open for
+//! writing has one descriptor here, so that [`crate::sys::nobody_else_has_it`] refuses it while anybody writes to it.
+//! Limits: one descriptor a lane, `Geometry::writers() + 1` lanes.
+
+pub(crate) mod file;
+
+use std::collections::VecDeque;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use payload_ledger::segments::{Books, Buried, Geometry, Lane, table};
+use payload_types::effect::ReplicaRef;
+use payload_types::{ByteCount, Extent, Generation, PayloadId, ShardIndex, Tier};
+
+use self::file::LaneFile;
+use crate::calls::Calls;
+use crate::health::Health;
+use crate::intent::{IntentLog, Live};
+use crate::naming::{Names, SEGMENTS};
+
+/// See the module's description. Only the disk tier has one.
+pub(crate) struct Packed {
+    /// The disk root's.
+    pub(crate) names: Names,
+    /// What the files' headers and records are sealed with.
+    pub(crate) root: table::Root,
+    /// The mode that clients see.
+    pub(crate) mode_sealed: u32,
+    /// Who owns what we make.
+    pub(crate) user: u32,
+    pub(crate) calls: Arc<dyn Calls>,
+    pub(crate) health: Arc<Health>,
+    /// Names the segment files: [`name_in_log`].
+    pub(crate) log: IntentLog,
+    /// What the log named when it was opened; taken at boot.
+    pub(crate) live: Mutex<Option<Live>>,
+    /// False where the disk is too small for segment files, and has some of an earlier configuration: they are served
+    /// and emptied, and nothing is added.
+    pub(crate) takes_more: bool,
+    /// The pace of compaction; 0: none.
+    pub(crate) compaction_bytes_per_second: u64,
+    books: Mutex<Books>,
+    /// The writers' lanes, and the mover's last. `None`: nothing is open.
+    lanes: Vec<Mutex<Option<LaneFile>>>,
+    news: Mutex<News>,
+    /// There are news for the upkeep thread.
+    told: Condvar,
+}
+
+/// What the upkeep thread is told, beside what it finds in the books.
+#[derive(Default)]
+pub(crate) struct News {
+    /// It is to end.
+    pub(crate) is_stopping: bool,
+    /// Something died, or room is wanted.
+    pub(crate) is_woken: bool,
+    /// Relocations that were answered: the replica that was to be moved, and whether it was. At most
+    /// `RELOCATIONS_MAX` a shard, which is what upkeep asks for at a time.
+    pub(crate) relocated: VecDeque<(ReplicaRef, bool)>,
+}
+
+/// What a [`Packed`] is made of, beside the defaults.
+pub(crate) struct Parts {
+    pub(crate) names: Names,
+    pub(crate) root: table::Root,
+    pub(crate) mode_sealed: u32,
+    pub(crate) calls: Arc<dyn Calls>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) log: IntentLog,
+    pub(crate) live: Live,
+    pub(crate) geometry: Geometry,
+    pub(crate) takes_more: bool,
+    pub(crate) compaction_bytes_per_second: u64,
+}
+
+impl Packed {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let lanes = (0..=parts.geometry.writers()).map(|_| Mutex::new(None)).collect();
+        Self {
+            names: parts.names,
+            root: parts.root,
+            mode_sealed: parts.mode_sealed,
+            user: crate::sys::effective_user(),
+            calls: parts.calls,
+            health: parts.health,
+            log: parts.log,
+            live: Mutex::new(Some(parts.live)),
+            takes_more: parts.takes_more,
+            compaction_bytes_per_second: parts.compaction_bytes_per_second,
+            books: Mutex::new(Books::new(parts.geometry)),
+            lanes,
+            news: Mutex::default(),
+            told: Condvar::new(),
+        }
+    }
+
+    /// The books. Never held over a call that may block.
+    pub(crate) fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until nobody writes to the lane's file. Taken before the books, never after.
+    pub(crate) fn lane(&self, lane: Lane) -> MutexGuard<'_, Option<LaneFile>> {
+        self.lanes[self.lane_index(lane)].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lane, unless somebody writes to its file.
+    pub(crate) fn lane_if_idle(&self, lane: Lane) -> Option<MutexGuard<'_, Option<LaneFile>>> {
+        match self.lanes[self.lane_index(lane)].try_lock() {
+            Ok(guard) => Some(guard),
+            Err(std::sync::TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(std::sync::TryLockError::WouldBlock) => None,
+        }
+    }
+
+    fn lane_index(&self, lane: Lane) -> usize {
+        match lane {
+            Lane::Writer(index) => index,
+            Lane::Mover => self.lanes.len() - 1,
+        }
+    }
+
+    /// How many writers' lanes there are.
+    pub(crate) fn writers(&self) -> usize {
+        self.lanes.len() - 1
+    }
+
+    /// Closes a lane's file, in the books and here: nothing is added to it any more. Waits for whoever writes to it.
+    pub(crate) fn close_lane(&self, lane: Lane) {
+        let mut file = self.lane(lane);
+        self.books().close(lane);
+        *file = None;
+    }
+
+    /// A packed replica is wanted no more: its space is free when its file is recycled, and its shard is told then.
+    /// False when there is no such file any more: it is free already.
+    pub(crate) fn dropped(&self, shard: ShardIndex, replica: &ReplicaRef, extent: Extent) -> bool {
+        let mut books = self.books();
+        if !books.has(extent.file) {
+            return false;
+        }
+        books.dead(extent, replica.size, Buried { shard, generation: replica.generation });
+        drop(books);
+        self.wake();
+        true
+    }
+
+    /// A file for one replica alone is about to be made, or was found at boot: it is counted, and what was only kept
+    /// free is given up for it.
+    pub(crate) fn own_added(&self, size: ByteCount) {
+        self.books().own_added(size);
+    }
+
+    /// Upkeep is to look at the books.
+    pub(crate) fn wake(&self) {
+        self.news().is_woken = true;
+        self.told.notify_one();
+    }
+
+    /// The upkeep thread is to end.
+    pub(crate) fn stop(&self) {
+        self.news().is_stopping = true;
+        self.told.notify_one();
+    }
+
+    /// A relocation was answered: by a copy that is done, by one that failed, or by `StorageAction::Stay`.
+    pub(crate) fn relocated(&self, from: &ReplicaRef, is_moved: bool) {
+        self.news().relocated.push_back((*from, is_moved));
+        self.told.notify_one();
+    }
+
+    /// The news, and what says that there are some.
+    pub(crate) fn news(&self) -> MutexGuard<'_, News> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What [`news`](Self::news) is waited for with.
+    pub(crate) fn told(&self) -> &Condvar {
+        &self.told
+    }
+
+    /// Where a segment file is.
+    pub(crate) fn path(&self, number: NonZeroU32) -> PathBuf {
+        self.names.segment(number)
+    }
+
+    /// Where a file is that was recycled under this number and waits for its next one: mode 0600, and no client was ever
+    /// told this name.
+    pub(crate) fn path_free(&self, number: NonZeroU32) -> PathBuf {
+        self.names.segment(number).with_extension("free")
+    }
+
+    /// The directory of all of them.
+    pub(crate) fn directory(&self) -> PathBuf {
+        match &self.names {
+            Names::Segments { .. } => unreachable!("only the disk store packs"),
+            Names::Files { root } => root.join(SEGMENTS),
+        }
+    }
+}
+
+/// What a segment file is called in the intent log, whose records name replicas.
+pub(crate) fn name_in_log(number: NonZeroU32, file_bytes: u64) -> ReplicaRef {
+    let mut id = [0; 16];
+    id[12..].copy_from_slice(&number.get().to_be_bytes());
+    ReplicaRef {
+        tier: Tier::Disk,
+        id: PayloadId::from_bytes(id),
+        generation: Generation(u64::from(number.get())),
+        size: ByteCount(file_bytes),
+        extent: None,
+    }
+}
+
+/// The file that a record of the intent log names; `None` when it is no name of ours.
+#[allow(dead_code)] // boot
+pub(crate) fn number_in_log(id: PayloadId, generation: Generation) -> Option<NonZeroU32> {
+    let number = NonZeroU32::new(u32::try_from(generation.0).ok()?)?;
+    (name_in_log(number, 0).id == id).then_some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn given_a_files_number_when_named_in_the_log_then_it_comes_back_and_a_payloads_name_is_none() {
+        for number in [1, 77, u32::MAX] {
+            let number = NonZeroU32::new(number).expect("not 0");
+            let name = name_in_log(number, 4096);
+            assert_eq!(number_in_log(name.id, name.generation), Some(number));
+        }
+        assert_eq!(number_in_log(PayloadId::mint(1 << 50, 7), Generation(7)), None);
+        assert_eq!(number_in_log(name_in_log(NonZeroU32::MIN, 0).id, Generation(0)), None);
+    }
+}
