@@ -24,18 +24,20 @@ pub enum Fault {
     LostAfter,
 }
 
-/// A store whose `apply` and `get` fail as planned, one entry a call; past the end of a plan, calls go through.
+/// A store whose `apply` (or `apply_late`), `get` and `flush` fail as planned, one entry a call; past the end of a plan,
+/// calls go through.
 #[derive(Clone, Debug)]
 pub struct Faulty<S> {
     inner: S,
     applies: VecDeque<Fault>,
     reads: VecDeque<Fault>,
+    flushes: VecDeque<Fault>,
 }
 
 impl<S: Store> Faulty<S> {
     /// Wraps `inner`, with empty plans.
     pub fn new(inner: S) -> Self {
-        Self { inner, applies: VecDeque::new(), reads: VecDeque::new() }
+        Self { inner, applies: VecDeque::new(), reads: VecDeque::new(), flushes: VecDeque::new() }
     }
 
     /// Adds to what becomes of the coming `apply` calls.
@@ -46,6 +48,11 @@ impl<S: Store> Faulty<S> {
     /// Adds to what becomes of the coming `get` calls.
     pub fn plan_reads(&mut self, faults: impl IntoIterator<Item = Fault>) {
         self.reads.extend(faults);
+    }
+
+    /// Adds to what becomes of the coming `flush` calls.
+    pub fn plan_flushes(&mut self, faults: impl IntoIterator<Item = Fault>) {
+        self.flushes.extend(faults);
     }
 
     /// The store inside: what is durable.
@@ -73,13 +80,31 @@ impl<S: Store> Store for Faulty<S> {
     }
 
     fn apply(&mut self, batch: &[CatalogChange]) -> Result<(), StoreError> {
-        let doubt = || StoreError::Unknown("the outcome of the transaction was lost, as planned".to_owned());
         match self.applies.pop_front().unwrap_or(Fault::None) {
             Fault::None => self.inner.apply(batch),
             Fault::Refused => Err(refused()),
             Fault::Broken => Err(broken()),
             Fault::LostBefore => Err(doubt()),
             Fault::LostAfter => self.inner.apply(batch).and_then(|()| Err(doubt())),
+        }
+    }
+
+    fn apply_late(&mut self, batch: &[CatalogChange]) -> Result<bool, StoreError> {
+        match self.applies.pop_front().unwrap_or(Fault::None) {
+            Fault::None => self.inner.apply_late(batch),
+            Fault::Refused => Err(refused()),
+            Fault::Broken => Err(broken()),
+            Fault::LostBefore => Err(doubt()),
+            Fault::LostAfter => self.inner.apply_late(batch).and_then(|_| Err(doubt())),
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), StoreError> {
+        match self.flushes.pop_front().unwrap_or(Fault::None) {
+            Fault::None => self.inner.flush(),
+            Fault::Broken => Err(broken()),
+            Fault::Refused | Fault::LostBefore => Err(refused()),
+            Fault::LostAfter => self.inner.flush().and_then(|()| Err(refused())),
         }
     }
 
@@ -118,6 +143,10 @@ impl<S: Store> Store for Faulty<S> {
 
 fn refused() -> StoreError {
     StoreError::Unavailable("the store refused the call, as planned".to_owned())
+}
+
+fn doubt() -> StoreError {
+    StoreError::Unknown("the outcome of the transaction was lost, as planned".to_owned())
 }
 
 fn broken() -> StoreError {

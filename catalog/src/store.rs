@@ -2,6 +2,7 @@
 //!
 //! Invariants, held by one conformance suite (`tests/catalog/conformance.rs`):
 //! - `apply` is one transaction: all of its changes or none, durable when it returns `Ok`.
+//! - `apply_late` is one, too, and may be durable later: in order, so that a loss of power takes the last ones.
 //! - A row is never replaced by one of an older (epoch, version), nor removed on behalf of an older epoch.
 //! - Applying the same changes again, in the same order, leaves the same rows.
 //! - No change of a batch can fail another: what cannot be stored is found by [`storable`] before.
@@ -21,7 +22,8 @@ const GENERATION_STORED_MAX: u64 = STORED_INTEGER_MAX >> 1;
 /// Where rows are kept. Synchronous: the writer's thread waits for the store, nobody else does.
 pub trait Store: Send {
     /// Registers a start of `node` and returns its number: greater than that of every earlier start of any node,
-    /// and one more when nobody else started in between. Durable when it returns.
+    /// and one more when nobody else started in between. Durable when it returns, and so is all that earlier starts
+    /// applied: what no row speaks of may be reused from here on.
     ///
     /// # Errors
     /// [`StoreError::Unstorable`] after 2^20 - 1 starts; [`StoreError::Unavailable`] and what opening can report.
@@ -40,11 +42,29 @@ pub trait Store: Send {
     /// As [`Store::begin_epoch`].
     fn disk_root_bind(&mut self, node: &str, root_id: &str) -> Result<(), StoreError>;
 
-    /// Makes all changes, in order, in one transaction; durable when it returns `Ok`.
+    /// Makes all changes, in order, in one transaction; durable when it returns `Ok`, and so is all that was applied
+    /// before.
     ///
     /// # Errors
     /// [`StoreError::Unknown`] when they may have been made; after every other error none was.
     fn apply(&mut self, batch: &[CatalogChange]) -> Result<(), StoreError>;
+
+    /// As [`Store::apply`], but may return `Ok(false)` before the transaction is durable: it survives the process, and
+    /// power once a later `apply`, `begin_epoch` or `flush` has succeeded.
+    ///
+    /// # Errors
+    /// As [`Store::apply`].
+    fn apply_late(&mut self, batch: &[CatalogChange]) -> Result<bool, StoreError> {
+        self.apply(batch).map(|()| true)
+    }
+
+    /// Makes durable what [`Store::apply_late`] left.
+    ///
+    /// # Errors
+    /// As [`Store::apply`]; what was applied stays applied.
+    fn flush(&mut self) -> Result<(), StoreError> {
+        Ok(())
+    }
 
     /// Gives every row to `each`, ordered by key. Rows are decoded one at a time.
     ///

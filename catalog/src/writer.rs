@@ -7,12 +7,15 @@
 //!
 //! Self-clocked: an idle writer commits the first op at once; the next group is what arrived during that transaction.
 //! An ack leaves only after its transaction is durable (`Ok`), or is known never to happen (`Err`). Ops are applied
-//! in the order of the queue. A temporary error is retried with backoff for [`RETRY`]; while the store stays down,
+//! in the order of the queue. A group of removals alone may be acknowledged before it is durable, where the store has
+//! that (`Store::apply_late`): such groups are counted, the acks carry the count, and within [`FLUSH_AFTER`] all of them
+//! are made durable together, by a group that is not late or by a flush, and whoever waits is told. A temporary error is retried with backoff for [`RETRY`]; while the store stays down,
 //! later groups get one try each, so that their callers hear soon. An outcome in doubt is settled by success or by
 //! reading back, for as long as that takes; only a shutdown leaves such ops unanswered.
 //!
 //! Reads the monotonic clock (`Instant`) for pauses and counters only: nothing that is stored depends on it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -20,14 +23,15 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 use payload_types::effect::{CatalogChange, CatalogOp};
-use payload_types::event::CatalogAck;
+use payload_types::event::{CatalogAck, Completion};
 use payload_types::{OpId, ShardIndex};
 
 use crate::error::StoreError;
 use crate::store::{Store, storable, supersedes};
 
-/// Receives each acknowledgement, on the writer's thread; must not block.
-pub type AckSink = Arc<dyn Fn(ShardIndex, CatalogAck) + Send + Sync>;
+/// Receives each acknowledgement (`Completion::Catalog`) and each `Completion::Durable`, on the writer's thread; must
+/// not block.
+pub type AckSink = Arc<dyn Fn(ShardIndex, Completion) + Send + Sync>;
 
 /// Changes in one transaction. 4,096 rows at the 60 k rows/s of a slow disk (FACTS.md) are 70 ms, the longest that an
 /// op waits behind another group; at 256 a group already costs 1/256 of a sync, so larger ones would gain nothing.
@@ -49,6 +53,14 @@ const CHECKPOINT_BYTES: u64 = 16 << 20;
 
 /// A writer that had nothing to do for this long checkpoints what is in the log, once.
 const IDLE: Duration = Duration::from_millis(200);
+
+/// What was acknowledged late is made durable this long after the first of it, and space that waits for it is free
+/// then. At most 20 syncs a second, each for all that was removed meanwhile; a wait for space at a full tier takes
+/// 50 ms longer at worst; and what a loss of power can undo is as old as that.
+const FLUSH_AFTER: Duration = Duration::from_millis(50);
+
+/// How soon a flush that failed is tried again.
+const FLUSH_RETRY: Duration = Duration::from_secs(1);
 
 /// Clients that were just acknowledged often ask again at once. After a group of several ops, when fewer wait, the next
 /// group is gathered after a pause of 1/16 of the transaction, so that they share it instead of alternating with the
@@ -137,6 +149,9 @@ impl Writer {
             patience,
             down: false,
             checkpoint_at: CHECKPOINT_BYTES,
+            sequence: 0,
+            flush_at: None,
+            waiting: BTreeSet::new(),
         };
         let thread = thread::Builder::new()
             .name("catalog".to_owned())
@@ -202,6 +217,19 @@ struct Worker {
     down: bool,
     /// `log_bytes` at which the next checkpoint is due.
     checkpoint_at: u64,
+    /// Groups that were acknowledged before they were durable.
+    sequence: u64,
+    /// When the last of them shall be durable; `None`: all are.
+    flush_at: Option<Instant>,
+    /// Who was given a sequence, and not told since that it is durable.
+    waiting: BTreeSet<ShardIndex>,
+}
+
+/// How a group ended that took effect.
+#[derive(Clone, Copy)]
+enum Made {
+    Durable,
+    Late,
 }
 
 impl Worker {
@@ -210,28 +238,24 @@ impl Worker {
         while open {
             open = self.gather();
             self.commit();
+            if self.flush_at.is_some_and(|at| at <= Instant::now()) {
+                self.flush();
+            }
             if self.store.log_bytes() >= self.checkpoint_at {
                 self.checkpoint();
             }
+        }
+        if self.flush_at.is_some() {
+            self.flush();
         }
         self.store
     }
 
     /// Waits for an op, then takes what else has arrived. False when there is nothing more to come.
     fn gather(&mut self) -> bool {
-        let first = if self.store.log_bytes() > 0 {
-            self.receiver.recv_timeout(IDLE).or_else(|error| match error {
-                RecvTimeoutError::Timeout => {
-                    self.checkpoint();
-                    self.receiver.recv()
-                }
-                RecvTimeoutError::Disconnected => Ok(Message::Stop),
-            })
-        } else {
-            self.receiver.recv()
-        };
+        let first = self.first();
         let mut open = true;
-        let mut next = Some(first.unwrap_or(Message::Stop));
+        let mut next = Some(first);
         while let Some(message) = next {
             match message {
                 Message::Op(op) => self.take(op),
@@ -247,6 +271,25 @@ impl Worker {
         open
     }
 
+    /// Waits for a message, and does meanwhile what is due: a flush, then a checkpoint of what is in the log, once.
+    fn first(&mut self) -> Message {
+        while let Some(at) = self.flush_at {
+            match self.receiver.recv_deadline(at) {
+                Ok(message) => return message,
+                Err(RecvTimeoutError::Timeout) => self.flush(),
+                Err(RecvTimeoutError::Disconnected) => return Message::Stop,
+            }
+        }
+        if self.store.log_bytes() > 0 {
+            match self.receiver.recv_timeout(IDLE) {
+                Ok(message) => return message,
+                Err(RecvTimeoutError::Timeout) => self.checkpoint(),
+                Err(RecvTimeoutError::Disconnected) => return Message::Stop,
+            }
+        }
+        self.receiver.recv().unwrap_or(Message::Stop)
+    }
+
     /// Puts an op into the group; one that no store can keep is refused alone.
     fn take(&mut self, op: CatalogOp) {
         match storable(&op.change) {
@@ -254,7 +297,10 @@ impl Worker {
                 self.changes.push(op.change);
                 self.tickets.push(Ticket { shard: op.shard, op: op.op });
             }
-            Err(error) => (self.sink)(op.shard, CatalogAck { op: op.op, result: Err(error.to_string()) }),
+            Err(error) => {
+                let ack = CatalogAck { op: op.op, result: Err(error.to_string()), sequence: 0 };
+                (self.sink)(op.shard, Completion::Catalog(ack));
+            }
         }
     }
 
@@ -270,7 +316,7 @@ impl Worker {
         let nanoseconds = u64::try_from(taken.as_nanos()).unwrap_or(u64::MAX);
         self.counters.group_ns_max.fetch_max(nanoseconds, Ordering::Relaxed);
         self.changes.clear();
-        let Some(result) = outcome else {
+        let Some(outcome) = outcome else {
             tracing::error!(
                 ops = self.tickets.len(),
                 "stopped with a catalog transaction in doubt; its callers get no answer"
@@ -279,8 +325,19 @@ impl Worker {
             return;
         };
         let acknowledged = self.tickets.len();
+        let late = matches!(outcome, Ok(Made::Late));
+        if late {
+            self.sequence += 1;
+            self.flush_at.get_or_insert_with(|| Instant::now() + FLUSH_AFTER);
+            self.waiting.extend(self.tickets.iter().map(|ticket| ticket.shard));
+        }
+        let (result, sequence) = (outcome.clone().map(|_| ()), if late { self.sequence } else { 0 });
         for ticket in self.tickets.drain(..) {
-            (self.sink)(ticket.shard, CatalogAck { op: ticket.op, result: result.clone() });
+            let ack = CatalogAck { op: ticket.op, result: result.clone(), sequence };
+            (self.sink)(ticket.shard, Completion::Catalog(ack));
+        }
+        if matches!(outcome, Ok(Made::Durable)) {
+            self.all_durable();
         }
         if acknowledged > 1 && self.receiver.len() < acknowledged {
             thread::sleep(LINGER_MAX.min(taken / LINGER_DIVISOR));
@@ -288,13 +345,19 @@ impl Worker {
     }
 
     /// Tries the group until its outcome is known: made, or refused with the reason. `None`: not known at shutdown.
-    fn outcome(&mut self, started: Instant) -> Option<Result<(), String>> {
+    fn outcome(&mut self, started: Instant) -> Option<Result<Made, String>> {
         let patience = if self.down { Duration::ZERO } else { self.patience };
+        let may_be_late = self.changes.iter().all(CatalogChange::may_be_late);
         let mut in_doubt = false;
         let mut backoff = BACKOFF_MIN;
         loop {
-            let error = match self.store.apply(&self.changes) {
-                Ok(()) => return Some(self.made()),
+            let applied = if may_be_late {
+                self.store.apply_late(&self.changes)
+            } else {
+                self.store.apply(&self.changes).map(|()| true)
+            };
+            let error = match applied {
+                Ok(durable) => return Some(self.made(durable)),
                 Err(error) => error,
             };
             in_doubt |= matches!(error, StoreError::Unknown(_));
@@ -303,7 +366,8 @@ impl Worker {
                     return Some(self.refused(&error));
                 }
                 match took_effect(self.store.as_mut(), &self.changes) {
-                    Ok(true) => return Some(self.made()),
+                    // Found there, which says nothing of stable storage when it may be late.
+                    Ok(true) => return Some(self.made(!may_be_late)),
                     Ok(false) => return Some(self.refused(&error)),
                     Err(_) if self.counters.stopping.load(Ordering::Relaxed) => return None,
                     Err(_) => {}
@@ -315,20 +379,42 @@ impl Worker {
         }
     }
 
-    fn made(&mut self) -> Result<(), String> {
+    fn made(&mut self, durable: bool) -> Result<Made, String> {
         if self.down {
             tracing::info!("the catalog can be written again");
         }
         self.down = false;
-        Ok(())
+        Ok(if durable { Made::Durable } else { Made::Late })
     }
 
-    fn refused(&mut self, error: &StoreError) -> Result<(), String> {
+    fn refused(&mut self, error: &StoreError) -> Result<Made, String> {
         tracing::error!(%error, ops = self.changes.len(), "a catalog transaction was given up and rolled back");
         self.down = true;
         Err(format!(
             "the catalog could not store the change, and nothing of it was kept: {error}; then repeat the request"
         ))
+    }
+
+    /// Makes durable what was acknowledged late.
+    fn flush(&mut self) {
+        match self.store.flush() {
+            Ok(()) => self.all_durable(),
+            Err(error) => {
+                tracing::warn!(
+                    %error,
+                    "removals that were acknowledged could not be synced; their space stays taken until that succeeds"
+                );
+                self.flush_at = Some(Instant::now() + FLUSH_RETRY);
+            }
+        }
+    }
+
+    /// All that was acknowledged is durable: tells whoever waits for it.
+    fn all_durable(&mut self) {
+        self.flush_at = None;
+        for shard in std::mem::take(&mut self.waiting) {
+            (self.sink)(shard, Completion::Durable { sequence: self.sequence });
+        }
     }
 
     fn checkpoint(&mut self) {

@@ -43,7 +43,7 @@ pub(crate) fn list() -> Request {
 }
 
 pub(crate) fn stored(op: OpId) -> Completion {
-    Completion::Catalog(CatalogAck { op, result: Ok(()) })
+    Completion::Catalog(CatalogAck { op, result: Ok(()), sequence: 0 })
 }
 
 pub(crate) fn synced(op: OpId) -> Completion {

@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | requests | front | the shard | the message is handed back to its sender |
 //! | done | drivers, catalog writer | the shard | the sender waits; by the arithmetic below only for `Freed` notices |
+//! | durable (one number) | the catalog writer | the shard | cannot be: a later number takes the place of the one before |
 //! | budget replies | the arbiter on shard 0 | the shard | cannot be: every ask and recall has its place |
 //! | budget requests (one lane) | all shards | the arbiter on shard 0 | the sending pump keeps it in its backlog |
 //!
@@ -14,7 +15,7 @@
 //! leave). A mailbox whose pump has left is `closed`: what arrives later is answered or dropped by its sender.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
@@ -77,6 +78,8 @@ pub(crate) struct Mailbox {
     pub(crate) requests: ArrayQueue<Envelope>,
     pub(crate) done: ArrayQueue<Completion>,
     pub(crate) budget_replies: ArrayQueue<BudgetReply>,
+    /// The newest `Completion::Durable`; it may overtake acknowledgements, which a shard does not mind.
+    pub(crate) durable: AtomicU64,
     pub(crate) doorbell: CachePadded<Doorbell>,
     /// The pump has left.
     closed: AtomicBool,
@@ -91,6 +94,7 @@ impl Mailbox {
             requests: ArrayQueue::new(limits::REQUEST_LANE_LEN),
             done: ArrayQueue::new(DONE_LANE_LEN),
             budget_replies: ArrayQueue::new(BUDGET_REPLY_LANE_LEN),
+            durable: AtomicU64::new(0),
             doorbell: CachePadded::new(Doorbell::default()),
             closed: AtomicBool::new(false),
             drained: AtomicBool::new(false),
@@ -229,6 +233,10 @@ impl ReactorHandle {
     /// When called by the shard's own thread (from inside [`crate::Ports`]) with a full lane: it would wait for itself.
     pub fn complete(&self, shard: ShardIndex, completion: Completion) {
         let mailbox = &self.0.boxes[usize::from(shard.0)];
+        if let Completion::Durable { sequence } = completion {
+            mailbox.durable.fetch_max(sequence, Ordering::AcqRel);
+            return mailbox.doorbell.ring();
+        }
         let mut completion = completion;
         while !mailbox.closed.load(Ordering::Acquire) {
             match mailbox.done.push(completion) {

@@ -95,6 +95,8 @@ pub(crate) struct Pump<C> {
     /// Ops that drivers and the catalog have and did not answer. `Freed` is not waited for, nor is the arbiter: an ask
     /// waits until somebody frees space, and nobody does while the server stops.
     in_flight: usize,
+    /// What the core was told of `Mailbox::durable`.
+    durable_told: u64,
     /// The phase as the last turn saw it.
     phase: Phase,
     handled: Handled,
@@ -122,6 +124,7 @@ impl<C: Core> Pump<C> {
             catalog: Backlog::new(CATALOG_BACKLOG_MAX),
             budget: Backlog::new(BUDGET_BACKLOG_MAX),
             in_flight: 0,
+            durable_told: 0,
             phase: Phase::Running,
             handled: Handled::default(),
         }
@@ -154,6 +157,7 @@ impl<C: Core> Pump<C> {
     pub(crate) fn has_work(&self) -> bool {
         let mailbox = self.mailbox();
         !mailbox.done.is_empty()
+            || mailbox.durable.load(Ordering::Acquire) != self.durable_told
             || !mailbox.budget_replies.is_empty()
             || (!mailbox.requests.is_empty() && self.takes_requests())
             || (self.arbiter.is_some() && !self.shared.budget_requests.is_empty())
@@ -219,6 +223,12 @@ impl<C: Core> Pump<C> {
     }
 
     fn take_completions(&mut self, now: Now) {
+        let sequence = self.mailbox().durable.load(Ordering::Acquire);
+        if sequence != self.durable_told {
+            self.durable_told = sequence;
+            self.handled.completions += 1;
+            self.step(now, Event::Completion(Completion::Durable { sequence }));
+        }
         for _ in 0..COMPLETIONS_PER_TURN_MAX {
             // Budget replies first: they are few, and a waiter holds an operation's slot.
             let reply = self.mailbox().budget_replies.pop().map(Completion::Budget);
@@ -311,9 +321,10 @@ pub(crate) struct Unfinished {
 /// Whether this is what one op of [`Pump::in_flight`] waited for.
 fn ends_an_op(completion: &Completion) -> bool {
     match completion {
-        Completion::Storage(StorageDone::Freed { .. }) | Completion::Budget(_) | Completion::Relocate(_) => {
-            false
-        }
+        Completion::Storage(StorageDone::Freed { .. })
+        | Completion::Budget(_)
+        | Completion::Relocate(_)
+        | Completion::Durable { .. } => false,
         Completion::Storage(_) | Completion::Transfer(_) | Completion::Catalog(_) => true,
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   held (leases or copies need it) -> queued -> dropping (driver told) -> detached (name gone) -> freed (charge ends)
-//!          ^------- revived, while no driver was told
+//!     |    ^------- revived, while no driver was told
+//!     +--> waiting (the removal of its row is not durable yet) -> dropping
 //! ```
 
 use payload_ledger::list::{Ends, Linked, Links};
@@ -17,6 +18,8 @@ use crate::index::Index;
 pub enum Phase {
     /// Leases or copies still need it.
     Held,
+    /// Nobody needs it, but a loss of power could bring its row back.
+    Waiting,
     /// Nobody needs it; the driver is told when it has room.
     Queued,
     /// The driver is taking its name away.
@@ -42,6 +45,8 @@ pub struct Entry {
     pub sound: bool,
     /// False when what a relocation made, or left, takes its place: the other one of the two has the charge.
     pub charged: bool,
+    /// The catalog transaction that must be durable before a driver is told; 0: there is none.
+    free_after: u64,
     /// How far the drop has come.
     pub phase: Phase,
     /// It was detached a while ago and is not free yet: somebody outside has it open or mapped, for as long as they
@@ -79,6 +84,11 @@ pub struct Limbo {
     entries: Slots<Entry>,
     by_generation: Index,
     queue: Ends,
+    /// Those in `Phase::Waiting`, as they came. Most come with ever later transactions; one that comes behind a later
+    /// one, because somebody leased it, waits for that: one flush more.
+    waiting: Ends,
+    /// Catalog transactions up to this one are durable.
+    durable: u64,
     dropping: usize,
     /// Charged bytes by tier.
     bytes: PerTier<u64>,
@@ -112,6 +122,8 @@ impl Default for Limbo {
             entries: Slots::new(ENTRIES_MAX),
             by_generation: Index::new(),
             queue: Ends::default(),
+            waiting: Ends::default(),
+            durable: 0,
             dropping: 0,
             bytes: PerTier::default(),
             leaving: PerTier::default(),
@@ -135,7 +147,19 @@ impl Limbo {
         self.entries.len() + REPLICAS_MAX * (payloads + 1) + copies < ENTRIES_MAX
     }
 
-    /// Takes a dropped replica in, `charged` or not.
+    /// Catalog transactions up to this one are durable.
+    pub fn transactions_durable(&mut self, sequence: u64) {
+        self.durable = self.durable.max(sequence);
+    }
+
+    /// Takes a dropped replica in whose row the catalog transaction `free_after` removed, as [`Limbo::insert`].
+    pub fn insert_after(&mut self, replica: ReplicaRef, users: Users, kept: Kept, free_after: u64) {
+        // What is in memory is lost with power anyway.
+        let free_after = if replica.tier.is_durable() { free_after } else { 0 };
+        self.add(replica, None, users, kept, true, free_after);
+    }
+
+    /// Takes a dropped replica in, `charged` or not, that no row speaks of.
     pub fn insert(
         &mut self,
         replica: ReplicaRef,
@@ -143,6 +167,18 @@ impl Limbo {
         users: Users,
         kept: Kept,
         charged: bool,
+    ) -> SlotKey {
+        self.add(replica, payload, users, kept, charged, 0)
+    }
+
+    fn add(
+        &mut self,
+        replica: ReplicaRef,
+        payload: Option<SlotKey>,
+        users: Users,
+        kept: Kept,
+        charged: bool,
+        free_after: u64,
     ) -> SlotKey {
         let Users { leases, copies } = users;
         let entry = Entry {
@@ -153,6 +189,7 @@ impl Limbo {
             synced: kept.synced,
             sound: kept.sound,
             charged,
+            free_after,
             phase: Phase::Held,
             mapped: false,
             links: Links::default(),
@@ -180,8 +217,10 @@ impl Limbo {
     fn queue_if_unused(&mut self, key: SlotKey) {
         let entry = self.entries.get_mut(key).expect("the caller holds a live key");
         if entry.leases == 0 && entry.copies == 0 && entry.phase == Phase::Held {
-            entry.phase = Phase::Queued;
-            list::push_back(&mut self.entries, &mut self.queue, key);
+            let waits = entry.free_after > self.durable;
+            entry.phase = if waits { Phase::Waiting } else { Phase::Queued };
+            let ends = if waits { &mut self.waiting } else { &mut self.queue };
+            list::push_back(&mut self.entries, ends, key);
         }
     }
 
@@ -222,8 +261,17 @@ impl Limbo {
         if self.dropping == limits::DROPS_IN_FLIGHT_MAX {
             return None;
         }
-        let first = self.queue.first(&self.entries)?;
-        list::unlink(&mut self.entries, &mut self.queue, first);
+        let first = match self.queue.first(&self.entries) {
+            Some(first) => {
+                list::unlink(&mut self.entries, &mut self.queue, first);
+                first
+            }
+            None => {
+                let first = self.durable_head()?;
+                list::unlink(&mut self.entries, &mut self.waiting, first);
+                first
+            }
+        };
         self.dropping += 1;
         let entry = self.entries.get_mut(first).expect("queued entries exist");
         entry.phase = Phase::Dropping;
@@ -232,7 +280,13 @@ impl Limbo {
 
     /// True when `next_drop` would give one.
     pub fn has_drop(&self) -> bool {
-        self.queue.is_some() && self.dropping < limits::DROPS_IN_FLIGHT_MAX
+        self.dropping < limits::DROPS_IN_FLIGHT_MAX && (self.queue.is_some() || self.durable_head().is_some())
+    }
+
+    /// The first that waits for a transaction, if that is durable.
+    fn durable_head(&self) -> Option<SlotKey> {
+        let first = self.waiting.first(&self.entries)?;
+        self.entries.get(first).filter(|entry| entry.free_after <= self.durable).map(|_| first)
     }
 
     /// The driver took the name away. Gives the entry and the payload, while it exists, that may wait for the name.
@@ -266,6 +320,7 @@ impl Limbo {
         let entry = self.entries.get(key).filter(|entry| entry.sound)?;
         match entry.phase {
             Phase::Held => {}
+            Phase::Waiting => list::unlink(&mut self.entries, &mut self.waiting, key),
             Phase::Queued => list::unlink(&mut self.entries, &mut self.queue, key),
             Phase::Dropping | Phase::Detached => return None,
         }

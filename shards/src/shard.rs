@@ -203,7 +203,8 @@ impl Shard {
             }
             Completion::Transfer(done) => self.copy_done(step, done.op, done.result),
             Completion::Relocate(replica) => self.relocate(step, replica),
-            Completion::Catalog(ack) => self.catalog_ack(step, ack.op, ack.result),
+            Completion::Catalog(ack) => self.catalog_ack(step, ack),
+            Completion::Durable { sequence } => self.limbo.transactions_durable(sequence),
             Completion::Budget(BudgetReply::Granted { op, tier, bytes }) => {
                 self.budget_granted(step, op, tier, bytes);
             }

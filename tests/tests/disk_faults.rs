@@ -112,7 +112,7 @@ impl Node {
                     assert_eq!(self.drivers.submit(DriverOp::Transfer(op)), Ok(()));
                 }
                 Effect::Catalog(op) => {
-                    let ack = CatalogAck { op: op.op, result: Ok(()) };
+                    let ack = CatalogAck { op: op.op, result: Ok(()), sequence: 0 };
                     self.step(Event::Completion(Completion::Catalog(ack)));
                 }
                 Effect::Budget(request) => {

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use crossbeam::channel::{Receiver, bounded};
 use payload_catalog::{SqliteStore, Store as _, Synchronous, Writer};
 use payload_types::effect::{CatalogChange, CatalogOp};
-use payload_types::event::CatalogAck;
+use payload_types::event::{CatalogAck, Completion};
 use payload_types::{
     ByteCount, Checksum, EvictionPolicy, Generation, Health, NamespaceId, OpId, PayloadId, PayloadKey,
     PayloadRow, PayloadState, Pin, ReplicaRow, ShardIndex, Tier, Version, WallMs, limits,
@@ -88,7 +88,11 @@ impl Ours {
         let rows = Rows::new(store.begin_epoch("bench")?);
         let (sender, acks) = bounded(OUTSTANDING);
         // One place for each outstanding op, so this never blocks; an ack to a bench that gave up goes nowhere.
-        let sink = Arc::new(move |_, ack| drop(sender.send(ack)));
+        let sink = Arc::new(move |_, completion| {
+            if let Completion::Catalog(ack) = completion {
+                drop(sender.send(ack));
+            }
+        });
         let writer = Writer::start(Box::new(store), limits::CATALOG_LANE_PER_SHARD, sink);
         Ok(Self { writer, acks, rows })
     }

@@ -99,7 +99,7 @@ impl World {
                         events.extend(result.map(|done| Event::Completion(Completion::Storage(done(op)))));
                     }
                     Effect::Catalog(op) => {
-                        let ack = CatalogAck { op: op.op, result: Ok(()) };
+                        let ack = CatalogAck { op: op.op, result: Ok(()), sequence: 0 };
                         events.push_back(Event::Completion(Completion::Catalog(ack)));
                     }
                     Effect::Budget(request) => {

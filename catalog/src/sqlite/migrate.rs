@@ -11,11 +11,17 @@ const MIGRATIONS: [&str; 2] = [
     include_str!("../../migrations/sqlite/0002_extents.sql"),
 ];
 
+/// Where SQLite keeps the number of the last migration.
+pub(super) const VERSION: &str = "user_version";
+
+/// The number of the last migration that ran.
+pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, VERSION, |row| row.get(0))
+}
+
 /// Runs the migrations that `connection` has not seen. One server at a time: the caller holds the lock.
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
-    let seen: i64 = connection
-        .pragma_query_value(None, "user_version", |row| row.get(0))
-        .map_err(|error| rolled_back(&error))?;
+    let seen = version(connection).map_err(|error| rolled_back(&error))?;
     let known = MIGRATIONS.len() as i64;
     if seen > known {
         return Err(StoreError::NewerFormat(format!(
@@ -31,6 +37,6 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
 fn run(connection: &mut Connection, number: i64, sql: &str) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute_batch(sql)?;
-    transaction.pragma_update(None, "user_version", number)?;
+    transaction.pragma_update(None, VERSION, number)?;
     transaction.commit()
 }

@@ -1,10 +1,15 @@
-//! The catalog in one SQLite file: WAL mode, `synchronous=FULL`, one connection that reads, writes and checkpoints.
+//! The catalog in one SQLite file: WAL mode, one connection that reads, writes and checkpoints, `synchronous=FULL`
+//! but for transactions that may be late.
 //!
 //! Invariants: SQLite >= 3.51.3 (older ones can lose data when a checkpoint races a write); one server a file, held
 //! by a lock on `<file>.lock`; automatic checkpoints are off, the writer's thread asks for them (`log_bytes`).
 //! A `COMMIT` that fails with an I/O error leaves frames in the log that a crash could still bring back. Such a store
 //! is *in doubt* until an `apply` succeeds (it overwrites those frames) or the log was emptied, which `get` does
 //! before it answers.
+//!
+//! A late transaction (`apply_late` with [`Synchronous::Normal`]) is in the log, and not synced. The next one that is
+//! not late syncs the log's whole file, all earlier frames included; `flush` is such a one, which changes nothing. No
+//! checkpoint is relied on: one that finds no frame to move syncs nothing, and another program's reader can keep it so.
 
 mod errors;
 mod migrate;
@@ -23,13 +28,25 @@ use crate::error::StoreError;
 use crate::store::{EPOCH_MAX, Store, epochs_exhausted, storable};
 use errors::{committing, rolled_back};
 
-/// When a transaction counts as durable (`PRAGMA synchronous`).
+/// What `apply_late` waits for. All that `apply` makes is on stable storage when it returns, with either.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum Synchronous {
-    /// When the log was synced to stable storage: at every transaction.
+    /// That the log was synced to stable storage.
     #[default]
     Full,
+    /// Nothing: `PRAGMA synchronous=NORMAL` for that transaction.
+    Normal,
+}
+
+impl Synchronous {
+    /// As SQLite calls it.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Normal => "normal",
+        }
+    }
 }
 
 /// See the module. The fields drop in this order: the lock outlives the connection.
@@ -39,6 +56,15 @@ pub struct SqliteStore {
     log_pages: Arc<AtomicU64>,
     page_bytes: u64,
     in_doubt: bool,
+    /// How `apply_late` commits.
+    late_level: Synchronous,
+    /// What the connection is set to.
+    level: Synchronous,
+    /// Late transactions that are not known to be durable.
+    late: bool,
+    /// A call failed meanwhile that may have synced: a second sync would not write what the first one could not
+    /// (FACTS.md), so only moving the whole log into the database makes them durable.
+    suspect: bool,
     _lock: open::Lock,
 }
 
@@ -55,7 +81,9 @@ impl SqliteStore {
         open::open(path, synchronous)
     }
 
-    fn write(&mut self, batch: &[CatalogChange]) -> Result<(), StoreError> {
+    /// Commits `batch` with or without a sync.
+    fn write(&mut self, batch: &[CatalogChange], level: Synchronous) -> Result<(), StoreError> {
+        self.set_level(level)?;
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
@@ -65,26 +93,59 @@ impl SqliteStore {
         transaction.commit().map_err(|error| committing(&error))
     }
 
-    /// Makes sure that no transaction of which `COMMIT` failed can come back after a crash: empties the log.
-    fn settle(&mut self) -> Result<(), StoreError> {
-        if self.in_doubt {
-            let (busy, ..) = self.run_checkpoint("PRAGMA wal_checkpoint(TRUNCATE)")?;
-            if busy {
-                return Err(StoreError::Unavailable(
-                    "the catalog's log cannot be emptied while another program reads the database; end that program".to_owned(),
-                ));
-            }
-            self.in_doubt = false;
+    /// As [`Self::write`], and keeps account of what is in doubt.
+    fn commit(&mut self, batch: &[CatalogChange], level: Synchronous) -> Result<(), StoreError> {
+        batch.iter().try_for_each(storable)?;
+        if batch.is_empty() {
+            return Ok(());
         }
+        let result = self.write(batch, level);
+        match &result {
+            Ok(()) => self.in_doubt = false,
+            Err(StoreError::Unknown(_)) => {
+                self.in_doubt = true;
+                self.suspect = self.late;
+            }
+            Err(_) => {}
+        }
+        result
+    }
+
+    fn set_level(&mut self, level: Synchronous) -> Result<(), StoreError> {
+        if self.level != level {
+            self.connection
+                .pragma_update(None, "synchronous", level.word())
+                .map_err(|error| rolled_back(&error))?;
+            self.level = level;
+        }
+        Ok(())
+    }
+
+    /// Makes sure that no transaction of which `COMMIT` failed can come back after a crash.
+    fn settle(&mut self) -> Result<(), StoreError> {
+        if self.in_doubt { self.empty_log() } else { Ok(()) }
+    }
+
+    /// Moves the whole log into the database.
+    fn empty_log(&mut self) -> Result<(), StoreError> {
+        let (busy, ..) = self.run_checkpoint("PRAGMA wal_checkpoint(TRUNCATE)")?;
+        if busy {
+            return Err(StoreError::Unavailable(
+                "the catalog's log cannot be emptied while another program reads the database; end that program"
+                    .to_owned(),
+            ));
+        }
+        (self.in_doubt, self.late, self.suspect) = (false, false, false);
         Ok(())
     }
 
     /// Runs a checkpoint: whether somebody was in its way, the pages in the log, those of them moved.
     fn run_checkpoint(&mut self, pragma: &str) -> Result<(bool, i64, i64), StoreError> {
-        let (busy, log, moved): (bool, i64, i64) = self
-            .connection
-            .query_row(pragma, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
-            .map_err(|error| rolled_back(&error))?;
+        let result = self.connection.query_row(pragma, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
+        let (busy, log, moved): (bool, i64, i64) = result.map_err(|error| {
+            self.suspect = self.late;
+            rolled_back(&error)
+        })?;
         self.log_pages.store((log - moved).max(0) as u64, Ordering::Relaxed);
         Ok((busy, log, moved))
     }
@@ -106,6 +167,8 @@ fn write_all(transaction: &Transaction<'_>, batch: &[CatalogChange]) -> rusqlite
 
 impl Store for SqliteStore {
     fn begin_epoch(&mut self, node: &str) -> Result<Epoch, StoreError> {
+        self.flush()?;
+        self.set_level(Synchronous::Full)?;
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
@@ -135,23 +198,45 @@ impl Store for SqliteStore {
     }
 
     fn disk_root_bind(&mut self, node: &str, root_id: &str) -> Result<(), StoreError> {
+        self.set_level(Synchronous::Full)?;
         let update = "UPDATE node SET disk_root = ?2 WHERE name = ?1";
         self.connection.execute(update, [node, root_id]).map_err(|error| committing(&error))?;
         Ok(())
     }
 
     fn apply(&mut self, batch: &[CatalogChange]) -> Result<(), StoreError> {
-        batch.iter().try_for_each(storable)?;
-        if batch.is_empty() {
-            return Ok(());
+        if self.suspect || batch.is_empty() {
+            self.flush()?;
         }
-        let result = self.write(batch);
-        match &result {
-            Ok(()) => self.in_doubt = false,
-            Err(StoreError::Unknown(_)) => self.in_doubt = true,
-            Err(_) => {}
+        self.commit(batch, Synchronous::Full)?;
+        self.late = false;
+        Ok(())
+    }
+
+    fn apply_late(&mut self, batch: &[CatalogChange]) -> Result<bool, StoreError> {
+        if self.late_level == Synchronous::Full {
+            return self.apply(batch).map(|()| true);
         }
-        result
+        self.commit(batch, self.late_level)?;
+        self.late |= !batch.is_empty();
+        Ok(!self.late)
+    }
+
+    fn flush(&mut self) -> Result<(), StoreError> {
+        if self.suspect {
+            return self.empty_log();
+        }
+        if self.late {
+            self.set_level(Synchronous::Full)?;
+            // A transaction that changes nothing writes no frame, and syncs nothing. This one writes a page as it is.
+            let version = migrate::version(&self.connection).map_err(|error| rolled_back(&error))?;
+            self.connection.pragma_update(None, migrate::VERSION, version).map_err(|error| {
+                self.suspect = true;
+                committing(&error)
+            })?;
+            self.late = false;
+        }
+        Ok(())
     }
 
     fn load(&mut self, each: &mut dyn FnMut(PayloadRow)) -> Result<(), StoreError> {

@@ -169,8 +169,7 @@ fn connect(path: &Path, synchronous: Synchronous, lock: Lock) -> Result<SqliteSt
         ));
     }
     let log_pages = Arc::new(AtomicU64::new(0));
-    let page_bytes =
-        prepare(&mut connection, synchronous, &log_pages).map_err(|error| rolled_back(&error))?;
+    let page_bytes = prepare(&mut connection, &log_pages).map_err(|error| rolled_back(&error))?;
     migrate::migrate(&mut connection)?;
     let mode: String = connection
         .pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))
@@ -184,25 +183,25 @@ fn connect(path: &Path, synchronous: Synchronous, lock: Lock) -> Result<SqliteSt
     for sql in [row::PUT, row::REMOVE, row::ALL, row::ONE] {
         connection.prepare_cached(sql).map_err(|error| rolled_back(&error))?;
     }
-    Ok(SqliteStore { connection, log_pages, page_bytes, in_doubt: false, _lock: lock })
+    Ok(SqliteStore {
+        connection,
+        log_pages,
+        page_bytes,
+        in_doubt: false,
+        late_level: synchronous,
+        level: Synchronous::Full,
+        late: false,
+        suspect: false,
+        _lock: lock,
+    })
 }
 
 /// Sets up a connection and returns its page size in bytes.
-fn prepare(
-    connection: &mut Connection,
-    synchronous: Synchronous,
-    log_pages: &Arc<AtomicU64>,
-) -> rusqlite::Result<u64> {
+fn prepare(connection: &mut Connection, log_pages: &Arc<AtomicU64>) -> rusqlite::Result<u64> {
     connection.busy_timeout(BUSY_WAIT)?;
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "cell_size_check", true)?;
-    connection.pragma_update(
-        None,
-        "synchronous",
-        match synchronous {
-            Synchronous::Full => "full",
-        },
-    )?;
+    connection.pragma_update(None, "synchronous", Synchronous::Full.word())?;
     connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT as i64)?;
     // Takes the place of the automatic checkpoint.
     let log_pages = Arc::clone(log_pages);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 
 use payload_catalog::{AckSink, SqliteStore, Store, Synchronous, Writer};
-use payload_types::event::CatalogAck;
+use payload_types::event::{CatalogAck, Completion};
 
 use crate::child;
 use crate::rows::{key, op, put, remove, row};
@@ -28,7 +28,10 @@ fn commit_for_ever(directory: &Path) -> ! {
         let line = format!("ack {} {}\n", ack.op.index, ack.op.generation);
         std::io::stdout().write_all(line.as_bytes()).expect("the parent reads");
     };
-    let sink: AckSink = Arc::new(move |_, ack| print(ack));
+    let sink: AckSink = Arc::new(move |_, completion| match completion {
+        Completion::Catalog(ack) => print(ack),
+        other => panic!("nothing is late here: {other:?}"),
+    });
     let writer = Writer::start(Box::new(open(directory)), 1024, sink);
     let submit = |mut change| {
         while let Err(back) = writer.submit(change) {

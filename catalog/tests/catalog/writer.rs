@@ -6,7 +6,7 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use payload_catalog::{AckSink, Fault, Faulty, MemoryStore, Store, StoreError, Writer, WriterStats};
 use payload_types::effect::CatalogChange;
-use payload_types::event::CatalogAck;
+use payload_types::event::{CatalogAck, Completion};
 use payload_types::{ByteCount, Epoch, NamespaceId, PayloadKey, PayloadRow, ShardIndex};
 
 use crate::rows::{key, op, put, remove, row};
@@ -19,8 +19,9 @@ const HANG: Duration = Duration::from_secs(60);
 
 fn sink() -> (AckSink, Receiver<CatalogAck>) {
     let (sender, receiver) = bounded(LANE);
-    let sink = move |shard, ack| {
+    let sink = move |shard, completion| {
         assert_eq!(shard, ShardIndex(3));
+        let Completion::Catalog(ack) = completion else { panic!("nothing is late here: {completion:?}") };
         sender.send(ack).expect("the test listens");
     };
     (Arc::new(sink), receiver)

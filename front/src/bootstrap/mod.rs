@@ -24,7 +24,6 @@ use payload_reactor::preflight::{self, Status};
 use payload_reactor::topology::{self, Plan, Wanted};
 use payload_reactor::{Mailboxes, Reactor, ReactorConfig, ReactorHandle, SpinPolicy, clock};
 use payload_shards::{Arbiter, Shard, ShardConfig, Watermarks};
-use payload_types::event::Completion;
 use payload_types::{ByteCount, Epoch, PerTier, ShardIndex, Tier, limits};
 
 use crate::config::{Config, DatabaseConfig, Spin};
@@ -87,7 +86,7 @@ impl Node {
         let writer = Writer::start(
             store,
             limits::CATALOG_LANE_PER_SHARD * usize::from(config.shards.count),
-            Arc::new(move |shard, ack| acks.complete(shard, Completion::Catalog(ack))),
+            Arc::new(move |shard, completion| acks.complete(shard, completion)),
         );
         let ports = Arc::new(NodePorts::new(drivers, writer));
         let reactor = Reactor::start(reactor, mailboxes, shards, arbiter, ports.clone())?;

@@ -136,6 +136,14 @@ pub enum CatalogChange {
     },
 }
 
+impl CatalogChange {
+    /// True when `synchronous: normal` may acknowledge it before it survives a loss of power (DESIGN §7): a removal,
+    /// which leaves the payload as it was should it be lost. What a row says was promised to a client.
+    pub fn may_be_late(&self) -> bool {
+        matches!(self, Self::Remove { .. })
+    }
+}
+
 /// What a shard says to the budget arbiter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BudgetRequest {

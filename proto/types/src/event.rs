@@ -43,6 +43,12 @@ pub enum Completion {
     /// Always answered: by a `TransferOp` from it to its own tier, for which no capacity is charged, or by
     /// `StorageAction::Stay`. At most `limits::RELOCATIONS_MAX` are unanswered on a node.
     Relocate(ReplicaRef),
+    /// From the catalog writer: every transaction up to this one is durable. Sent to a shard that was given a later
+    /// [`CatalogAck::sequence`] than it was told. Not queued: only the newest is kept, so it takes no place in the lane.
+    Durable {
+        /// As in `CatalogAck`.
+        sequence: u64,
+    },
 }
 
 /// The end of a `StorageOp`.
@@ -150,8 +156,13 @@ pub struct DriverError {
 pub struct CatalogAck {
     /// The slot.
     pub op: OpId,
-    /// `Ok`: the transaction is durable. `Err`: it is known not to have happened; the sentence says why.
+    /// `Ok`: the transaction is durable, or will be (`sequence`). `Err`: it is known not to have happened; the sentence
+    /// says why.
     pub result: Result<(), String>,
+    /// 0: the transaction is durable. Otherwise it survives the server, but power only once a [`Completion::Durable`]
+    /// names this number or a later one: until then nothing may be reused that the row it removed speaks of. Only
+    /// removals are acknowledged so early (`CatalogChange::may_be_late`), and only with `synchronous: normal`.
+    pub sequence: u64,
 }
 
 /// What the budget arbiter says to a shard.

@@ -1,7 +1,7 @@
 //! What became of the rows that operations stored.
 
 use payload_ledger::SlotKey;
-use payload_types::OpId;
+use payload_types::event::CatalogAck;
 use payload_types::reply::Reply;
 
 use crate::flow::commit::unavailable;
@@ -10,12 +10,15 @@ use crate::shard::{Shard, Step};
 
 impl Shard {
     /// The writer's acknowledgement for `op`.
-    pub(crate) fn catalog_ack(&mut self, step: &mut Step<'_>, op: OpId, result: Result<(), String>) {
+    pub(crate) fn catalog_ack(&mut self, step: &mut Step<'_>, ack: CatalogAck) {
+        let CatalogAck { op, result, sequence } = ack;
         let Some(waiting) = self.ops.get(slot_key(op)) else { return };
+        let removes = matches!(waiting.kind, Kind::Remove { .. });
+        assert!(sequence == 0 || removes, "only a removal is acknowledged before it is durable");
         match &waiting.kind {
             Kind::Commit { .. } => self.commit_stored(step, op, result),
             Kind::Copy(_) => self.copy_stored(step, op, result),
-            Kind::Remove { .. } => self.remove_stored(step, slot_key(op), result),
+            Kind::Remove { .. } => self.remove_stored(step, slot_key(op), result, sequence),
             Kind::Pin { .. } => self.pin_stored(step, slot_key(op), result),
             // Stored or not: the mark holds in memory, and damage is found again after a restart.
             Kind::Mark(Mark::Lost(failure)) => {
@@ -30,7 +33,7 @@ impl Shard {
         }
     }
 
-    fn remove_stored(&mut self, step: &mut Step<'_>, op: SlotKey, result: Result<(), String>) {
+    fn remove_stored(&mut self, step: &mut Step<'_>, op: SlotKey, result: Result<(), String>, sequence: u64) {
         let waiting = self.ops.get(op).expect("the caller found it");
         let slot = waiting.payload;
         let Kind::Remove { caller, prior, .. } = &waiting.kind else { return };
@@ -39,7 +42,8 @@ impl Shard {
             Ok(()) => {
                 self.ops.end(op);
                 // A spill to VOID waited for older leases only; newer ones still hold the bytes.
-                self.finalize_removal(step, slot, matches!(caller, Some((_, Removal::Delete))));
+                let forced = matches!(caller, Some((_, Removal::Delete)));
+                self.finalize_removal(step, slot, forced, sequence);
                 if let Some((reply_to, removal)) = caller {
                     let reply = match removal {
                         Removal::Delete => Reply::Deleted,

@@ -1,8 +1,9 @@
 //! Delete, expiry, reclaim of what was never committed, and the discarding half of Spill to VOID.
 //!
 //! ```text
-//!   row removed (durable) -> replicas to limbo -> dropped when no copy needs them -> freed when nobody has them open
+//!   row removed -> replicas to limbo -> dropped when no copy needs them -> freed when nobody has them open
 //! ```
+//! With `synchronous: normal` the removal may not be durable yet: then what lies on disk waits in limbo until it is.
 
 use payload_ledger::SlotKey;
 use payload_types::effect::{CatalogChange, ReplyTo};
@@ -103,7 +104,7 @@ impl Shard {
         caller: Option<(ReplyTo, Removal)>,
     ) -> Result<(), PayloadError> {
         if !self.table.at(slot).stored {
-            self.finalize_removal(step, slot, true);
+            self.finalize_removal(step, slot, true, 0);
             return Ok(());
         }
         let class = if caller.is_some() { Class::Request } else { Class::Upkeep };
@@ -134,8 +135,15 @@ impl Shard {
     }
 
     /// Takes a payload out whose row is gone, or never was. With `forced` the leases that are left are invalid from
-    /// here on, and hold nothing back; drivers prove that its space is free before it is reused.
-    pub(crate) fn finalize_removal(&mut self, step: &mut Step<'_>, slot: SlotKey, forced: bool) {
+    /// here on, and hold nothing back; drivers prove that its space is free before it is reused. `sequence` as in the
+    /// catalog's acknowledgement; 0 without a row.
+    pub(crate) fn finalize_removal(
+        &mut self,
+        step: &mut Step<'_>,
+        slot: SlotKey,
+        forced: bool,
+        sequence: u64,
+    ) {
         let mut payload = self.table.remove(slot);
         if let Some(op) = payload.op {
             self.cancel_wait(step.out, op);
@@ -149,7 +157,7 @@ impl Shard {
                 let leases = if forced { 0 } else { replica.users.leases };
                 let users = Users { leases, copies: replica.users.copies };
                 let kept = Kept { synced: replica.synced, sound: false };
-                self.limbo.insert(reference, None, users, kept, true);
+                self.limbo.insert_after(reference, users, kept, sequence);
             }
         }
         if let Some(segment) = payload.limbo_segment {

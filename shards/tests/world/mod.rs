@@ -173,7 +173,7 @@ impl World {
 
     pub fn ack_one(&mut self, result: Result<(), String>) {
         let op = self.catalog.pop_front().expect("a row waits");
-        self.complete(Completion::Catalog(CatalogAck { op: op.op, result }));
+        self.complete(Completion::Catalog(CatalogAck { op: op.op, result, sequence: 0 }));
     }
 
     /// Does all the work there is, faultlessly.

@@ -602,7 +602,7 @@ impl World {
         };
         *self.works.entry(id).or_default() += 1;
         if self.canary == Some(Canary::AcknowledgementBeforeTransaction) {
-            let ack = CatalogAck { op: op.op, result: Ok(()) };
+            let ack = CatalogAck { op: op.op, result: Ok(()), sequence: 0 };
             self.complete(op.shard, Completion::Catalog(ack), None);
         }
         self.catalog.queue.push_back(op);
@@ -650,7 +650,7 @@ impl World {
             }
             let shard = usize::from(op.shard.0);
             let at = self.cores[shard].from_catalog.arrival(self.now, delay);
-            let ack = CatalogAck { op: op.op, result: result.clone() };
+            let ack = CatalogAck { op: op.op, result: result.clone(), sequence: 0 };
             self.deliver_at(at, shard, Completion::Catalog(ack), Some(id));
         }
         self.catalog_begin();
