@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod crash;
+pub mod peer;
 pub mod server;
 pub mod sim;
 #[allow(unsafe_code, reason = "the one file with system calls that std does not wrap")]

@@ -2,9 +2,8 @@
 //! that want what the first one holds.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use payload_tests::peer::{Peer, answer};
 use payload_tests::server::{Place, Server, eventually};
 use payload_tests::sys::{self, Signal};
 use payload_tests::v1::{
@@ -13,50 +12,6 @@ use payload_tests::v1::{
 use payload_wire::pb::core::v1::{PayloadId, PayloadState};
 use payload_wire::pb::runtime::v1 as rt;
 use tonic::Code;
-use xxhash_rust::xxh3::xxh3_64;
-
-/// A v1 client in a process of its own (tests/src/bin/peer.rs).
-struct Peer {
-    child: Child,
-    tasks: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Peer {
-    fn start(server: &Server) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_peer"))
-            .arg(&server.address)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("a second process");
-        let (tasks, answers) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
-        Self { child, tasks, answers: BufReader::new(answers) }
-    }
-
-    fn ask(&mut self, task: &str) -> String {
-        writeln!(self.tasks, "{task}").expect("it listens");
-        let mut answer = String::new();
-        self.answers.read_line(&mut answer).expect("it answers");
-        answer.trim().to_owned()
-    }
-
-    fn ask_bytes(&mut self, verb: &str, id: &PayloadId) -> String {
-        let name: String = id.value.iter().map(|byte| format!("{byte:02x}")).collect();
-        self.ask(&format!("{verb} {name}"))
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let _gone_already = self.child.kill();
-        let _reaped = self.child.wait();
-    }
-}
-
-fn answer(tier: i32, bytes: &[u8]) -> String {
-    format!("{tier} {} {:016x}", bytes.len(), xxh3_64(bytes))
-}
 
 /// All ids of a listing.
 async fn listed(v1: &V1) -> Vec<PayloadId> {
@@ -97,7 +52,7 @@ async fn given_a_reader_that_is_killed_when_its_lease_ends_then_the_payload_is_f
     let mut peer = Peer::start(&server);
     assert_eq!(peer.ask_bytes("hold", &payload), answer(RAM, &bytes));
     refused(v1.delete(&payload, false).await, Code::Aborted, &["leases"]);
-    sys::signal(peer.child.id(), Signal::Kill).expect("it runs");
+    sys::signal(peer.pid(), Signal::Kill).expect("it runs");
     eventually("the lease ends by itself", async || v1.delete(&payload, false).await.ok()).await;
     eventually("its memory is free", async || v1.allocate(allocation(RAM, 40 << 20)).await.ok()).await;
 }

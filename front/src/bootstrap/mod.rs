@@ -26,7 +26,7 @@ use payload_reactor::{Mailboxes, Reactor, ReactorConfig, ReactorHandle, SpinPoli
 use payload_shards::{Arbiter, Shard, ShardConfig, Watermarks};
 use payload_types::{ByteCount, Epoch, PerTier, ShardIndex, Tier, limits};
 
-use crate::config::{Config, DatabaseConfig, Spin};
+use crate::config::{Config, DatabaseConfig, DiskConfig, Spin};
 use crate::ports::NodePorts;
 use crate::shutdown::Budget;
 
@@ -189,12 +189,20 @@ fn store_open(database: &DatabaseConfig) -> anyhow::Result<Box<dyn Store>> {
 
 /// What payloads may use of each tier; `None` where this version has no tier.
 fn capacity(config: &Config) -> PerTier<Option<ByteCount>> {
-    let disk = config.storage.disk.capacity;
     let mut capacity = PerTier::default();
     capacity[Tier::Ram] = Some(config.storage.ram.capacity);
     // Tables and spares of segment files are on the disk, too, and all of it together stays within what is configured.
-    capacity[Tier::Disk] = Some(Geometry::of_capacity(disk).map_or(disk, Geometry::usable));
+    let packed = disk_capacity_packed(config).and_then(Geometry::of_capacity);
+    capacity[Tier::Disk] = Some(packed.map_or(config.storage.disk.capacity, Geometry::usable));
     capacity
+}
+
+/// The disk's capacity, where payloads may share files. They may not where clients may open committed files for writing:
+/// those of the v1 contract set the length of what they open to the end of the payload that they came for, and would cut
+/// off all that lie behind it.
+fn disk_capacity_packed(config: &Config) -> Option<ByteCount> {
+    let DiskConfig { capacity, file_mode, .. } = config.storage.disk;
+    (file_mode & 0o222 == 0).then_some(capacity)
 }
 
 /// What is configured beyond [`capacity`].
@@ -251,6 +259,8 @@ fn drivers_config(config: &Config) -> DriversConfig {
         transfer_threads: config.spill_workers.threads,
         shard_count: config.shards.count,
         retry_backoff: Duration::from_millis(config.spill_workers.retry_backoff_ms),
+        disk_capacity: disk_capacity_packed(config),
+        compaction_bytes_per_second: config.storage.disk.compaction_bytes_per_second,
         ..DriversConfig::default()
     }
 }

@@ -201,7 +201,8 @@ async fn all_verify(
 fn shown(location: Option<&Location>) -> String {
     match location {
         Some(Location::Segment { shm_name, .. }) => shm_name.clone(),
-        Some(Location::File { path, .. }) => path.display().to_string(),
+        Some(Location::File { path, offset: 0, .. }) => path.display().to_string(),
+        Some(Location::File { path, offset, .. }) => format!("{} from byte {offset} on", path.display()),
         Some(Location::Gpu { .. } | Location::Object { .. }) | None => "-".to_owned(),
     }
 }

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! read ID          leases, maps, hashes, releases   -> TIER LENGTH XXH3
+//! look ID          the same, opening it read-only    -> TIER LENGTH XXH3
 //! hold ID          leases and maps, and keeps both  -> TIER LENGTH XXH3
 //! delete ID        deletes                           -> deleted, or the refusal
 //! write TIER SEED LENGTH   allocates, writes in place, commits -> ID
@@ -42,6 +43,10 @@ fn main() {
                     _ => runtime.block_on(v1.release(&lease)).expect("released"),
                 }
                 answer
+            }
+            ["look", name] => {
+                let (tier, bytes) = runtime.block_on(v1.bytes(&from_hex(name)));
+                format!("{tier} {} {:016x}", bytes.len(), xxh3_64(&bytes))
             }
             ["delete", name] => match runtime.block_on(v1.delete(&from_hex(name), false)) {
                 Ok(()) => "deleted".to_owned(),
