@@ -4,6 +4,7 @@ use payload_types::Tier;
 use payload_types::event::{DriverError, DriverErrorKind};
 
 use crate::fault::finding;
+use crate::packed::Packed;
 use crate::store::FileStore;
 
 /// Shared by all threads.
@@ -29,6 +30,11 @@ impl Stores {
                 format!("tier {tier} has no driver on this node; configure its storage"),
             )
         })
+    }
+
+    /// The disk's segment files, where it has any.
+    pub(crate) fn packed(&self) -> Option<&Packed> {
+        self.disk.as_ref()?.packed.as_ref()
     }
 
     /// The tiers that have storage.

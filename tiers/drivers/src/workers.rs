@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crossbeam::channel::{Receiver, Sender};
+use payload_types::Tier;
 use payload_types::effect::{StorageAction, StorageOp, TransferOp};
 use payload_types::event::{
     Completion, Copied, DriverError, DriverErrorKind, StorageDone, TransferDone, TransferError,
@@ -19,6 +20,7 @@ use payload_types::event::{
 
 use crate::CompletionSink;
 use crate::fault::finding;
+use crate::packed::writer::{GROUP_BYTES_MAX, GROUP_OPS_MAX, Group, Way};
 use crate::retire::Retired;
 use crate::stores::Stores;
 use crate::transfer;
@@ -51,11 +53,26 @@ pub(crate) fn run_storage(
                 StorageDone::Synced { op, result }
             }
             StorageAction::Verify { .. } => unreachable!("verifications have a lane of their own"),
-            StorageAction::Stay => continue,
+            StorageAction::Stay => {
+                if let Some(packed) = stores.packed() {
+                    packed.relocated(&replica, false);
+                }
+                continue;
+            }
             StorageAction::Drop => {
                 let (tier, generation) = (replica.tier, replica.generation);
-                if stores.get(tier).is_err() {
-                    // A row of an earlier configuration: what this node cannot reach is not its to free.
+                if let (Some(packed), Some(extent)) = (stores.packed(), replica.extent)
+                    && catch_unwind(AssertUnwindSafe(|| packed.dropped(shard, &replica, extent)))
+                        .inspect_err(|panic| drop(panicked(&**panic)))
+                        .unwrap_or(true)
+                {
+                    // `Freed` comes from upkeep, when the whole file is recycled.
+                    sink(shard, Completion::Storage(StorageDone::Detached { tier, generation }));
+                    continue;
+                }
+                if stores.get(tier).is_err() || replica.extent.is_some() {
+                    // A row of an earlier configuration: what this node cannot reach is not its to free. Or its segment
+                    // file is gone.
                     sink(shard, Completion::Storage(StorageDone::Detached { tier, generation }));
                     sink(shard, Completion::Storage(StorageDone::Freed { tier, generation }));
                     continue;
@@ -77,21 +94,90 @@ pub(crate) fn run_storage(
     }
 }
 
-/// Carries out copies until the lane is closed.
+/// Carries out copies until the lane is closed: what goes into a segment file together with what waits behind it, all
+/// else one by one.
 pub(crate) fn run_transfers(
     stores: &Arc<Stores>,
     lane: &Receiver<TransferOp>,
     engine: &dyn Fn() -> std::io::Result<Box<dyn Engine>>,
     sink: &CompletionSink,
 ) {
-    let mut pipeline = None;
-    for op in lane {
-        let result = catch_unwind(AssertUnwindSafe(|| copy(stores, &op, engine, &mut pipeline)))
-            .unwrap_or_else(|panic| Err(TransferError::Destination(panicked(&*panic))))
-            .map(|checksum| Copied { checksum, extent: None });
-        drained(&mut pipeline);
-        sink(op.shard, Completion::Transfer(TransferDone { op: op.op, result }));
+    let mut copier = Copier { stores, engine, sink, pipeline: None };
+    let mut taken = None;
+    while let Some(op) = taken.take().or_else(|| lane.recv().ok()) {
+        let way_of = |op: &TransferOp| stores.packed().and_then(|packed| packed.way(op));
+        let Some(way) = way_of(&op) else {
+            copier.copy_alone(&op);
+            continue;
+        };
+        let mut bytes = op.to.size.0;
+        let mut ops = vec![op];
+        // Nobody waits for a group to fill: it is what came while the thread was busy.
+        while ops.len() < GROUP_OPS_MAX
+            && let Ok(op) = lane.try_recv()
+        {
+            bytes += op.to.size.0;
+            if way_of(&op) != Some(way) || bytes > GROUP_BYTES_MAX {
+                taken = Some(op);
+                break;
+            }
+            ops.push(op);
+        }
+        // A promotion, for which a client waits, is not kept behind it.
+        if let Some(op) = taken.take_if(|op| op.to.tier != Tier::Disk) {
+            copier.copy_alone(&op);
+        }
+        copier.write_together(way, ops);
     }
+}
+
+/// A transfer thread's own.
+struct Copier<'thread> {
+    stores: &'thread Stores,
+    engine: &'thread dyn Fn() -> std::io::Result<Box<dyn Engine>>,
+    sink: &'thread CompletionSink,
+    pipeline: Option<Pipeline>,
+}
+
+impl Copier<'_> {
+    fn copy_alone(&mut self, op: &TransferOp) {
+        let copied =
+            catch_unwind(AssertUnwindSafe(|| copy(self.stores, op, self.engine, &mut self.pipeline)));
+        let result = copied.unwrap_or_else(|panic| Err(TransferError::Destination(panicked(&*panic))));
+        drained(&mut self.pipeline);
+        answer(self.stores, self.sink, op, result.map(|checksum| Copied { checksum, extent: None }));
+    }
+
+    fn write_together(&mut self, way: Way, ops: Vec<TransferOp>) {
+        let (stores, sink) = (self.stores, self.sink);
+        let packed = stores.packed().expect("only it has a way for them");
+        let answer = |op: &TransferOp, result| answer(stores, sink, op, result);
+        let mut group = Group::new(ops, &answer);
+        let written = catch_unwind(AssertUnwindSafe(|| {
+            let pipeline = prepared(&mut self.pipeline, self.engine)?;
+            packed.write(stores, way, &mut group, pipeline);
+            Ok(())
+        }));
+        drained(&mut self.pipeline);
+        let left: Vec<TransferOp> = group.left().collect();
+        match written.unwrap_or_else(|panic| Err(panicked(&*panic))) {
+            // What had no place there gets a file of its own.
+            Ok(()) => left.iter().for_each(|op| self.copy_alone(op)),
+            Err(error) => {
+                left.iter().for_each(|op| answer(op, Err(TransferError::Destination(error.clone()))));
+            }
+        }
+    }
+}
+
+fn answer(stores: &Stores, sink: &CompletionSink, op: &TransferOp, result: Result<Copied, TransferError>) {
+    if let (Some(packed), Some(extent), Tier::Disk) = (stores.packed(), op.from.extent, op.to.tier) {
+        if result.is_ok() {
+            packed.books().moved(extent, op.from.size);
+        }
+        packed.relocated(&op.from, result.is_ok());
+    }
+    sink(op.shard, Completion::Transfer(TransferDone { op: op.op, result }));
 }
 
 /// Carries out verifications, one at a time and at their pace, until the lane is closed.

@@ -19,6 +19,7 @@ use payload_types::limits::PAGE_BYTES;
 
 use super::{Packed, name_in_log};
 use crate::sys;
+use crate::transfer::go_direct;
 
 /// While it is opened for writing, its owner may write; nobody who may read it is kept out.
 const MODE_OWNER_WRITES: u32 = 0o200;
@@ -134,6 +135,13 @@ impl Packed {
         Err(io::Error::other("something that is not the server's file has the name of a segment file"))
     }
 
+    /// Removes a free file that is not wanted any more, and tells the books.
+    pub(crate) fn remove_free(&self, number: NonZeroU32) {
+        let header = self.books().header(number).expect("a free file is in the books");
+        self.unmake(&self.path_free(number), header);
+        self.books().removed(number);
+    }
+
     fn unmake(&self, path: &Path, header: Header) {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -147,11 +155,5 @@ impl Packed {
     /// A file and its names exist no more.
     pub(super) fn gone(&self, number: NonZeroU32, file_bytes: u64) {
         self.log.gone(&name_in_log(number, file_bytes));
-    }
-}
-
-fn go_direct(file: &File) {
-    if let Err(error) = sys::set_direct(file) {
-        tracing::debug!("no direct I/O on this filesystem: {error}");
     }
 }

@@ -14,10 +14,12 @@
 //! Limits: one descriptor a lane, `Geometry::writers() + 1` lanes.
 
 pub(crate) mod file;
+pub(crate) mod writer;
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use payload_ledger::segments::{Books, Buried, Geometry, Lane, table};
@@ -51,7 +53,11 @@ pub(crate) struct Packed {
     pub(crate) takes_more: bool,
     /// The pace of compaction; 0: none.
     pub(crate) compaction_bytes_per_second: u64,
+    /// The largest payload that has a place in a segment file.
+    payload_max: ByteCount,
     books: Mutex<Books>,
+    /// Spreads writers that found every lane taken.
+    turns: AtomicUsize,
     /// The writers' lanes, and the mover's last. `None`: nothing is open.
     lanes: Vec<Mutex<Option<LaneFile>>>,
     news: Mutex<News>,
@@ -99,6 +105,8 @@ impl Packed {
             live: Mutex::new(Some(parts.live)),
             takes_more: parts.takes_more,
             compaction_bytes_per_second: parts.compaction_bytes_per_second,
+            payload_max: parts.geometry.payload_max(),
+            turns: AtomicUsize::new(0),
             books: Mutex::new(Books::new(parts.geometry)),
             lanes,
             news: Mutex::default(),
@@ -137,6 +145,10 @@ impl Packed {
         self.lanes.len() - 1
     }
 
+    fn turn(&self) -> usize {
+        self.turns.fetch_add(1, Ordering::Relaxed) % self.writers()
+    }
+
     /// Closes a lane's file, in the books and here: nothing is added to it any more. Waits for whoever writes to it.
     pub(crate) fn close_lane(&self, lane: Lane) {
         let mut file = self.lane(lane);
@@ -157,10 +169,14 @@ impl Packed {
         true
     }
 
-    /// A file for one replica alone is about to be made, or was found at boot: it is counted, and what was only kept
-    /// free is given up for it.
+    /// A file for one replica alone is about to be made: it is counted, and what was only kept free is given up for it.
     pub(crate) fn own_added(&self, size: ByteCount) {
-        self.books().own_added(size);
+        loop {
+            let mut books = self.books();
+            let Some(surplus) = books.surplus(size) else { return books.own_added(size) };
+            drop(books);
+            self.remove_free(surplus);
+        }
     }
 
     /// Upkeep is to look at the books.

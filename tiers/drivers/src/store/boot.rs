@@ -162,7 +162,8 @@ impl Found {
             tally.held_bytes += replica.size.0;
         }
         if let Some(packed) = &store.packed {
-            self.replicas.values().for_each(|named| packed.own_added(named.size));
+            let mut books = packed.books();
+            self.replicas.values().for_each(|named| books.own_added(named.size));
         }
         // A log that names just these, and nothing that is gone, is left as it is: 48 MB for 10^6 replicas.
         let is_current = !self.has_unnamed && store.log.records() == self.replicas.len() as u64;

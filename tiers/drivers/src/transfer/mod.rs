@@ -33,8 +33,8 @@ use self::engine::Direction;
 use self::pipeline::{ALIGNMENT, Pipeline};
 use crate::fault::{fault, finding};
 use crate::health::Work;
-use crate::store::FileStore;
 use crate::store::draft::Draft;
+use crate::store::{FileStore, offset_of};
 use crate::sys;
 use crate::sys::staging::SLOTS;
 
@@ -68,7 +68,7 @@ fn copy(
     let draft = Draft::begin(to, op.to).map_err(TransferError::Destination)?;
     let copied = match (op.from.tier, op.to.tier) {
         (Tier::Ram, Tier::Disk) => spill(op, &source, to, &draft, pipeline),
-        (Tier::Disk, Tier::Ram) => promote(op, source, &draft, pipeline),
+        (Tier::Disk, Tier::Ram | Tier::Disk) => read(op, source, to, &draft, pipeline),
         (from, to) => {
             let message = format!("no driver copies from {from} to {to}");
             Err(TransferError::Destination(finding(DriverErrorKind::Io, message)))
@@ -78,9 +78,7 @@ fn copy(
     if let Some(expected) = op.expected
         && expected != checksum
     {
-        let message =
-            format!("{} on {} has checksum {checksum}; it must be {expected}", op.from.id, op.from.tier);
-        return Err(TransferError::Source(finding(DriverErrorKind::Corrupt, message)));
+        return Err(TransferError::Source(mismatch(op, checksum, expected)));
     }
     draft.publish(op.sync).map_err(TransferError::Destination)?;
     Ok(checksum)
@@ -103,7 +101,7 @@ fn spill(
     let mut hasher = Xxh3::new();
     let chunks = chunk_count(op.from.size);
     for index in 0..chunks {
-        let (slot, offset) = (index % SLOTS, offset_of(index));
+        let (slot, offset) = (index % SLOTS, chunk_offset(index));
         let length = chunk_length(op.from.size, index);
         let padded = length.next_multiple_of(ALIGNMENT);
         let buffer = pipeline.buffer(slot);
@@ -125,26 +123,31 @@ fn spill(
     Ok(Checksum(hasher.digest()))
 }
 
-fn promote(
+/// From disk: into memory, or into a file of its own what compaction found no other place for.
+fn read(
     op: &TransferOp,
     source: File,
+    to: &FileStore,
     draft: &Draft<'_>,
     pipeline: &mut Pipeline,
 ) -> Result<Checksum, TransferError> {
     let mut hasher = Xxh3::new();
     let failed = |error: &io::Error| TransferError::Source(unread(&op.from, error));
-    read_ordered(source, op.from.size, pipeline, failed, |offset, bytes| {
+    let begin = offset_of(&op.from);
+    read_ordered(source, begin, op.from.size, pipeline, failed, |offset, bytes| {
         hasher.update(bytes);
         draft.file.write_all_at(bytes, offset).map_err(|error| {
-            TransferError::Destination(fault(format_args!("writing {} to shared memory", op.to.id), &error))
+            let tried = format!("writing {} to {}", op.to.id, op.to.tier);
+            TransferError::Destination(to.failed(tried, &error, op.to.size))
         })
     })?;
     Ok(Checksum(hasher.digest()))
 }
 
-/// Reads a file with `IO_DEPTH` chunks under way, and hands them on in order.
+/// Reads a file from `begin` on with `IO_DEPTH` chunks under way, and hands them on in order.
 fn read_ordered<E>(
     source: File,
+    begin: u64,
     size: ByteCount,
     pipeline: &mut Pipeline,
     failed: impl Fn(&io::Error) -> E,
@@ -155,7 +158,13 @@ fn read_ordered<E>(
     let chunks = chunk_count(size);
     let start = |pipeline: &mut Pipeline, index: usize| {
         pipeline
-            .start(index % SLOTS, Direction::Read, &source, offset_of(index), chunk_length(size, index))
+            .start(
+                index % SLOTS,
+                Direction::Read,
+                &source,
+                begin + chunk_offset(index),
+                chunk_length(size, index),
+            )
             .map_err(|error| failed(&error))
     };
     for index in 0..chunks.min(IO_DEPTH) {
@@ -171,20 +180,26 @@ fn read_ordered<E>(
         if index + IO_DEPTH < chunks {
             start(pipeline, index + IO_DEPTH)?;
         }
-        take(offset_of(index), &pipeline.buffer(slot)[..length])?;
+        take(chunk_offset(index), &pipeline.buffer(slot)[..length])?;
     }
     Ok(())
 }
 
 /// Where the filesystem cannot, the page cache does it: slower, and just as right.
-fn go_direct(file: &File) {
+pub(crate) fn go_direct(file: &File) {
     if let Err(error) = sys::set_direct(file) {
         tracing::debug!("no direct I/O on this filesystem: {error}");
     }
 }
 
+/// A source whose bytes are not what was committed.
+pub(crate) fn mismatch(op: &TransferOp, found: Checksum, expected: Checksum) -> DriverError {
+    let message = format!("{} on {} has checksum {found}; it must be {expected}", op.from.id, op.from.tier);
+    finding(DriverErrorKind::Corrupt, message)
+}
+
 /// A source that ends early was cut by somebody; anything else is the system's error.
-fn unread(replica: &ReplicaRef, error: &io::Error) -> DriverError {
+pub(crate) fn unread(replica: &ReplicaRef, error: &io::Error) -> DriverError {
     if error.kind() == io::ErrorKind::UnexpectedEof {
         let message = format!("{} on {} became shorter than {}", replica.id, replica.tier, replica.size);
         return finding(DriverErrorKind::Truncated, message);
@@ -196,11 +211,11 @@ fn chunk_count(size: ByteCount) -> usize {
     usize::try_from(size.0.div_ceil(IO_BYTES_MAX as u64)).expect("a payload has at most 2^17 chunks of 1 MiB")
 }
 
-fn offset_of(index: usize) -> u64 {
+fn chunk_offset(index: usize) -> u64 {
     (index * IO_BYTES_MAX) as u64
 }
 
 /// All chunks are full but the last.
 fn chunk_length(size: ByteCount, index: usize) -> usize {
-    (size.0 - offset_of(index)).min(IO_BYTES_MAX as u64) as usize
+    (size.0 - chunk_offset(index)).min(IO_BYTES_MAX as u64) as usize
 }

@@ -17,9 +17,9 @@ use payload_types::{Checksum, Tier};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::pipeline::Pipeline;
-use super::{chunk_count, chunk_length, offset_of, read_ordered, unread};
+use super::{chunk_count, chunk_length, chunk_offset, read_ordered, unread};
 use crate::fault::finding;
-use crate::store::FileStore;
+use crate::store::{FileStore, offset_of};
 
 /// How far ahead of its pace a scrub may run: small replicas are read in bursts of this long.
 const AHEAD: Duration = Duration::from_millis(50);
@@ -99,12 +99,13 @@ pub(crate) fn verify(
     if replica.tier == Tier::Ram {
         for index in 0..chunk_count(replica.size) {
             let buffer = &mut pipeline.buffer(0)[..chunk_length(replica.size, index)];
-            source.read_exact_at(buffer, offset_of(index)).map_err(|error| failed(&error))?;
+            source.read_exact_at(buffer, chunk_offset(index)).map_err(|error| failed(&error))?;
             take(buffer)?;
         }
     } else {
         let _reading = store.health.as_ref().map(|health| health.watch(replica.size));
-        read_ordered(source, replica.size, pipeline, failed, |_, bytes| take(bytes)).inspect_err(
+        let begin = offset_of(replica);
+        read_ordered(source, begin, replica.size, pipeline, failed, |_, bytes| take(bytes)).inspect_err(
             |error| {
                 if let Some(health) = &store.health
                     && error.kind == DriverErrorKind::Io

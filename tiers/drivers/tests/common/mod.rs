@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use payload_drivers::{DriverOp, Drivers, DriversConfig, IoEngine, Reclaimed};
 use payload_types::effect::{ReplicaRef, StorageAction, StorageOp, TransferOp};
-use payload_types::event::{Completion, DriverError, StorageDone, TransferDone, TransferError};
+use payload_types::event::{Completion, Copied, DriverError, StorageDone, TransferDone, TransferError};
 use payload_types::{ByteCount, Checksum, Generation, OpId, PayloadId, PerTier, ShardIndex, Tier};
 
 /// No answer within this time is a failure: generous, so that it decides nothing on a slow machine.
@@ -94,6 +94,8 @@ pub struct Rig {
     pub drivers: Drivers,
     pub completions: Receiver<(ShardIndex, Completion)>,
     early: Vec<StorageDone>,
+    /// What the store asked to be moved.
+    pub relocations: Vec<ReplicaRef>,
 }
 
 impl Rig {
@@ -107,7 +109,7 @@ impl Rig {
         drivers.start(Arc::new(move |shard, completion| {
             let _ = sender.lock().expect("sound").send((shard, completion));
         }));
-        Self { drivers, completions, early: Vec::new() }
+        Self { drivers, completions, early: Vec::new(), relocations: Vec::new() }
     }
 
     pub fn submit(&self, action: StorageAction, replica: ReplicaRef) {
@@ -122,6 +124,10 @@ impl Rig {
     fn storage(&mut self) -> StorageDone {
         match self.next() {
             Completion::Storage(done) => done,
+            Completion::Relocate(replica) => {
+                self.relocations.push(replica);
+                self.storage()
+            }
             other => panic!("a storage completion was expected, not {other:?}"),
         }
     }
@@ -159,8 +165,12 @@ impl Rig {
 
     /// True when the replica was reported free up to now.
     pub fn is_freed(&mut self, replica: ReplicaRef) -> bool {
-        while let Ok((_, Completion::Storage(done))) = self.completions.try_recv() {
-            self.early.push(done);
+        while let Ok((_, completion)) = self.completions.try_recv() {
+            match completion {
+                Completion::Storage(done) => self.early.push(done),
+                Completion::Relocate(replica) => self.relocations.push(replica),
+                other => panic!("a storage completion was expected, not {other:?}"),
+            }
         }
         let freed = StorageDone::Freed { tier: replica.tier, generation: replica.generation };
         self.early.contains(&freed)
@@ -180,18 +190,43 @@ impl Rig {
         to: ReplicaRef,
         expected: Option<Checksum>,
     ) -> Result<Checksum, TransferError> {
-        let op = TransferOp { shard: ShardIndex(0), op: op_id(), from, to, expected, sync: true };
-        assert_eq!(self.drivers.submit(DriverOp::Transfer(op)), Ok(()));
-        loop {
+        self.copied(from, to, expected).map(|copied| copied.checksum)
+    }
+
+    /// As `copy`: what it made.
+    pub fn copied(
+        &mut self,
+        from: ReplicaRef,
+        to: ReplicaRef,
+        expected: Option<Checksum>,
+    ) -> Result<Copied, TransferError> {
+        self.copy_all(&[(from, to, expected)]).pop().expect("one answer")
+    }
+
+    /// Submits copies at once, and waits for all of them: in their order.
+    pub fn copy_all(
+        &mut self,
+        copies: &[(ReplicaRef, ReplicaRef, Option<Checksum>)],
+    ) -> Vec<Result<Copied, TransferError>> {
+        let submit = |&(from, to, expected): &(ReplicaRef, ReplicaRef, Option<Checksum>)| {
+            let op = TransferOp { shard: ShardIndex(0), op: op_id(), from, to, expected, sync: true };
+            assert_eq!(self.drivers.submit(DriverOp::Transfer(op)), Ok(()));
+            op.op
+        };
+        let ops: Vec<OpId> = copies.iter().map(submit).collect();
+        let mut results: Vec<Option<_>> = copies.iter().map(|_| None).collect();
+        while results.iter().any(Option::is_none) {
             match self.next() {
-                Completion::Transfer(TransferDone { op: answered, result }) => {
-                    assert_eq!(answered, op.op);
-                    return result.map(|copied| copied.checksum);
+                Completion::Transfer(TransferDone { op, result }) => {
+                    let index = ops.iter().position(|asked| *asked == op).expect("it was asked for");
+                    assert!(results[index].replace(result).is_none(), "one answer each");
                 }
                 Completion::Storage(done) => self.early.push(done),
+                Completion::Relocate(replica) => self.relocations.push(replica),
                 other => panic!("drivers do not send {other:?}"),
             }
         }
+        results.into_iter().flatten().collect()
     }
 
     /// Where clients find it.
@@ -203,7 +238,10 @@ impl Rig {
 pub fn path_of(drivers: &Drivers, replica: ReplicaRef) -> PathBuf {
     match replica.tier {
         Tier::Ram => PathBuf::from(format!("/dev/shm{}", drivers.locate().shm_name(replica.id))),
-        _ => drivers.locate().disk_path(replica.id, replica.generation),
+        _ => match replica.extent {
+            Some(extent) => drivers.locate().segment_path(extent.file),
+            None => drivers.locate().disk_path(replica.id, replica.generation),
+        },
     }
 }
 

@@ -1,0 +1,547 @@
+//! Writes a group of payloads into one segment file: one stream of bytes, one fdatasync.
+//!
+//! ```text
+//! sources --pread--> 1 MiB buffers, filled across payloads' borders --hash--> io_uring writes, 8 under way
+//!         records --> a write of whole table pages beside the last of them --> one fdatasync --> books --> answers
+//! ```
+//! Run by transfer threads; each holds a lane while it writes. A place is taken when a payload's turn comes, so a source
+//! that fails costs nothing but itself: the next payload is written over what was written of it. Records may reach the
+//! disk before their bytes do: nothing is acknowledged before both have, and a record without a row is nobody's.
+//! Whatever else fails, fails for the whole group. A file whose fdatasync failed is never written or synced again.
+//! What there is no place for is left in the group, for a file of its own.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, MutexGuard};
+
+use payload_ledger::segments::table::{Header, Record, pages_of};
+use payload_ledger::segments::{Lane, Room, Spot};
+use payload_types::effect::TransferOp;
+use payload_types::event::{Copied, DriverError, DriverErrorKind, TransferError};
+use payload_types::limits::{IO_BYTES_MAX, IO_DEPTH};
+use payload_types::{ByteCount, Checksum, Tier};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::Packed;
+use super::file::LaneFile;
+use crate::fault::{fault, finding};
+use crate::health::Work;
+use crate::store::offset_of;
+use crate::stores::Stores;
+use crate::sys::staging::SLOTS;
+use crate::transfer::engine::Direction;
+use crate::transfer::pipeline::{ALIGNMENT, Pipeline};
+use crate::transfer::{go_direct, mismatch, unread};
+
+/// Payloads of one group: their records are one page of the table.
+pub(crate) const GROUP_OPS_MAX: usize = 64;
+
+/// Bytes of one group: what a payload may have at most, and 50 ms of a disk that writes 1.3 GB/s (FACTS.md).
+pub(crate) const GROUP_BYTES_MAX: u64 = 64 << 20;
+
+/// Numbers that are tried for a new file, if files that nobody named have them.
+const NUMBERS_TRIED_MAX: usize = 64;
+
+/// The most table that a group writes: its records begin anywhere in a page.
+const _: () = assert!((GROUP_OPS_MAX * 64).next_multiple_of(4096) + 4096 <= IO_BYTES_MAX);
+
+/// Which lanes a copy goes through.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Way {
+    /// From a faster tier: any writer's.
+    Spill,
+    /// Compaction: the mover's.
+    Move,
+}
+
+/// Copies that are written together.
+pub(crate) struct Group<'sink> {
+    /// `None`: answered.
+    ops: Vec<Option<TransferOp>>,
+    answer: &'sink dyn Fn(&TransferOp, Result<Copied, TransferError>),
+}
+
+impl<'sink> Group<'sink> {
+    pub(crate) fn new(
+        ops: Vec<TransferOp>,
+        answer: &'sink dyn Fn(&TransferOp, Result<Copied, TransferError>),
+    ) -> Self {
+        Self { ops: ops.into_iter().map(Some).collect(), answer }
+    }
+
+    /// What was not answered.
+    pub(crate) fn left(&mut self) -> impl Iterator<Item = TransferOp> {
+        self.ops.iter_mut().filter_map(Option::take)
+    }
+
+    fn answer(&mut self, index: usize, result: Result<Copied, TransferError>) {
+        let op = self.ops[index].take().expect("an operation is answered once");
+        (self.answer)(&op, result);
+    }
+}
+
+/// A lane that this thread holds.
+struct Held<'packed> {
+    packed: &'packed Packed,
+    lane: Lane,
+    file: MutexGuard<'packed, Option<LaneFile>>,
+}
+
+impl Held<'_> {
+    /// Nothing more is written to the lane's file.
+    fn close(&mut self) {
+        self.packed.books().close(self.lane);
+        *self.file = None;
+        self.packed.wake();
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        // What was under way may still be written: its place is given to nobody.
+        if std::thread::panicking() {
+            self.close();
+        }
+    }
+}
+
+/// A payload whose bytes are on their way to the disk.
+struct Placed {
+    index: usize,
+    spot: Spot,
+    record: Record,
+}
+
+impl Packed {
+    /// How a copy comes into a segment file; `None`: it does not.
+    pub(crate) fn way(&self, op: &TransferOp) -> Option<Way> {
+        let fits = self.takes_more && op.to.size <= self.payload_max && op.to.size.0 > 0;
+        match (op.from.tier, op.to.tier) {
+            (Tier::Ram, Tier::Disk) if fits => Some(Way::Spill),
+            (Tier::Disk, Tier::Disk) if fits => Some(Way::Move),
+            _ => None,
+        }
+    }
+
+    /// Writes what has a place, and answers it; the rest stays in the group.
+    pub(crate) fn write(&self, stores: &Stores, way: Way, group: &mut Group<'_>, pipeline: &mut Pipeline) {
+        let mut held = self.hold(way);
+        let mut first = 0;
+        while first < group.ops.len() {
+            let bytes = group.ops[first..].iter().flatten().map(|op| op.to.size.0).sum();
+            match self.health.begin(Work::Bytes(ByteCount(bytes))) {
+                Ok(attempt) => match self.write_file(stores, &mut held, group, first, pipeline) {
+                    Ok(next) => {
+                        attempt.succeeded();
+                        first = next;
+                    }
+                    Err(next) => first = next,
+                },
+                Err(refusal) => {
+                    for index in first..group.ops.len() {
+                        if group.ops[index].is_some() {
+                            group.answer(index, Err(TransferError::Destination(refusal.clone())));
+                        }
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn hold(&self, way: Way) -> Held<'_> {
+        let idle = |lane| Some(Held { packed: self, lane, file: self.lane_if_idle(lane)? });
+        let waited = |lane| Held { packed: self, lane, file: self.lane(lane) };
+        match way {
+            Way::Move => waited(Lane::Mover),
+            Way::Spill => {
+                let lanes = (0..self.writers()).map(Lane::Writer);
+                lanes.clone().find_map(idle).unwrap_or_else(|| waited(Lane::Writer(self.turn())))
+            }
+        }
+    }
+
+    /// Writes payloads from `first` on, as many as one file has room for. The index of the next one; `Err`: what was
+    /// tried before it failed.
+    fn write_file(
+        &self,
+        stores: &Stores,
+        held: &mut Held<'_>,
+        group: &mut Group<'_>,
+        first: usize,
+        pipeline: &mut Pipeline,
+    ) -> Result<usize, usize> {
+        let mut placed: Vec<Placed> = Vec::new();
+        let mut stream: Option<Stream<'_>> = None;
+        let mut pipeline = Some(pipeline);
+        let mut index = first;
+        while index < group.ops.len() {
+            let Some(op) = group.ops[index] else {
+                index += 1;
+                continue;
+            };
+            if stream.as_ref().is_some_and(|stream| !stream.has_room(op.to.size)) {
+                break;
+            }
+            match self.put(stores, held, &op, &mut stream, &mut pipeline) {
+                Ok(Some((spot, record))) => placed.push(Placed { index, spot, record }),
+                Ok(None) => {} // it gets a file of its own
+                Err(TransferError::Source(error)) => group.answer(index, Err(TransferError::Source(error))),
+                Err(TransferError::Destination(error)) => {
+                    group.answer(index, Err(TransferError::Destination(error.clone())));
+                    fail(held, group, &placed, stream, error);
+                    return Err(index + 1);
+                }
+            }
+            index += 1;
+        }
+        let Some(mut stream) = stream.filter(|_| !placed.is_empty()) else { return Ok(index) };
+        if let Err(error) = self.complete(held, &placed, &mut stream) {
+            fail(held, group, &placed, Some(stream), error);
+            return Err(index);
+        }
+        let synced = self.calls.sync(&stream.file);
+        let mut books = self.books();
+        if let Err(error) = synced {
+            books.spoilt(held.lane);
+            drop(books);
+            *held.file = None;
+            self.health.sync_failed(&error);
+            self.wake();
+            let message = format!("syncing a segment file: {error}");
+            fail(held, group, &placed, None, finding(DriverErrorKind::SyncFailed, message));
+            return Err(index);
+        }
+        placed.iter().for_each(|placed| books.written(placed.spot.extent, placed.record.size));
+        drop(books);
+        for Placed { index, spot, record } in placed {
+            group.answer(index, Ok(Copied { checksum: record.checksum, extent: Some(spot.extent) }));
+        }
+        Ok(index)
+    }
+
+    /// One payload into the stream. `None`: there is no place for it.
+    fn put<'pipeline>(
+        &self,
+        stores: &Stores,
+        held: &mut Held<'_>,
+        op: &TransferOp,
+        stream: &mut Option<Stream<'pipeline>>,
+        pipeline: &mut Option<&'pipeline mut Pipeline>,
+    ) -> Result<Option<(Spot, Record)>, TransferError> {
+        assert_eq!(op.from.size, op.to.size, "a copy has the size of what it is a copy of");
+        let source = Source::open(stores, op).map_err(|error| self.unreadable(op, error))?;
+        let spot = match stream {
+            Some(_) => match self.books().reserve(held.lane, op.to.size) {
+                Room::Here(spot) => spot,
+                other => unreachable!("the lane is held and its file has room, and still {other:?}"),
+            },
+            None => {
+                let unwritten = |error: io::Error| TransferError::Destination(self.unwritten(op, &error));
+                match self.place(held, op.to.size).map_err(unwritten)? {
+                    Some(spot) => spot,
+                    None => return Ok(None),
+                }
+            }
+        };
+        let lane_file = held.file.as_ref().expect("a place is in an open file");
+        assert_eq!(spot.extent.file, lane_file.header.number, "a lane is filled in the file that it has");
+        let stream = stream.get_or_insert_with(|| {
+            let pipeline = pipeline.take().expect("a stream is begun once");
+            Stream::new(pipeline, lane_file, spot)
+        });
+        let copied = stream.put(&source, op);
+        let checksum = copied.and_then(|checksum| match op.expected {
+            Some(expected) if expected != checksum => Err(Failure::Source(mismatch(op, checksum, expected))),
+            _ => Ok(checksum),
+        });
+        let unwritten = |error: io::Error| TransferError::Destination(self.unwritten(op, &error));
+        match checksum {
+            Ok(checksum) => {
+                stream.next = Spot {
+                    extent: payload_types::Extent {
+                        page: spot.extent.page + pages_of(op.to.size),
+                        ..spot.extent
+                    },
+                    slot: spot.slot + 1,
+                };
+                let (id, generation, size) = (op.to.id, op.to.generation, op.to.size);
+                Ok(Some((spot, Record { id, generation, size, checksum, page: spot.extent.page })))
+            }
+            Err(Failure::Source(error)) => {
+                stream.rewind(spot.extent.offset_bytes()).map_err(unwritten)?;
+                self.books().give_back(spot);
+                Err(self.unreadable(op, error))
+            }
+            Err(Failure::Destination(error)) => Err(unwritten(error)),
+        }
+    }
+
+    /// A place in the lane's file, or in another one that is opened for it.
+    fn place(&self, held: &mut Held<'_>, size: ByteCount) -> io::Result<Option<Spot>> {
+        loop {
+            let (room, header) = {
+                let mut books = self.books();
+                let room = books.reserve(held.lane, size);
+                (room, books.lane_file(held.lane).and_then(|(number, _)| books.header(number)))
+            };
+            match (room, header) {
+                (Room::Here(spot), Some(header)) => {
+                    if held.file.as_ref().is_some_and(|file| file.header.number == header.number) {
+                        return Ok(Some(spot));
+                    }
+                    *held.file = None;
+                    self.wake(); // what was closed may have nothing that lives
+                    match self.reopen(header, spot.slot) {
+                        Ok(file) => {
+                            *held.file = Some(file);
+                            return Ok(Some(spot));
+                        }
+                        Err(error) => {
+                            tracing::warn!(
+                                file = header.number,
+                                "a segment file cannot be filled further: {error}"
+                            );
+                            let mut books = self.books();
+                            books.give_back(spot);
+                            books.spoilt(held.lane);
+                        }
+                    }
+                }
+                (Room::Open, _) => {
+                    *held.file = None;
+                    if !self.open(held)? {
+                        return Ok(None);
+                    }
+                }
+                (Room::Here(_) | Room::None, _) => {
+                    self.wake();
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    /// Opens an empty file for the lane. False: the file system has no room for one, which says nothing about smaller
+    /// files.
+    fn open(&self, held: &mut Held<'_>) -> io::Result<bool> {
+        for _ in 0..NUMBERS_TRIED_MAX {
+            let (old, header) = {
+                let mut books = self.books();
+                let data_bytes = books.geometry().data_bytes();
+                (books.take_free(), Header { number: books.number_next(), data_bytes, root: self.root })
+            };
+            let made = match old {
+                Some(old) => self.take_over(old, header),
+                None => self.make(header),
+            };
+            match made {
+                Ok(file) => {
+                    self.books().opened(held.lane, header, old);
+                    *held.file = Some(file);
+                    self.wake();
+                    return Ok(true);
+                }
+                Err(error) => {
+                    if let Some(old) = old {
+                        tracing::warn!(file = old, "a free segment file cannot be used again: {error}");
+                        self.books().removed(old);
+                    } else if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) {
+                        return Ok(false);
+                    } else if error.kind() != io::ErrorKind::AlreadyExists {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Err(io::Error::other("no number is free for a new segment file"))
+    }
+
+    /// Waits until all bytes and records are with the disk.
+    fn complete(
+        &self,
+        held: &mut Held<'_>,
+        placed: &[Placed],
+        stream: &mut Stream<'_>,
+    ) -> Result<(), DriverError> {
+        let file = held.file.as_mut().expect("a stream writes to an open file");
+        let records: Vec<Record> = placed.iter().map(|placed| placed.record).collect();
+        let mut pages = Vec::new();
+        let offset = file.table_pages(stream.first.slot, &records, &mut pages);
+        let written = stream.write(&pages, offset).and_then(|()| stream.wait());
+        written.map_err(|error| {
+            self.health.failed(&error, ByteCount(stream.bytes));
+            fault("writing a segment file", &error)
+        })?;
+        file.table_written(&pages, stream.next.slot);
+        Ok(())
+    }
+
+    fn unwritten(&self, op: &TransferOp, error: &io::Error) -> DriverError {
+        self.health.failed(error, op.to.size);
+        let failed = fault(format_args!("writing {} to disk", op.to.id), error);
+        // A segment file that is not there is no missing replica.
+        if failed.kind == DriverErrorKind::Missing {
+            return finding(DriverErrorKind::Io, failed.message);
+        }
+        failed
+    }
+
+    fn unreadable(&self, op: &TransferOp, error: DriverError) -> TransferError {
+        if op.from.tier == Tier::Disk && error.kind == DriverErrorKind::Io {
+            self.health.read_failed();
+        }
+        TransferError::Source(error)
+    }
+}
+
+/// What was placed and not acknowledged fails, and its places are given back once nothing is on its way to them.
+fn fail(
+    held: &mut Held<'_>,
+    group: &mut Group<'_>,
+    placed: &[Placed],
+    stream: Option<Stream<'_>>,
+    error: DriverError,
+) {
+    if let Some(stream) = stream {
+        let first = stream.first;
+        match stream.pipeline.drain() {
+            Ok(()) => held.packed.books().give_back(first),
+            Err(_) => held.close(), // the engine is replaced
+        }
+    }
+    for placed in placed {
+        group.answer(placed.index, Err(TransferError::Destination(error.clone())));
+    }
+}
+
+/// Where a payload comes from.
+struct Source {
+    file: File,
+    offset: u64,
+    /// Whole pages are read, past the page cache.
+    is_direct: bool,
+}
+
+impl Source {
+    fn open(stores: &Stores, op: &TransferOp) -> Result<Self, DriverError> {
+        let (file, _) = stores.get(op.from.tier)?.open(&op.from)?;
+        let is_direct = op.from.extent.is_some();
+        if is_direct {
+            go_direct(&file);
+        }
+        Ok(Self { file, offset: offset_of(&op.from), is_direct })
+    }
+
+    /// Fills `buffer`, of which the first `length` bytes are the payload's.
+    fn read(&self, buffer: &mut [u8], length: usize, done: u64) -> io::Result<()> {
+        let wanted = if self.is_direct { buffer.len() } else { length };
+        self.file.read_exact_at(&mut buffer[..wanted], self.offset + done)
+    }
+}
+
+enum Failure {
+    Source(DriverError),
+    Destination(io::Error),
+}
+
+/// One stream of bytes into a file, front to back, a MiB at a time.
+struct Stream<'pipeline> {
+    pipeline: &'pipeline mut Pipeline,
+    file: Arc<File>,
+    header: Header,
+    /// Where it began.
+    first: Spot,
+    /// Where the next payload goes.
+    next: Spot,
+    /// The chunk that is being filled, counted from the first; where it goes, and how much of it is full.
+    chunk: usize,
+    offset: u64,
+    filled: usize,
+    /// Bytes that were put in.
+    bytes: u64,
+}
+
+impl<'pipeline> Stream<'pipeline> {
+    fn new(pipeline: &'pipeline mut Pipeline, file: &LaneFile, first: Spot) -> Self {
+        Self {
+            pipeline,
+            file: Arc::clone(&file.file),
+            header: file.header,
+            first,
+            next: first,
+            chunk: 0,
+            offset: first.extent.offset_bytes(),
+            filled: 0,
+            bytes: 0,
+        }
+    }
+
+    fn has_room(&self, size: ByteCount) -> bool {
+        let end = self.next.extent.page.saturating_add(pages_of(size));
+        end <= self.header.end_page() && self.next.slot < self.header.slots()
+    }
+
+    /// Puts a payload behind what is there, padded with zeroes to whole pages.
+    fn put(&mut self, source: &Source, op: &TransferOp) -> Result<Checksum, Failure> {
+        let size = op.to.size.0;
+        let mut hasher = Xxh3::new();
+        let mut done = 0;
+        while done < size {
+            let length = (size - done).min((IO_BYTES_MAX - self.filled) as u64) as usize;
+            let padded = length.next_multiple_of(ALIGNMENT);
+            let buffer = &mut self.pipeline.buffer(self.chunk % SLOTS)[self.filled..][..padded];
+            let read = source.read(buffer, length, done);
+            read.map_err(|error| Failure::Source(unread(&op.from, &error)))?;
+            hasher.update(&buffer[..length]);
+            buffer[length..].fill(0);
+            self.filled += padded;
+            done += length as u64;
+            if self.filled == IO_BYTES_MAX {
+                self.submit().map_err(Failure::Destination)?;
+            }
+        }
+        self.bytes += size;
+        Ok(Checksum(hasher.digest()))
+    }
+
+    /// Starts writing the chunk. Its slot was waited for when the one before it was started.
+    fn submit(&mut self) -> io::Result<()> {
+        if self.chunk >= IO_DEPTH {
+            self.pipeline.finish((self.chunk - IO_DEPTH) % SLOTS)?;
+        }
+        let slot = self.chunk % SLOTS;
+        self.pipeline.start(slot, Direction::Write, &self.file, self.offset, self.filled)?;
+        self.offset += self.filled as u64;
+        self.chunk += 1;
+        self.filled = 0;
+        Ok(())
+    }
+
+    /// What follows goes to `offset` on: behind the last payload that is whole.
+    fn rewind(&mut self, offset: u64) -> io::Result<()> {
+        if offset < self.offset {
+            // Else the old bytes could be written over the new ones.
+            self.wait()?;
+            self.offset = offset;
+        }
+        self.filled = (offset - self.offset) as usize;
+        Ok(())
+    }
+
+    /// Writes whole pages elsewhere in the file, behind all payloads.
+    fn write(&mut self, pages: &[u8], offset: u64) -> io::Result<()> {
+        if self.filled > 0 {
+            self.submit()?;
+        }
+        self.pipeline.buffer(self.chunk % SLOTS)[..pages.len()].copy_from_slice(pages);
+        (self.offset, self.filled) = (offset, pages.len());
+        self.submit()
+    }
+
+    /// Waits until everything that was started is written.
+    fn wait(&mut self) -> io::Result<()> {
+        (0..SLOTS).try_for_each(|slot| self.pipeline.finish(slot).map(drop))
+    }
+}
