@@ -1,6 +1,7 @@
 //! How a disk root is doing. Written by the drivers, read by the front for Stats, metrics and people.
 
 use crate::time::WallMs;
+use crate::units::ByteCount;
 
 /// What keeps a root from taking writes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -80,4 +81,29 @@ pub struct DiskHealth {
     pub read_failures_total: u64,
     /// Operations that took too long.
     pub slow_total: u64,
+}
+
+/// Segment files of a disk root: what they hold, and what was done to keep them small. Totals count since the start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct DiskSegments {
+    /// Files, those that are free included.
+    pub files: u64,
+    /// Files that are kept for what is written next.
+    pub files_free: u64,
+    /// Files in which nothing lives and that somebody has open.
+    pub files_held: u64,
+    /// What all of them take on the disk.
+    pub file_bytes: ByteCount,
+    /// Of that: payloads that live, in whole pages.
+    pub live_bytes: ByteCount,
+    /// Payloads that are dead and not free: leases, readers, or compaction that has not come to them.
+    pub dead_bytes: ByteCount,
+    /// Files that were used again or removed.
+    pub recycled_total: u64,
+    /// Of those: files that had been emptied by compaction.
+    pub emptied_total: u64,
+    /// Replicas that compaction moved.
+    pub moved_total: u64,
+    /// Their bytes.
+    pub moved_bytes_total: u64,
 }

@@ -26,7 +26,7 @@ pub mod time;
 pub mod units;
 
 pub use descriptor::{Descriptor, Location};
-pub use disk::{DiskFault, DiskHealth, DiskState};
+pub use disk::{DiskFault, DiskHealth, DiskSegments, DiskState};
 pub use error::{ErrorKind, PayloadError};
 pub use extent::Extent;
 pub use ids::{

@@ -72,6 +72,17 @@ pub enum OpenError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A segment file was written by a later version.
+    #[error(
+        "segment file {} has format {format}, which this version does not know; nothing was changed: use the version \
+         that wrote it, or a newer one", path.display()
+    )]
+    SegmentNewer {
+        /// The file.
+        path: PathBuf,
+        /// What it has.
+        format: u32,
+    },
     /// io_uring was demanded and is not permitted.
     #[error(
         "io_uring is not available ({source}); allow it (kernel.io_uring_disabled=0, and a seccomp profile that \

@@ -1,4 +1,4 @@
-//! What the file system holds for a tier: the blocks of its segments or files, counted one by one.
+//! What the file system holds for a tier: the blocks of its segments, files and segment files, counted one by one.
 //!
 //! Independent of all books on purpose: what was leaked, what a client's own writes grew, and what a removed file
 //! still takes while it has a name shows here and nowhere else. A file without a name is not seen; ours keep theirs
@@ -12,7 +12,7 @@ use std::path::Path;
 
 use payload_types::{ByteCount, Tier};
 
-use crate::naming::{Locator, Names, PAYLOADS, SHM_DIRECTORY};
+use crate::naming::{Locator, Names, PAYLOADS, SEGMENTS, SHM_DIRECTORY};
 
 /// `st_blocks` counts in these, whatever the file system's own blocks are (stat(2)).
 const BLOCK_BYTES: u64 = 512;
@@ -36,7 +36,7 @@ impl Locator {
                 for part in entries(&root.join(PAYLOADS))? {
                     bytes += blocks_below(&part.path(), &|_| true)?;
                 }
-                bytes
+                bytes + blocks_below(&root.join(SEGMENTS), &|_| true)?
             }
             _ => 0,
         };
@@ -91,6 +91,10 @@ mod tests {
         fs::write(root.path().join("intent.log"), vec![1; 100_000]).expect("written");
         let bytes = locator.footprint(Tier::Disk).expect("readable").0;
         assert!((10_000..60_000).contains(&bytes), "{bytes} for one file of 10,000 bytes");
+        fs::create_dir_all(root.path().join(SEGMENTS)).expect("made");
+        fs::write(root.path().join(SEGMENTS).join("00000001.seg"), vec![1; 200_000]).expect("written");
+        let packed = locator.footprint(Tier::Disk).expect("readable").0 - bytes;
+        assert!((200_000..300_000).contains(&packed), "{packed} for a segment file of 200,000 bytes");
         assert_eq!(locator.footprint(Tier::Object).expect("no tier of ours"), ByteCount(0));
     }
 

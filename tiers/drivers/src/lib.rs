@@ -41,7 +41,7 @@ mod workers;
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ use crossbeam::channel::{Sender, bounded};
 use payload_types::effect::{ReplicaRef, StorageAction, StorageOp, TransferOp};
 use payload_types::event::Completion;
 use payload_types::limits::{DROPS_IN_FLIGHT_MAX, OPS_PER_SHARD_MAX, RELOCATIONS_MAX};
-use payload_types::{ByteCount, Checksum, DiskHealth, PerTier, ShardIndex, Tier};
+use payload_types::{ByteCount, Checksum, DiskHealth, DiskSegments, PerTier, ShardIndex, Tier};
 
 pub use crate::error::OpenError;
 pub use crate::naming::Locator;
@@ -60,6 +60,9 @@ pub use crate::verify::Verifier;
 use crate::calls::{Calls, System};
 use crate::faults::{Faults, Faulty};
 use crate::health::Health;
+use crate::packed::Packed;
+use crate::packed::boot::Tables;
+use crate::packed::upkeep::Upkeep;
 use crate::retire::{Retired, Retirement};
 use crate::store::boot::Found;
 use crate::stores::Stores;
@@ -143,8 +146,12 @@ pub struct Drivers {
     root_id: Option<String>,
     /// What the intent logs named; taken by `reclaim`.
     found: Mutex<Option<PerTierFound>>,
+    /// What segment files have; taken by `reclaim`.
+    tables: Option<Tables>,
     /// Leftovers that clients of an earlier run still hold.
     orphans: Vec<Retired>,
+    /// What lies in segment files and no row names, until the threads run.
+    dead: Vec<ReplicaRef>,
     running: Option<Running>,
     calls: Arc<dyn Calls>,
     /// True where a test moves the clock: then only writers try a failing root again.
@@ -219,6 +226,8 @@ impl Drivers {
             Some(root) => (Some(root.root_id), Some(root.lock), Some(root.store), Some(root.live)),
             None => (None, None, None, None),
         };
+        let packed = disk.as_ref().and_then(|store| store.packed.as_ref());
+        let tables = packed.map(Tables::read).transpose()?;
         let locator =
             Locator { segments: ram.names.clone(), files: disk.as_ref().map(|store| store.names.clone()) };
         Ok(Self {
@@ -230,7 +239,9 @@ impl Drivers {
                 ram: Found::new(Tier::Ram, ram_live),
                 disk: disk_live.map(|live| Found::new(Tier::Disk, live)),
             })),
+            tables,
             orphans: Vec::new(),
+            dead: Vec::new(),
             running: None,
             calls,
             clock_is_told,
@@ -247,13 +258,16 @@ impl Drivers {
         is_there
     }
 
-    /// Boot: how many replicas the intent log of this tier names; 0 once [`reclaim`](Self::reclaim) was called.
+    /// Boot: how many replicas the intent log of this tier names, and segment files have; 0 once
+    /// [`reclaim`](Self::reclaim) was called.
     pub fn named(&self, tier: Tier) -> usize {
         let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(found) = found.as_ref() else { return 0 };
         match tier {
             Tier::Ram => found.ram.len(),
-            Tier::Disk => found.disk.as_ref().map_or(0, Found::len),
+            Tier::Disk => {
+                found.disk.as_ref().map_or(0, Found::len) + self.tables.as_ref().map_or(0, Tables::len)
+            }
             Tier::Gpu | Tier::Object => 0,
         }
     }
@@ -274,15 +288,21 @@ impl Drivers {
                 is_detached: true,
             }));
         }
+        if let (Some(tables), Some(packed)) = (self.tables.take(), self.stores.packed()) {
+            self.dead = tables.adopt(packed, &|id| id.shard(self.config.shard_count));
+            tally[Tier::Disk].held += self.dead.len() as u64;
+            tally[Tier::Disk].held_bytes += self.dead.iter().map(|replica| replica.size.0).sum::<u64>();
+        }
         tally
     }
 
-    /// Boot: what [`reclaim`](Self::reclaim) found that clients still hold. It takes space until they let go; the
-    /// shard of its id hears of that as of what it dropped itself ([`StorageDone::Freed`]), and is charged until then.
+    /// Boot: what [`reclaim`](Self::reclaim) found that clients still hold, and what no row names in segment files that
+    /// are yet to be recycled. It takes space until then; the shard of its id hears of that as of what it dropped itself
+    /// ([`StorageDone::Freed`]), and is charged until then. To be asked before [`start`](Self::start).
     ///
     /// [`StorageDone::Freed`]: payload_types::event::StorageDone::Freed
     pub fn held(&self) -> impl Iterator<Item = ReplicaRef> {
-        self.orphans.iter().map(|orphan| orphan.replica)
+        self.orphans.iter().map(|orphan| orphan.replica).chain(self.dead.iter().copied())
     }
 
     /// Spawns the threads; completions go to `sink`. To be called once.
@@ -328,6 +348,12 @@ impl Drivers {
             let body = move || workers::run_scrub(&stores, &scrub_lane, &|| calls.engine(io), &stop, &sink);
             spawn("pm-scrub".to_owned(), Box::new(body));
         }
+        self.dead = Vec::new();
+        if self.stores.packed().is_some() {
+            let upkeep =
+                Upkeep::new(Arc::clone(&self.stores), self.config.shard_count.max(1), Arc::clone(&sink));
+            spawn("pm-segments".to_owned(), Box::new(move || upkeep.run()));
+        }
         if let Some(health) = self.health_of_disk().cloned().filter(|_| !self.clock_is_told) {
             spawn("pm-disk-probe".to_owned(), Box::new(move || health.run_probes()));
         }
@@ -338,6 +364,7 @@ impl Drivers {
     ///
     /// # Errors
     /// The op itself, when its lane is full or the drivers were not started.
+    #[expect(clippy::result_large_err, reason = "a refused op goes back to the shard's own slots, by value")]
     pub fn submit(&self, op: DriverOp) -> Result<(), DriverOp> {
         let Some(running) = &self.running else { return Err(op) };
         let is_taken = match op {
@@ -376,7 +403,7 @@ impl Drivers {
 
     /// A way to see how the disk root is doing that outlives these drivers.
     pub fn disk_watch(&self) -> DiskWatch {
-        DiskWatch(self.health_of_disk().cloned())
+        DiskWatch { health: self.health_of_disk().cloned(), stores: Arc::downgrade(&self.stores) }
     }
 
     /// Ends verifications, those under way and those to come: with an `Io` error. For a shutdown that waits for all
@@ -397,12 +424,22 @@ impl Drivers {
 
 /// Shows how the disk root is doing. Cheap to clone.
 #[derive(Clone)]
-pub struct DiskWatch(Option<Arc<Health>>);
+pub struct DiskWatch {
+    health: Option<Arc<Health>>,
+    /// Weak: whoever watches must not keep the logs of a node that has ended locked.
+    stores: Weak<Stores>,
+}
 
 impl DiskWatch {
     /// How it is now; `None` on a node without a disk tier. Takes a lock for a moment, and touches no file.
     pub fn look(&self) -> Option<DiskHealth> {
-        self.0.as_ref().map(|health| health.look())
+        self.health.as_ref().map(|health| health.look())
+    }
+
+    /// How its segment files are; `None` where there are none, and after the drivers' end. Takes a lock for tens of
+    /// microseconds, and touches no file.
+    pub fn segments(&self) -> Option<DiskSegments> {
+        self.stores.upgrade()?.packed().map(Packed::look)
     }
 }
 
@@ -411,6 +448,9 @@ impl Drop for Drivers {
         if let Some(Running { storage, transfers, scrub, scrub_stop, threads }) = self.running.take() {
             drop((storage, transfers, scrub));
             scrub_stop.stop();
+            if let Some(packed) = self.stores.packed() {
+                packed.stop();
+            }
             if let Some(health) = self.health_of_disk() {
                 health.stop();
             }

@@ -35,13 +35,22 @@ impl Verifier<'_> {
         for replica in replicas {
             self.seen.push(match (replica.tier, &mut self.disk) {
                 (Tier::Ram, _) => self.ram.look(replica),
-                (Tier::Disk, Some(disk)) => disk.look(replica),
+                (Tier::Disk, Some(disk)) => match (replica.extent, &self.drivers.tables) {
+                    (Some(extent), Some(tables)) => tables.vouch(replica, extent),
+                    (Some(_), None) => Seen::Absent,
+                    (None, _) => disk.look(replica),
+                },
                 (Tier::Disk, None) | (Tier::Gpu | Tier::Object, _) => Seen::Absent,
             });
         }
         // Looking is what takes time; it is over before anybody waits for the lock.
         let mut found = self.drivers.found.lock().unwrap_or_else(PoisonError::into_inner);
         for (number, (replica, seen)) in replicas.iter().zip(&self.seen).enumerate() {
+            // What is packed needs no table but its file's.
+            if replica.extent.is_some() {
+                answer(number, *seen == Seen::Whole);
+                continue;
+            }
             let tables = found.as_mut().and_then(|found| match replica.tier {
                 Tier::Ram => Some(&mut found.ram),
                 Tier::Disk => found.disk.as_mut(),

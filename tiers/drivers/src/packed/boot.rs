@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! read     each file that the intent log names: header, then its table to the first thing that is no record
-//!            not there: forgotten   being made: removed   unreadable: left alone   newer format: no start
-//! look     a row's {id, generation, size, page} is compared with the record there     any threads, no lock
-//! adopt    the books take every record over: vouched for, or dead      once, afterwards; the tables are freed
+//!            not there, being made: forgotten   unreadable: left alone   newer format: no start
+//! vouch    a row's {id, generation, size, page} is compared with the record there     any threads, no lock
+//! adopt    the books take every record over: vouched for, or dead; what was being made is removed
+//!          once, afterwards; the tables are freed. Files that have room are filled further as the books see fit
 //! ```
 //! Reading costs what there are records, in pieces that grow: 16 KiB for a file with few, 1 MiB at last. Kept are 40
-//! bytes a record until `adopt`. Nothing else of the directory is ever looked at.
+//! bytes a record until `adopt`. Nothing else of the directory is ever looked at, and nothing is changed before `adopt`.
 //!
 //! **Damage.** A table that ends in a torn record is cut there: nothing behind it was acknowledged. A bit that flipped
 //! in the middle of one costs that record alone: behind something that is neither a record, nor empty, nor an earlier
@@ -19,20 +20,22 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::num::NonZeroU32;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use foldhash::fast::RandomState;
 use payload_ledger::segments::table::{
-    Header, HeaderError, RECORD_BYTES, Record, Root, TABLE_OFFSET, is_intact, pages_of,
+    Header, HeaderError, RECORD_BYTES, Record, TABLE_OFFSET, is_intact, pages_of,
 };
-use payload_ledger::segments::{Books, Buried, Found};
+use payload_ledger::segments::{Buried, Found};
 use payload_types::effect::ReplicaRef;
 use payload_types::{ByteCount, Extent, Generation, PayloadId, ShardIndex, Tier};
 
+use super::{Packed, name_in_log, number_in_log};
 use crate::error::OpenError;
+use crate::intent::{Live, Named};
 use crate::store::boot::Seen;
 use crate::sys;
 
@@ -63,6 +66,8 @@ struct Table {
     slots: u32,
     /// True when it can be filled further.
     is_sound: bool,
+    /// True when a crash left it under its private name, and whether anybody had it open is not known.
+    is_private: bool,
     /// Bytes that the file has.
     length: u64,
     entries: Vec<Entry>,
@@ -83,59 +88,41 @@ enum Outcome {
 pub(crate) struct Tables {
     files: HashMap<NonZeroU32, Table, RandomState>,
     unreadable: HashMap<NonZeroU32, u64, RandomState>,
+    /// Named files that are not there, or were being made.
+    gone: Vec<NonZeroU32>,
     records: usize,
 }
 
-/// Where a root's segment files are.
-pub(crate) struct Place<'root> {
-    /// The root's id.
-    pub(crate) root: Root,
-    /// Who owns what we make.
-    pub(crate) user: u32,
-    /// A file's public and its private name.
-    pub(crate) public: &'root (dyn Fn(NonZeroU32) -> PathBuf + Sync),
-    /// What it is called while it is free.
-    pub(crate) private: &'root (dyn Fn(NonZeroU32) -> PathBuf + Sync),
-}
-
 impl Tables {
-    /// Reads the files with these numbers, and tells which of them the log may forget.
+    /// Reads the files that the intent log named when it was opened.
     ///
     /// # Errors
-    /// When a file was written by a later version; nothing was removed then.
-    pub(crate) fn read(
-        place: &Place<'_>,
-        numbers: &[NonZeroU32],
-    ) -> Result<(Self, Vec<NonZeroU32>), OpenError> {
+    /// When a file was written by a later version.
+    pub(crate) fn read(packed: &Packed) -> Result<Self, OpenError> {
+        let named = packed.live.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+        let numbers: Vec<NonZeroU32> =
+            named.keys().filter_map(|(id, generation)| number_in_log(*id, *generation)).collect();
         let mut tables =
-            Self { files: HashMap::default(), unreadable: HashMap::default(), records: 0 };
-        let mut gone = Vec::new();
-        for (number, outcome) in read_all(place, numbers)? {
+            Self { files: HashMap::default(), unreadable: HashMap::default(), gone: Vec::new(), records: 0 };
+        for (number, outcome) in read_all(packed, &numbers)? {
             match outcome {
                 Outcome::Table(table) => {
                     tables.records += table.entries.len();
                     tables.files.insert(number, table);
                 }
-                Outcome::Unreadable { bytes } => drop(tables.unreadable.insert(number, bytes)),
-                Outcome::Gone => {
-                    for path in [(place.public)(number), (place.private)(number)] {
-                        remove(&path, place.user);
-                    }
-                    gone.push(number);
+                Outcome::Unreadable { bytes } => {
+                    packed.health.read_failed();
+                    tables.unreadable.insert(number, bytes);
                 }
+                Outcome::Gone => tables.gone.push(number),
             }
         }
-        Ok((tables, gone))
+        Ok(tables)
     }
 
     /// How many replicas the files have records of.
     pub(crate) fn len(&self) -> usize {
         self.records
-    }
-
-    /// Files that could not be read.
-    pub(crate) fn unreadable_count(&self) -> usize {
-        self.unreadable.len()
     }
 
     /// A row vouches for a packed replica: whether its bytes are there. They are kept if so.
@@ -157,17 +144,19 @@ impl Tables {
         Seen::Whole
     }
 
-    /// The books take everything over: `shard_of` is told when what nobody vouched for is free. Answers those, as
-    /// replicas.
+    /// The books take everything over. Answers what nobody vouched for, as replicas; `shard_of` is told when it is free.
     pub(crate) fn adopt(
         self,
-        books: &mut Books,
+        packed: &Packed,
         shard_of: &dyn Fn(PayloadId) -> ShardIndex,
     ) -> Vec<ReplicaRef> {
+        self.tidy(packed);
         let mut dead = Vec::new();
+        let mut books = packed.books();
         for (number, table) in self.files {
             let Table { header, slots, is_sound, entries, .. } = table;
             let end = entries.last().map_or(header.first_page(), Entry::end);
+            // Where there is no room, nothing is added.
             let next_page = if is_sound { end } else { header.end_page() };
             books.adopt(Found { header, slots, next_page });
             for entry in entries {
@@ -184,14 +173,57 @@ impl Tables {
         for (number, bytes) in self.unreadable {
             books.left_alone(number, ByteCount(bytes));
         }
+        for number in self.gone {
+            books.left_alone(number, ByteCount(0));
+        }
         dead
+    }
+
+    /// Removes what was being made, gives what was about to be free its name back, and writes the log anew.
+    fn tidy(&self, packed: &Packed) {
+        for number in &self.gone {
+            for path in [packed.path(*number), packed.path_free(*number)] {
+                remove(&path, packed.user);
+            }
+        }
+        for (number, table) in self.files.iter().filter(|(_, table)| table.is_private) {
+            let named = packed.calls.rename(&packed.path_free(*number), &packed.path(*number));
+            if let Err(error) = named {
+                tracing::warn!("segment file {number:08x} cannot be given its name back: {error}");
+                debug_assert!(!table.entries.iter().any(|entry| entry.vouched.load(Ordering::Relaxed)));
+            }
+        }
+        // The highest number stays named, whatever became of its file: no client's stale path may lead to a new one.
+        let there = self.files.iter().map(|(number, table)| (*number, table.header.file_bytes()));
+        let last = self.gone.iter().max().map(|number| (*number, 0));
+        let names = there.chain(self.unreadable.iter().map(|(number, bytes)| (*number, *bytes))).chain(last);
+        let live: Live = names
+            .map(|(number, bytes)| {
+                let ReplicaRef { id, generation, size, .. } = name_in_log(number, bytes);
+                ((id, generation), Named { size, keep: true })
+            })
+            .collect();
+        let is_current = self.gone.len() <= 1 && packed.log.records() == live.len() as u64;
+        if !is_current && let Err(error) = packed.log.rewrite(&live) {
+            tracing::warn!("the segment files' log could not be compacted, and is used as it is: {error}");
+        }
     }
 }
 
-fn read_all(
-    place: &Place<'_>,
-    numbers: &[NonZeroU32],
-) -> Result<Vec<(NonZeroU32, Outcome)>, OpenError> {
+/// What lives or lived in a file, for compaction.
+pub(super) fn replicas_of(path: &Path, header: Header) -> io::Result<Vec<ReplicaRef>> {
+    let file = open(path)?;
+    let mut buffer = Vec::new();
+    read_piece(&file, 0, PIECE_FIRST, &mut buffer)?;
+    let reader = read_table(&file, header, &mut buffer)?;
+    let replica = |Entry { id, generation, size, page, .. }| {
+        let extent = Some(Extent { file: header.number, page });
+        ReplicaRef { tier: Tier::Disk, id, generation, size, extent }
+    };
+    Ok(reader.entries.into_iter().map(replica).collect())
+}
+
+fn read_all(packed: &Packed, numbers: &[NonZeroU32]) -> Result<Vec<(NonZeroU32, Outcome)>, OpenError> {
     let readers = thread::available_parallelism().map_or(1, usize::from).min(READERS_MAX).min(numbers.len());
     let next = AtomicUsize::new(0);
     let outcomes = Mutex::new(Vec::with_capacity(numbers.len()));
@@ -199,7 +231,7 @@ fn read_all(
         let read = || {
             let mut buffer = Vec::new();
             while let Some(number) = numbers.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let outcome = read_one(place, *number, &mut buffer);
+                let outcome = read_one(packed, *number, &mut buffer);
                 outcomes.lock().unwrap_or_else(PoisonError::into_inner).push((*number, outcome));
             }
         };
@@ -212,8 +244,8 @@ fn read_all(
 }
 
 /// Reads one file, under its public or its private name.
-fn read_one(place: &Place<'_>, number: NonZeroU32, buffer: &mut Vec<u8>) -> Result<Outcome, OpenError> {
-    let (public, private) = ((place.public)(number), (place.private)(number));
+fn read_one(packed: &Packed, number: NonZeroU32, buffer: &mut Vec<u8>) -> Result<Outcome, OpenError> {
+    let (public, private) = (packed.path(number), packed.path_free(number));
     let opened = match open(&public) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => open(&private).map(|file| (file, true)),
         other => other.map(|file| (file, false)),
@@ -224,21 +256,15 @@ fn read_one(place: &Place<'_>, number: NonZeroU32, buffer: &mut Vec<u8>) -> Resu
         Err(error) => return Ok(unreadable(number, 0, &error)),
     };
     let (length, ours) = match file.metadata() {
-        Ok(metadata) => (metadata.len(), metadata.is_file() && metadata.uid() == place.user),
+        Ok(metadata) => (metadata.len(), metadata.is_file() && metadata.uid() == packed.user),
         Err(error) => return Ok(unreadable(number, 0, &error)),
     };
     // Somebody put it in the place of ours.
     if !ours {
         return Ok(Outcome::Gone);
     }
-    match read_file(&file, place, number, length, is_private, buffer) {
-        Ok(Ok(Some(table))) => {
-            // It was to be free, and whether anybody had it open is not known: that is found out anew.
-            if is_private && let Err(error) = fs::rename(&private, &public) {
-                return Ok(unreadable(number, length, &error));
-            }
-            Ok(Outcome::Table(table))
-        }
+    match read_file(&file, packed, number, length, is_private, buffer) {
+        Ok(Ok(Some(table))) => Ok(Outcome::Table(table)),
         Ok(Ok(None)) => Ok(Outcome::Gone),
         Ok(Err(format)) => {
             Err(OpenError::SegmentNewer { path: if is_private { private } else { public }, format })
@@ -247,12 +273,12 @@ fn read_one(place: &Place<'_>, number: NonZeroU32, buffer: &mut Vec<u8>) -> Resu
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
+pub(super) fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(sys::HANDLE_WITH_CARE).open(path)
 }
 
 /// A link in its place is nothing of ours (O_NOFOLLOW).
-fn is_absence(error: &io::Error) -> bool {
+pub(super) fn is_absence(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ELOOP)
 }
 
@@ -264,11 +290,11 @@ fn unreadable(number: NonZeroU32, bytes: u64, error: &io::Error) -> Outcome {
     Outcome::Unreadable { bytes }
 }
 
-/// Removes a file that was being made; nobody can know it.
-fn remove(path: &Path, user: u32) {
+/// Removes a file, if it is there and ours.
+pub(super) fn remove(path: &Path, user: u32) {
     let ours = fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.uid() == user);
     if ours && let Err(error) = fs::remove_file(path) {
-        tracing::warn!("a segment file that was being made cannot be removed: {error}");
+        tracing::warn!("a segment file cannot be removed: {error}");
     }
 }
 
@@ -276,24 +302,43 @@ fn remove(path: &Path, user: u32) {
 /// error is the format of a later version.
 fn read_file(
     file: &File,
-    place: &Place<'_>,
+    packed: &Packed,
     number: NonZeroU32,
     length: u64,
     is_private: bool,
     buffer: &mut Vec<u8>,
 ) -> io::Result<Result<Option<Table>, u32>> {
     read_piece(file, 0, PIECE_FIRST, buffer)?;
-    let decoded = buffer.first_chunk::<RECORD_BYTES>().map(|bytes| Header::decode(bytes, &place.root));
+    let decoded = buffer.first_chunk::<RECORD_BYTES>().map(|bytes| Header::decode(bytes, &packed.root));
     let (header, is_certain) = match decoded {
         Some(Ok(header)) if header.number == number => (header, true),
         Some(Err(HeaderError::Newer(format))) => return Ok(Err(format)),
         // What was free has lost its header on purpose.
         _ if is_private => return Ok(Ok(None)),
-        _ => match Header::of_length(number, place.root, length) {
+        _ => match Header::of_length(number, packed.root, length) {
             Some(header) => (header, false),
             None => return Ok(Ok(None)),
         },
     };
+    let reader = read_table(file, header, buffer)?;
+    let Reader { slots, mut entries, is_damaged, .. } = reader;
+    if !is_certain && entries.is_empty() {
+        return Ok(Ok(None));
+    }
+    entries.shrink_to_fit();
+    let is_sound = is_certain && !is_damaged && length >= header.file_bytes();
+    if !is_sound {
+        let records = entries.len();
+        tracing::warn!(
+            "segment file {number:08x} is damaged, {records} of its records are left: they are served, and it is not \
+             filled further"
+        );
+    }
+    Ok(Ok(Some(Table { header, slots, is_sound, is_private, length, entries })))
+}
+
+/// Reads a table to its end; `buffer` has the start of the file.
+fn read_table(file: &File, header: Header, buffer: &mut Vec<u8>) -> io::Result<Reader> {
     let mut reader = Reader::new(header);
     let table_bytes = header.slots() as usize * RECORD_BYTES;
     // From here on the buffer holds the piece of the table that begins at `done`.
@@ -308,20 +353,7 @@ fn read_file(
         piece = (piece * 2).min(PIECE_LAST);
         read_piece(file, TABLE_OFFSET + done as u64, piece, buffer)?;
     }
-    let Reader { slots, mut entries, is_damaged, .. } = reader;
-    if !is_certain && entries.is_empty() {
-        return Ok(Ok(None));
-    }
-    entries.shrink_to_fit();
-    let is_sound = is_certain && !is_damaged && length >= header.file_bytes();
-    if !is_sound {
-        let records = entries.len();
-        tracing::warn!(
-            "segment file {number:08x} is damaged, {records} of its records are left: they are served, and it is not \
-             filled further"
-        );
-    }
-    Ok(Ok(Some(Table { header, slots, is_sound, length, entries })))
+    Ok(reader)
 }
 
 /// Reads up to so many bytes, fewer where the file ends.

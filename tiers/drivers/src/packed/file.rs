@@ -148,7 +148,15 @@ impl Packed {
                 // The log still names it, so the next boot removes it.
                 tracing::warn!(number = header.number, "removing an unfinished segment file: {error}");
             }
-            _ => self.gone(header.number, header.file_bytes()),
+            _ => self.forget(header.number, header.file_bytes()),
+        }
+    }
+
+    /// As [`gone`](Self::gone), but for the number that was given out last: a start must not give it out again, to a
+    /// client's stale path.
+    pub(super) fn forget(&self, number: NonZeroU32, file_bytes: u64) {
+        if self.books().number_last() != Some(number) {
+            self.gone(number, file_bytes);
         }
     }
 

@@ -7,13 +7,17 @@
 //! What the files say is in `payload_ledger::segments` (pure); this does it with real ones, for the disk's `FileStore`.
 //! - [`file`]: making, recycling and opening a segment file
 //! - [`writer`]: a group of payloads into one file
+//! - [`upkeep`]: recycling and compaction
+//! - [`boot`]: what an earlier run left
 //!
 //! Threads and locks: a lane's mutex is held by whoever writes to its file or closes it, across I/O; the mutex over the
 //! books is taken after it, for microseconds, and never held over a call that may block. A file that is open for
 //! writing has one descriptor here, so that [`crate::sys::nobody_else_has_it`] refuses it while anybody writes to it.
 //! Limits: one descriptor a lane, `Geometry::writers() + 1` lanes.
 
+pub(crate) mod boot;
 pub(crate) mod file;
+pub(crate) mod upkeep;
 pub(crate) mod writer;
 
 use std::collections::VecDeque;
@@ -27,6 +31,7 @@ use payload_types::effect::ReplicaRef;
 use payload_types::{ByteCount, Extent, Generation, PayloadId, ShardIndex, Tier};
 
 use self::file::LaneFile;
+use self::upkeep::Figures;
 use crate::calls::Calls;
 use crate::health::Health;
 use crate::intent::{IntentLog, Live};
@@ -60,6 +65,8 @@ pub(crate) struct Packed {
     turns: AtomicUsize,
     /// The writers' lanes, and the mover's last. `None`: nothing is open.
     lanes: Vec<Mutex<Option<LaneFile>>>,
+    /// What upkeep did.
+    figures: Figures,
     news: Mutex<News>,
     /// There are news for the upkeep thread.
     told: Condvar,
@@ -109,6 +116,7 @@ impl Packed {
             turns: AtomicUsize::new(0),
             books: Mutex::new(Books::new(parts.geometry)),
             lanes,
+            figures: Figures::default(),
             news: Mutex::default(),
             told: Condvar::new(),
         }
@@ -147,13 +155,6 @@ impl Packed {
 
     fn turn(&self) -> usize {
         self.turns.fetch_add(1, Ordering::Relaxed) % self.writers()
-    }
-
-    /// Closes a lane's file, in the books and here: nothing is added to it any more. Waits for whoever writes to it.
-    pub(crate) fn close_lane(&self, lane: Lane) {
-        let mut file = self.lane(lane);
-        self.books().close(lane);
-        *file = None;
     }
 
     /// A packed replica is wanted no more: its space is free when its file is recycled, and its shard is told then.
@@ -241,7 +242,6 @@ pub(crate) fn name_in_log(number: NonZeroU32, file_bytes: u64) -> ReplicaRef {
 }
 
 /// The file that a record of the intent log names; `None` when it is no name of ours.
-#[allow(dead_code)] // boot
 pub(crate) fn number_in_log(id: PayloadId, generation: Generation) -> Option<NonZeroU32> {
     let number = NonZeroU32::new(u32::try_from(generation.0).ok()?)?;
     (name_in_log(number, 0).id == id).then_some(number)

@@ -91,8 +91,8 @@ pub struct Reclaimed {
     pub removed: u64,
     /// Their bytes.
     pub removed_bytes: u64,
-    /// Replicas that somebody still has open or mapped. They have lost their names, they are removed when they are
-    /// let go, and until then they take space.
+    /// Replicas that somebody still has open or mapped, or that lie in segment files: nobody finds them any more, they
+    /// are removed when they are let go or their file is recycled, and until then they take space.
     pub held: u64,
     /// Their bytes.
     pub held_bytes: u64,

@@ -205,6 +205,13 @@ impl Books {
         self.number = self.number.max(header.number.get());
     }
 
+    /// Boot: a file that cannot be read stays and takes so much, whatever it holds; so much is 0 for one that is gone. Its
+    /// number is not given out again.
+    pub fn left_alone(&mut self, number: NonZeroU32, bytes: ByteCount) {
+        self.own += bytes.in_pages().0;
+        self.number = self.number.max(number.get());
+    }
+
     /// Boot: a row vouches for a payload.
     pub fn vouched(&mut self, extent: Extent, size: ByteCount) {
         self.written(extent, size);
@@ -325,6 +332,11 @@ impl Books {
         }
     }
 
+    /// The number given out last, or found at boot.
+    pub fn number_last(&self) -> Option<NonZeroU32> {
+        NonZeroU32::new(self.number)
+    }
+
     /// A free file, to be opened under a new number. It counts until [`opened`](Self::opened) or
     /// [`removed`](Self::removed) says what became of it.
     pub fn take_free(&mut self) -> Option<NonZeroU32> {
@@ -443,9 +455,9 @@ impl Books {
         self.files.values().filter(|file| file.phase == Phase::Free).count()
     }
 
-    /// A file is gone.
-    pub fn removed(&mut self, number: NonZeroU32) {
-        self.files.remove(&number);
+    /// A file is gone. Whoever died in it and was not told is.
+    pub fn removed(&mut self, number: NonZeroU32) -> Vec<Buried> {
+        self.files.remove(&number).map(|file| file.buried).unwrap_or_default()
     }
 
     // ---- compaction ----
@@ -537,6 +549,11 @@ impl Books {
         }
     }
 
+    /// What died in a file and is not free yet.
+    pub fn buried(&self, number: NonZeroU32) -> impl Iterator<Item = Generation> {
+        self.files.get(&number).into_iter().flat_map(|file| &file.buried).map(|buried| buried.generation)
+    }
+
     /// True while something lives in the file.
     pub fn is_alive(&self, number: NonZeroU32) -> bool {
         self.files.get(&number).is_some_and(|file| file.live_count > 0)
@@ -573,6 +590,11 @@ impl Books {
     /// What the disk holds: files of one replica, and segment files whole.
     pub fn physical(&self) -> ByteCount {
         ByteCount(self.own + self.files.values().map(|file| file.header.file_bytes()).sum::<u64>())
+    }
+
+    /// Bytes of the segment files.
+    pub fn file_bytes(&self) -> ByteCount {
+        ByteCount(self.physical().0 - self.own)
     }
 
     /// Bytes, in whole pages, of the payloads that live in segment files.
