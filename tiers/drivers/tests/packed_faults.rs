@@ -1,0 +1,222 @@
+//! Segment files on a disk that fails: what was acknowledged stays, what was not is told so, the source is as it was,
+//! a file whose fdatasync failed is never synced again, and a disk without room for a segment file is no failing disk.
+
+mod common;
+
+use std::fs::{self, OpenOptions};
+use std::num::NonZeroU32;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use common::{Place, Rig, engines, replica, sample, twin};
+use payload_drivers::faults::{Answer, Call, Faults};
+use payload_drivers::{Drivers, IoEngine, checksum};
+use payload_types::effect::ReplicaRef;
+use payload_types::event::{DriverErrorKind, TransferError};
+use payload_types::{ByteCount, DiskFault, DiskState, Tier};
+
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Segment files of 8 MiB, and one writer.
+fn faulty(io: IoEngine) -> (Place, Rig, Faults) {
+    let mut place = Place::new();
+    place.config.io = io;
+    place.config.disk_capacity = Some(ByteCount(256 << 20));
+    let faults = Faults::new();
+    let drivers = Drivers::open_faulty(place.config.clone(), faults.clone()).expect("opened");
+    (place, Rig::started(drivers), faults)
+}
+
+fn committed(rig: &mut Rig, bytes: &[u8]) -> ReplicaRef {
+    let replica = replica(Tier::Ram, bytes.len() as u64);
+    rig.create(replica).expect("created");
+    let file = OpenOptions::new().write(true).open(rig.path(replica)).expect("opened");
+    file.write_all_at(bytes, 0).expect("written");
+    rig.seal(replica, true).expect("sealed");
+    replica
+}
+
+fn read(rig: &Rig, replica: ReplicaRef) -> Vec<u8> {
+    let mut bytes = vec![0; replica.size.0 as usize];
+    let offset = replica.extent.map_or(0, payload_types::Extent::offset_bytes);
+    let file = fs::File::open(rig.path(replica)).expect("a client may open it");
+    file.read_exact_at(&mut bytes, offset).expect("it is there");
+    bytes
+}
+
+/// Packs it.
+fn spill(rig: &mut Rig, ram: ReplicaRef) -> Result<ReplicaRef, TransferError> {
+    let target = twin(ram, Tier::Disk);
+    let copied = rig.copied(ram, target, None)?;
+    assert!(copied.extent.is_some(), "{target:?} is packed");
+    Ok(ReplicaRef { extent: copied.extent, ..target })
+}
+
+fn file_of(replica: ReplicaRef) -> NonZeroU32 {
+    replica.extent.expect("packed").file
+}
+
+#[test]
+fn given_any_write_call_that_fails_when_packed_then_typed_nothing_lost_and_it_works_again_by_itself() {
+    let cases = [
+        (0, Call::Write, Answer::Io, DiskFault::Io, DriverErrorKind::Io),
+        (1, Call::Write, Answer::ReadOnly, DiskFault::ReadOnly, DriverErrorKind::Io),
+        (2, Call::Write, Answer::Io, DiskFault::Io, DriverErrorKind::Io),
+        (0, Call::Sync, Answer::Io, DiskFault::SyncFailed, DriverErrorKind::SyncFailed),
+    ];
+    for (io, (passing, call, answer, fault, kind)) in
+        engines().into_iter().flat_map(|io| cases.map(|case| (io, case)))
+    {
+        let what = format!("{io:?} {call:?} {answer:?} after {passing}");
+        let (_place, mut rig, faults) = faulty(io);
+        let bytes = sample(1_500_000);
+        let ram = committed(&mut rig, &bytes);
+        let first = spill(&mut rig, ram).expect("the disk is sound");
+        faults.fail_after(passing, call, answer);
+        let error = match spill(&mut rig, ram) {
+            Err(TransferError::Destination(error)) => error,
+            other => panic!("{what}: {other:?}"),
+        };
+        assert_eq!(error.kind, kind, "{what}: {}", error.message);
+        let now = rig.drivers.health().expect("a disk");
+        assert_eq!(now.state, DiskState::Failing(fault), "{what}");
+        assert_eq!(read(&rig, ram), bytes, "{what}: the source is as it was");
+        let made = faults.made(Call::Write) + faults.made(Call::Sync);
+        let Err(TransferError::Destination(_)) = spill(&mut rig, ram) else { panic!("{what}: refused") };
+        assert_eq!(faults.made(Call::Write) + faults.made(Call::Sync), made, "{what}: it is left alone");
+        assert_eq!(read(&rig, first), bytes, "{what}: what was acknowledged is there");
+
+        faults.end();
+        faults.advance(PAUSE);
+        let again = spill(&mut rig, ram).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+        assert!(read(&rig, again) == bytes, "{what}");
+        assert!(read(&rig, first) == bytes, "{what}");
+        assert_eq!(rig.drivers.health().expect("a disk").state, DiskState::Healthy, "{what}");
+        let is_same_file = file_of(first) == file_of(again);
+        assert_eq!(is_same_file, call != Call::Sync, "{what}: a file is never synced twice after a failure");
+    }
+}
+
+#[test]
+fn given_a_first_segment_file_that_cannot_be_begun_when_packed_then_typed_and_nothing_half_made_is_used() {
+    for (call, answer) in [
+        (Call::Create, Answer::Io),
+        (Call::Create, Answer::ReadOnly),
+        (Call::Reserve, Answer::Io),
+        (Call::Write, Answer::Io),
+        (Call::Sync, Answer::Io),
+        (Call::SyncDirectory, Answer::Io),
+    ] {
+        let (place, mut rig, faults) = faulty(IoEngine::Plain);
+        let bytes = sample(100_000);
+        let ram = committed(&mut rig, &bytes);
+        faults.fail(call, answer);
+        let error = match spill(&mut rig, ram) {
+            Err(TransferError::Destination(error)) => error,
+            other => panic!("{call:?}: {other:?}"),
+        };
+        assert_eq!(error.kind, DriverErrorKind::Io, "{call:?}: {}", error.message);
+        assert_ne!(rig.drivers.health().expect("a disk").state, DiskState::Healthy);
+        let left = fs::read_dir(place.root().join("segments")).expect("listed").count();
+        assert_eq!(left, 0, "{call:?}: nothing half made");
+        faults.end();
+        faults.advance(PAUSE);
+        let disk = spill(&mut rig, ram).expect("it works again");
+        assert!(read(&rig, disk) == bytes);
+    }
+}
+
+#[test]
+fn given_too_little_room_for_a_segment_file_when_packed_then_it_gets_a_file_of_its_own_and_nothing_fails() {
+    for io in engines() {
+        let (place, mut rig, faults) = faulty(io);
+        let bytes = sample(100_000);
+        let ram = committed(&mut rig, &bytes);
+        faults.available(1_000_000);
+        let alone = twin(ram, Tier::Disk);
+        let copied = rig.copied(ram, alone, Some(checksum(&bytes))).expect("copied");
+        assert_eq!(copied.extent, None);
+        assert_eq!(rig.drivers.health().expect("a disk").state, DiskState::Healthy);
+        assert_eq!(place.files(), [rig.path(alone)]);
+        faults.end();
+        let disk = spill(&mut rig, ram).expect("there is room again");
+        assert!(read(&rig, disk) == bytes);
+    }
+}
+
+#[test]
+fn given_short_writes_and_reads_when_packed_and_promoted_then_every_byte_passes() {
+    for io in engines() {
+        let (_place, mut rig, faults) = faulty(io);
+        faults.shorten(60_000);
+        for size in [1, 70_000, 2 << 20] {
+            let bytes = sample(size);
+            let ram = committed(&mut rig, &bytes);
+            let disk = spill(&mut rig, ram).expect("short writes are resumed");
+            assert!(read(&rig, disk) == bytes, "{size} bytes");
+            rig.detach(ram);
+            let back = twin(disk, Tier::Ram);
+            assert_eq!(rig.copy(disk, back, Some(checksum(&bytes))), Ok(checksum(&bytes)), "and short reads");
+            rig.detach(back);
+        }
+    }
+}
+
+#[test]
+fn given_a_client_that_cuts_and_rewrites_its_segment_while_it_is_packed_then_a_true_copy_or_a_source_error() {
+    for io in engines() {
+        let (_place, mut rig, _faults) = faulty(io);
+        let bytes = sample(2 << 20);
+        let (mut copies, mut errors) = (0, 0);
+        for round in 0..40 {
+            let source = committed(&mut rig, &bytes);
+            let path = rig.path(source);
+            fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o660)).expect("kept");
+            let producer = OpenOptions::new().write(true).open(&path).expect("opened");
+            let quiet = committed(&mut rig, &sample(round * 1000 + 1));
+            let targets = [source, quiet].map(|source| twin(source, Tier::Disk));
+            let is_over = AtomicBool::new(false);
+            let results = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    for turn in 0u64.. {
+                        if is_over.load(Ordering::SeqCst) {
+                            break;
+                        }
+                        producer
+                            .write_all_at(&turn.to_le_bytes(), (turn * 997) % (2 << 20))
+                            .expect("written");
+                        if round % 2 == 1 {
+                            producer.set_len(turn % (2 << 20)).expect("cut");
+                            producer.set_len(2 << 20).expect("stretched");
+                        }
+                    }
+                });
+                let results = rig.copy_all(&[(source, targets[0], None), (quiet, targets[1], None)]);
+                is_over.store(true, Ordering::SeqCst);
+                results
+            });
+            for ((target, result), is_quiet) in targets.into_iter().zip(results).zip([false, true]) {
+                match result {
+                    Ok(copied) => {
+                        let disk = ReplicaRef { extent: copied.extent, ..target };
+                        let found = checksum(&read(&rig, disk));
+                        assert_eq!(found, copied.checksum, "of the bytes that were written");
+                        copies += 1;
+                        if disk.extent.is_some() {
+                            rig.detach(disk);
+                        }
+                    }
+                    Err(TransferError::Source(error)) if !is_quiet => {
+                        assert_eq!(error.kind, DriverErrorKind::Truncated);
+                        errors += 1;
+                    }
+                    Err(other) => panic!("{other:?}"),
+                }
+            }
+            rig.detach(source);
+            rig.detach(quiet);
+        }
+        assert!(copies >= 60, "a producer that only rewrites spoils no copy: {copies}, {errors} errors");
+    }
+}
