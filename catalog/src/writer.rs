@@ -366,8 +366,11 @@ impl Worker {
                     return Some(self.refused(&error));
                 }
                 match took_effect(self.store.as_mut(), &self.changes) {
-                    // Found there, which says nothing of stable storage when it may be late.
-                    Ok(true) => return Some(self.made(!may_be_late)),
+                    Ok(true) => {
+                        // That it is there says nothing of stable storage when it may be late.
+                        let durable = !may_be_late || self.store.flush().is_ok();
+                        return Some(self.made(durable));
+                    }
                     Ok(false) => return Some(self.refused(&error)),
                     Err(_) if self.counters.stopping.load(Ordering::Relaxed) => return None,
                     Err(_) => {}

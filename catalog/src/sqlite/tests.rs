@@ -38,10 +38,22 @@ fn batch(numbers: std::ops::Range<u64>) -> Vec<CatalogChange> {
 }
 
 fn store() -> (tempfile::TempDir, SqliteStore) {
+    store_with(Synchronous::Full)
+}
+
+fn store_with(synchronous: Synchronous) -> (tempfile::TempDir, SqliteStore) {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let store =
-        SqliteStore::open(&directory.path().join("catalog.db"), Synchronous::Full).expect("a new database");
+    let store = SqliteStore::open(&directory.path().join("catalog.db"), synchronous).expect("a new database");
     (directory, store)
+}
+
+fn removal(number: u64) -> [CatalogChange; 1] {
+    [CatalogChange::Remove { key: row(number).key, epoch: Epoch(1) }]
+}
+
+/// What `PRAGMA synchronous` says: 1 NORMAL, 2 FULL.
+fn level(store: &SqliteStore) -> i64 {
+    store.connection.pragma_query_value(None, "synchronous", |row| row.get(0)).expect("a setting")
 }
 
 #[test]
@@ -126,6 +138,99 @@ fn given_the_settings_when_asked_then_every_transaction_is_synced_to_a_log() {
         store.connection.pragma_query_value(None, pragma, |row| row.get(0)).expect("a setting")
     };
     assert_eq!(text("journal_mode"), "wal");
-    assert_eq!(number("synchronous"), 2, "FULL");
+    assert_eq!(level(&store), 2, "FULL");
     assert_eq!(number("wal_autocheckpoint"), 0, "checkpoints are the writer's");
+}
+
+/// A copy of the database and of the log's first bytes, opened: what a loss of power may leave.
+fn after_power_loss(directory: &std::path::Path, log_bytes: u64) -> (tempfile::TempDir, SqliteStore) {
+    let copy = tempfile::tempdir().expect("a temporary directory");
+    for name in ["catalog.db", "catalog.db-wal"] {
+        std::fs::copy(directory.join(name), copy.path().join(name)).expect("a copy");
+    }
+    let log =
+        std::fs::OpenOptions::new().write(true).open(copy.path().join("catalog.db-wal")).expect("a log");
+    log.set_len(log_bytes).expect("cut");
+    let store = SqliteStore::open(&copy.path().join("catalog.db"), Synchronous::Normal).expect("it opens");
+    (copy, store)
+}
+
+#[test]
+fn given_late_removals_when_power_is_lost_then_the_last_ones_are_undone_whole_and_nothing_else() {
+    let (directory, mut store) = store_with(Synchronous::Normal);
+    let log_bytes = || std::fs::metadata(directory.path().join("catalog.db-wal")).expect("a log").len();
+    store.apply(&batch(0..10)).expect("10 rows");
+    // How long the log was after each removal: at least the first of these is on stable storage.
+    let mut lengths = vec![log_bytes()];
+    for number in 0..10 {
+        assert_eq!(store.apply_late(&removal(number)), Ok(false));
+        lengths.push(log_bytes());
+    }
+    assert!(lengths.windows(2).all(|pair| pair[0] < pair[1]), "{lengths:?}");
+    for (removed, length) in (0..).zip(&lengths) {
+        // As long as it was, and torn within the removal that followed.
+        for torn_bytes in [0, 1, 4000] {
+            let (_copy, mut found) = after_power_loss(directory.path(), length + torn_bytes);
+            let mut rows = Vec::new();
+            found.load(&mut |row| rows.push(row)).expect("rows load");
+            assert_eq!(rows, (removed..10).map(row).collect::<Vec<_>>(), "{removed} removals survived");
+        }
+    }
+}
+
+#[test]
+fn given_late_removals_when_flushed_then_a_synced_frame_is_written_and_only_once() {
+    let (_directory, mut store) = store_with(Synchronous::Normal);
+    store.apply(&batch(0..10)).expect("10 rows");
+    assert_eq!(level(&store), 2, "what makes a row is synced");
+    let before = store.log_bytes();
+    store.flush().expect("nothing is late");
+    assert_eq!(store.log_bytes(), before);
+    assert_eq!(store.apply_late(&removal(0)), Ok(false));
+    assert_eq!(level(&store), 1, "NORMAL");
+    let before = store.log_bytes();
+    store.flush().expect("flushed");
+    assert_eq!(level(&store), 2, "the flush is synced");
+    assert_eq!(
+        store.log_bytes(),
+        before + store.page_bytes,
+        "and it is a transaction, or nothing would be synced"
+    );
+    store.flush().expect("nothing is late");
+    assert_eq!(store.log_bytes(), before + store.page_bytes);
+    assert_eq!(store.count(), Ok(9));
+}
+
+#[test]
+fn given_a_reader_in_the_way_when_flushed_then_it_does_not_matter() {
+    let (directory, mut store) = store_with(Synchronous::Normal);
+    store.apply(&batch(0..10)).expect("10 rows");
+    let reader = Connection::open(directory.path().join("catalog.db")).expect("a second connection");
+    reader.execute_batch("BEGIN; SELECT count(*) FROM payload;").expect("a read transaction");
+    assert_eq!(store.apply_late(&removal(0)), Ok(false));
+    store.flush().expect("a checkpoint could not have moved the removal");
+    assert_eq!(store.apply_late(&[]), Ok(true));
+}
+
+#[test]
+fn given_a_sync_that_may_have_failed_when_removals_are_late_then_only_an_emptied_log_makes_them_durable() {
+    let (directory, mut store) = store_with(Synchronous::Normal);
+    store.connection.busy_timeout(std::time::Duration::ZERO).expect("a setting");
+    store.apply(&batch(0..10)).expect("10 rows");
+    assert_eq!(store.apply_late(&removal(0)), Ok(false));
+    store.suspect = true;
+    let reader = Connection::open(directory.path().join("catalog.db")).expect("a second connection");
+    reader.execute_batch("BEGIN; SELECT count(*) FROM payload;").expect("a read transaction");
+    assert!(matches!(store.flush(), Err(StoreError::Unavailable(_))));
+    assert!(
+        matches!(store.apply(&batch(10..11)), Err(StoreError::Unavailable(_))),
+        "it would claim too much"
+    );
+    assert_eq!(store.apply_late(&removal(1)), Ok(false), "removals go on");
+    reader.execute_batch("COMMIT").expect("the reader ends");
+    store.flush().expect("the log is emptied");
+    assert_eq!(store.apply_late(&[]), Ok(true));
+    assert_eq!(std::fs::metadata(directory.path().join("catalog.db-wal")).expect("a log").len(), 0);
+    store.apply(&batch(10..11)).expect("as ever");
+    assert_eq!(store.count(), Ok(9));
 }

@@ -38,6 +38,21 @@ impl Backend for Decorated {
     }
 }
 
+/// `SqliteStore` with `Synchronous::Normal` in a temporary directory.
+pub struct SqliteNormal;
+
+impl Backend for SqliteNormal {
+    type Home = tempfile::TempDir;
+    const KEEPS: bool = true;
+    fn home() -> Self::Home {
+        Sqlite::home()
+    }
+    fn open(home: &Self::Home) -> Box<dyn Store> {
+        let opened = SqliteStore::open(&home.path().join("catalog.db"), Synchronous::Normal);
+        Box::new(opened.expect("the database opens"))
+    }
+}
+
 /// `SqliteStore` in a temporary directory.
 pub struct Sqlite;
 

@@ -246,6 +246,34 @@ pub fn given_ten_thousand_rows_when_changed_in_batches_then_all_is_accounted_for
     assert_eq!(all(store.as_mut()), expected);
 }
 
+pub fn given_late_changes_when_applied_then_they_are_seen_at_once_in_order_and_stay<B: Backend>() {
+    let (home, mut store) = opened::<B>();
+    store.flush().expect("nothing to flush is no trouble");
+    store.apply(&[put(row(1)), put(row(2)), put(row(3))]).expect("stored");
+    let durable = store.apply_late(&[remove(1, 1)]).expect("removed");
+    assert_eq!(all(store.as_mut()), [row(2), row(3)]);
+    assert_eq!(store.apply_late(&[]), Ok(durable), "no changes make nothing durable");
+    store.apply(&[put(row(4))]).expect("stored");
+    assert_eq!(store.apply_late(&[]), Ok(true), "a transaction that is not late takes those before it along");
+    assert_eq!(store.apply_late(&[remove(2, 1)]), Ok(durable));
+    store.checkpoint().expect("checkpointed");
+    assert_eq!(store.apply_late(&[remove(2, 1)]), Ok(durable), "repeated");
+    store.flush().expect("flushed");
+    assert_eq!(store.apply_late(&[]), Ok(true));
+    assert_eq!(store.apply_late(&[remove(3, 1)]), Ok(durable));
+    let mut unstorable = row(5);
+    unstorable.size = ByteCount(STORED_INTEGER_MAX + 1);
+    assert!(matches!(store.apply_late(&[remove(4, 1), put(unstorable)]), Err(StoreError::Unstorable(_))));
+    if B::KEEPS {
+        // As after a kill: nobody flushed.
+        drop(store);
+        store = B::open(&home);
+        store.begin_epoch("a").expect("registered");
+        assert_eq!(store.apply_late(&[]), Ok(true), "a start makes durable what the one before left");
+    }
+    assert_eq!(all(store.as_mut()), [row(4)]);
+}
+
 macro_rules! suite {
     ($($backend:ident: $module:ident),* => $list:tt) => {
         $(mod $module { suite!(@tests $backend $list); })*
@@ -256,7 +284,7 @@ macro_rules! suite {
 }
 
 suite! {
-    Memory: memory, Decorated: decorated, Sqlite: sqlite => [
+    Memory: memory, Decorated: decorated, Sqlite: sqlite, SqliteNormal: sqlite_normal => [
         given_a_new_store_when_asked_then_it_is_empty_and_has_the_default_namespace,
         given_starts_when_numbered_then_each_is_one_more_whatever_the_nodes_name,
         given_a_node_when_bound_to_a_disk_root_then_the_catalog_knows_it_and_a_new_one_replaces_it,
@@ -271,5 +299,6 @@ suite! {
         given_a_row_out_of_range_when_applied_then_its_batch_is_refused_whole,
         given_a_packed_or_unsound_replica_when_it_changes_then_the_row_says_what_is_true_now,
         given_ten_thousand_rows_when_changed_in_batches_then_all_is_accounted_for,
+        given_late_changes_when_applied_then_they_are_seen_at_once_in_order_and_stay,
     ]
 }

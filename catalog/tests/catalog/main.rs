@@ -8,6 +8,7 @@ mod conformance;
 mod ddl;
 mod files;
 mod kill;
+mod late;
 mod migrations;
 mod recovery;
 mod rows;

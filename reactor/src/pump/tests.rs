@@ -248,3 +248,26 @@ fn given_work_that_a_step_left_over_when_closing_then_it_is_still_done() {
     assert_eq!(node.pumps[0].core.seen, [Event::Timer]);
     assert!(node.shared.boxes[0].drained.load(Ordering::SeqCst));
 }
+
+#[test]
+fn given_word_of_what_is_durable_when_more_comes_before_a_turn_then_the_shard_hears_the_newest_once() {
+    let mut node = Node::new(2);
+    let durable = |sequence| Completion::Durable { sequence };
+    assert_eq!(node.turn(1, 1), NextWake::Idle);
+    for sequence in [4, 9, 7] {
+        node.handle.complete(ShardIndex(1), durable(sequence));
+    }
+    assert!(node.pumps[1].has_work() && !node.pumps[0].has_work());
+    assert_eq!(node.turn(1, 2), NextWake::Idle);
+    assert_eq!(node.pumps[1].core.seen, [Event::Completion(durable(9))]);
+    node.handle.complete(ShardIndex(1), durable(9));
+    assert!(!node.pumps[1].has_work(), "nothing new");
+    // It takes no place among the completions.
+    (0..)
+        .map(freed)
+        .take_while(|_| node.shared.boxes[1].done.len() < node.shared.boxes[1].done.capacity())
+        .for_each(|freed| node.handle.complete(ShardIndex(1), freed));
+    node.handle.complete(ShardIndex(1), durable(10));
+    node.turn(1, 3);
+    assert_eq!(node.pumps[1].core.seen[1], Event::Completion(durable(10)));
+}
