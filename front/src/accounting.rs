@@ -64,6 +64,7 @@ impl Accounting {
             connections: self.connections.count() as u64,
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             disk: self.disk.look(),
+            segments: self.disk.segments(),
         };
         Ok(encode::stats(&parts, &node))
     }

@@ -99,8 +99,27 @@ fn node(text: &mut Text, stats: &StatsResponse, in_flight: usize) {
         one("read_failures_total", Kind::Counter, "Reads that failed.", disk.read_failures_total);
         one("slow_operations_total", Kind::Counter, "Operations that took too long.", disk.slow_total);
     }
+    segments(text, stats);
     let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
     text.family("payload_manager_build_info", Kind::Gauge, "Always 1; its label says more.", [(version, 1)]);
+}
+
+fn segments(text: &mut Text, stats: &StatsResponse) {
+    let Some(segments) = &stats.disk_segments else { return };
+    let mut one = |name: &str, kind, help: &str, value: u64| {
+        text.family(&format!("payload_manager_segment_{name}"), kind, help, [(Vec::new(), value)]);
+    };
+    let (gauge, counter) = (Kind::Gauge, Kind::Counter);
+    one("files", gauge, "Segment files, free ones included.", segments.files);
+    one("files_free", gauge, "Kept for what is written next.", segments.files_free);
+    one("files_held", gauge, "Nothing lives in them, and somebody has them open.", segments.files_held);
+    one("file_bytes", gauge, "What they take on the disk.", segments.file_bytes);
+    one("live_bytes", gauge, "Of that: payloads that live.", segments.live_bytes);
+    one("dead_bytes", gauge, "Of that: payloads that are dead and not free.", segments.dead_bytes);
+    one("recycled_total", counter, "Files used again or removed.", segments.recycled_total);
+    one("emptied_total", counter, "Of those: emptied by compaction.", segments.emptied_total);
+    one("moved_total", counter, "Replicas that compaction moved.", segments.moved_total);
+    one("moved_bytes_total", counter, "Their bytes.", segments.moved_bytes_total);
 }
 
 fn shards(text: &mut Text, reactor: &ReactorHandle) {

@@ -261,6 +261,7 @@ fn given_our_own_fields_when_read_then_they_are_the_ones_agreed_on() {
         "PromoteRequest.expected_version = 1000",
         "SpillRequest.expected_version = 1000",
         "StatsResponse.disk = 1002",
+        "StatsResponse.disk_segments = 1003",
         "StatsResponse.node = 1001",
         "StatsResponse.tiers = 1000",
     ];

@@ -6,7 +6,7 @@ use payload_client::Client;
 use payload_types::{ByteCount, time};
 use payload_wire::enums;
 use payload_wire::pb::admin::v1::StatsResponse;
-use payload_wire::pb::operations::v1::{DiskHealth, NodeAccounting, TierAccounting};
+use payload_wire::pb::operations::v1::{DiskHealth, DiskSegments, NodeAccounting, TierAccounting};
 use serde::Serialize;
 
 use crate::output::{Block, Output};
@@ -28,6 +28,8 @@ struct Stats {
     node: BTreeMap<&'static str, u64>,
     /// The disk root; null on a server that does not tell.
     disk: Option<Disk>,
+    /// Its segment files; null where no payloads share files.
+    disk_segments: Option<BTreeMap<&'static str, u64>>,
 }
 
 /// How the disk root is doing.
@@ -90,6 +92,21 @@ const NODE_FIGURES: [NodeFigure; 6] = [
     ("uptime_ms", |node| node.uptime_ms),
 ];
 
+type SegmentFigure = (&'static str, fn(&DiskSegments) -> u64);
+
+const SEGMENT_FIGURES: [SegmentFigure; 10] = [
+    ("files", |segments| segments.files),
+    ("files_free", |segments| segments.files_free),
+    ("files_held", |segments| segments.files_held),
+    ("file_bytes", |segments| segments.file_bytes),
+    ("live_bytes", |segments| segments.live_bytes),
+    ("dead_bytes", |segments| segments.dead_bytes),
+    ("recycled_total", |segments| segments.recycled_total),
+    ("emptied_total", |segments| segments.emptied_total),
+    ("moved_total", |segments| segments.moved_total),
+    ("moved_bytes_total", |segments| segments.moved_bytes_total),
+];
+
 /// Shows the statistics.
 pub async fn run(client: &Client, output: &mut Output) -> anyhow::Result<()> {
     let answer = client.accounting().await?;
@@ -120,6 +137,9 @@ impl From<&StatsResponse> for Stats {
             bytes_object: answer.bytes_object,
             tiers: answer.tiers.iter().map(|tier| (tier_name(tier), figures(tier))).collect(),
             disk: answer.disk.as_ref().map(Disk::from),
+            disk_segments: answer.disk_segments.as_ref().map(|segments| {
+                SEGMENT_FIGURES.iter().map(|(field, figure)| (*field, figure(segments))).collect()
+            }),
             node: NODE_FIGURES.iter().map(|(field, figure)| (*field, figure(&node))).collect(),
         }
     }
@@ -194,6 +214,31 @@ impl Block for Stats {
         if let Some(disk) = &self.disk {
             fields.push(("disk", disk.sentence()));
         }
+        if let Some(segments) = &self.disk_segments {
+            let bytes = |field: &str| ByteCount(segments[field]);
+            fields.push((
+                "segment files",
+                format!(
+                    "{} of {} ({} free, {} held open): {} live, {} dead",
+                    segments["files"],
+                    bytes("file_bytes"),
+                    segments["files_free"],
+                    segments["files_held"],
+                    bytes("live_bytes"),
+                    bytes("dead_bytes")
+                ),
+            ));
+            fields.push((
+                "compaction",
+                format!(
+                    "{} payloads of {} moved, {} files emptied, {} used again or removed",
+                    segments["moved_total"],
+                    bytes("moved_bytes_total"),
+                    segments["emptied_total"],
+                    segments["recycled_total"]
+                ),
+            ));
+        }
         fields.push(("connections", number("connections")));
         // Whole seconds: nobody reads more of an uptime.
         fields.push(("up for", time::format_millis(self.node["uptime_ms"] / 1_000 * 1_000)));
@@ -220,6 +265,7 @@ mod tests {
         StatsResponse {
             payloads_ram: 3,
             tiers: vec![ram, disk],
+            disk_segments: Some(DiskSegments { files: 7, live_bytes: 3 << 20, ..DiskSegments::default() }),
             node: Some(node),
             ..StatsResponse::default()
         }
@@ -234,6 +280,8 @@ mod tests {
         assert_eq!(json["tiers"]["ram"]["physical_bytes"], 1 << 20);
         assert!(json["tiers"]["disk"]["physical_bytes"].is_null(), "not measured yet");
         assert!(json["tiers"].get("gpu").is_none(), "not configured");
+        assert_eq!(json["disk_segments"].as_object().expect("figures").len(), SEGMENT_FIGURES.len());
+        assert_eq!(json["disk_segments"]["live_bytes"], 3 << 20);
         assert_eq!((&json["node"]["leases"], &json["node"]["uptime_ms"]), (&2.into(), &61_234.into()));
     }
 
@@ -266,6 +314,7 @@ mod tests {
         let of = |name: &str| fields.iter().find(|(field, _)| *field == name).expect(name).1.clone();
         assert_eq!(of("TIER").split_whitespace().collect::<Vec<_>>(), ["ram", "disk"]);
         assert_eq!(of("capacity").trim(), "1 GiB       2 GiB");
+        assert_eq!(of("segment files"), "7 of 0 B (0 free, 0 held open): 3 MiB live, 0 B dead");
         assert_eq!(of("physical").split_whitespace().last(), Some("-"));
         assert_eq!((of("leases").as_str(), of("up for").as_str()), ("2 held, 5 granted", "61s"));
     }

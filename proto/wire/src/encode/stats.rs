@@ -1,7 +1,7 @@
 //! The answer to Stats, summed over shards.
 
 use payload_types::reply::{ShardStats, TierStats};
-use payload_types::{DiskFault, DiskHealth, DiskState, PerTier, Tier};
+use payload_types::{DiskFault, DiskHealth, DiskSegments, DiskState, PerTier, Tier};
 
 use crate::encode::timestamp;
 use crate::enums;
@@ -22,6 +22,8 @@ pub struct NodeFigures {
     pub uptime_ms: u64,
     /// How the disk root is doing, where there is one.
     pub disk: Option<DiskHealth>,
+    /// Its segment files, where there are any.
+    pub segments: Option<DiskSegments>,
 }
 
 /// Sums what the shards answered. No sum of payload counts or sizes of one machine comes near 2^64.
@@ -48,6 +50,22 @@ pub fn stats(shards: &[ShardStats], node: &NodeFigures) -> pb::StatsResponse {
             uptime_ms: node.uptime_ms,
         }),
         disk: node.disk.as_ref().map(disk),
+        disk_segments: node.segments.map(segments),
+    }
+}
+
+fn segments(found: DiskSegments) -> pb_operations::DiskSegments {
+    pb_operations::DiskSegments {
+        files: found.files,
+        files_free: found.files_free,
+        files_held: found.files_held,
+        file_bytes: found.file_bytes.0,
+        live_bytes: found.live_bytes.0,
+        dead_bytes: found.dead_bytes.0,
+        recycled_total: found.recycled_total,
+        emptied_total: found.emptied_total,
+        moved_total: found.moved_total,
+        moved_bytes_total: found.moved_bytes_total,
     }
 }
 
@@ -108,6 +126,7 @@ fn accounting(tier: Tier, shards: &[ShardStats], node: &NodeFigures) -> Option<T
 
 #[cfg(test)]
 mod tests {
+    use payload_types::ByteCount;
     use payload_types::effect::TierUsage;
     use payload_types::reply::MovedTotals;
 
@@ -136,6 +155,7 @@ mod tests {
             node: Some(NodeAccounting::default()),
             tiers: Vec::new(),
             disk: None,
+            disk_segments: None,
         };
         assert_eq!(sum, expected, "no tier is configured");
     }
@@ -189,6 +209,37 @@ mod tests {
         assert_eq!(ram.capacity_bytes, ram.free_bytes + ram.reserved_bytes + ram.allocated_bytes);
         let node = sum.node.expect("always there");
         assert_eq!((node.leases, node.leases_granted_total, node.connections), (4, 18, 6));
+    }
+
+    #[test]
+    fn given_segment_files_when_told_then_each_figure_stands_in_its_own_field() {
+        let found = DiskSegments {
+            files: 1,
+            files_free: 2,
+            files_held: 3,
+            file_bytes: ByteCount(4),
+            live_bytes: ByteCount(5),
+            dead_bytes: ByteCount(6),
+            recycled_total: 7,
+            emptied_total: 8,
+            moved_total: 9,
+            moved_bytes_total: 10,
+        };
+        let node = NodeFigures { segments: Some(found), ..NodeFigures::default() };
+        let told = stats(&[ShardStats::default()], &node).disk_segments.expect("there are some");
+        let expected = pb_operations::DiskSegments {
+            files: 1,
+            files_free: 2,
+            files_held: 3,
+            file_bytes: 4,
+            live_bytes: 5,
+            dead_bytes: 6,
+            recycled_total: 7,
+            emptied_total: 8,
+            moved_total: 9,
+            moved_bytes_total: 10,
+        };
+        assert_eq!(told, expected);
     }
 
     #[test]
