@@ -163,9 +163,9 @@ fn given_a_directory_that_is_not_ours_when_opened_then_it_is_refused_and_untouch
     place.open().shutdown();
     let marker = place.root().join("payload-manager.root");
     let text = fs::read_to_string(&marker).expect("a marker");
-    fs::write(&marker, text.replace("format: 1", "format: 2")).expect("a later version was here");
+    fs::write(&marker, text.replace("format: 2", "format: 3")).expect("a later version was here");
     let error = open();
-    assert!(matches!(error, OpenError::RootNewer { format: 2, format_max: 1, .. }), "{error}");
+    assert!(matches!(error, OpenError::RootNewer { format: 3, format_max: 2, .. }), "{error}");
     fs::write(&marker, [0xFF, 0xFE, 0]).expect("damaged");
     assert!(matches!(open(), OpenError::MarkerDamaged { .. }));
     fs::write(&marker, &text).expect("restored");
