@@ -34,10 +34,14 @@ pub(super) enum Task {
     Detach { shard: usize, name: BlockName },
     /// A driver looks whether anybody still maps a detached block.
     Free { shard: usize, name: BlockName, detached: Monotonic },
+    /// The disk store looks for segment files to recycle, and for one to empty.
+    Compact,
     /// The catalog writer takes a batch.
     CatalogBegin,
     /// Its transaction ends.
     CatalogEnd,
+    /// It syncs what it acknowledged early.
+    CatalogFlush,
 }
 
 impl Task {

@@ -299,6 +299,9 @@ impl Oracle {
         if seen.tier == Tier::Disk {
             self.coverage.hit("lease_on_file");
         }
+        if self.came_back.contains(&request.key) {
+            self.coverage.hit("served_after_power_loss_undid_its_removal");
+        }
         if slower {
             self.coverage.hit("acquire_best_effort_on_slower_replica");
         }

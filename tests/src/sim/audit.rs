@@ -153,6 +153,7 @@ impl Oracle {
 
     /// Boot. What the storage kept and the durable rows decide everything that was in doubt.
     pub(super) fn boot(&mut self, scene: Scene<'_>, power_loss: bool) -> Result<(), Breach> {
+        self.judge_return(scene)?;
         let Self { facts, coverage, .. } = self;
         for fact in facts.values_mut().filter(|fact| !fact.gone) {
             let must_exist = fact.committed && fact.must_exist(scene.now, scene.plan);
@@ -274,10 +275,17 @@ impl Oracle {
         for tier in Tier::ALL {
             let shown: u64 = looks.iter().map(|look| look.stats.tiers[tier].bytes).sum();
             let blocks = scene.storage.blocks.iter().filter(|(name, _)| name.tier == tier);
-            if let Some((name, block)) = blocks.clone().find(|(_, block)| block.phase != Phase::Ready) {
+            // What is dead in a segment file stays until it is worth to empty that; to the end only with what lives.
+            let may_stay = |block: &super::storage::Block| {
+                block.extent.is_some() && block.phase == Phase::Detached && !looks.is_empty()
+            };
+            let is_left =
+                |(_, block): &(_, &super::storage::Block)| block.phase != Phase::Ready && !may_stay(block);
+            if let Some((name, block)) = blocks.clone().find(is_left) {
                 return breach(Rule::Leak, format!("{name:?} is still {block:?}"));
             }
-            let there: u64 = blocks.map(|(_, block)| block.size.0).sum();
+            let there: u64 =
+                blocks.filter(|(_, block)| block.phase == Phase::Ready).map(|(_, block)| block.size.0).sum();
             if shown != there {
                 return breach(
                     Rule::Accounting,
@@ -293,8 +301,9 @@ impl Oracle {
             if !fact.committed && !fact.commit_maybe {
                 return breach(Rule::Leak, format!("an allocation outlived its timeout: {row:?} {fact:?}"));
             }
-            let fastest =
-                scene.storage.blocks.keys().filter(|name| name.id == key.id).map(|name| name.tier).min();
+            let there = scene.storage.blocks.iter();
+            let there = there.filter(|(name, block)| name.id == key.id && block.phase == Phase::Ready);
+            let fastest = there.map(|(name, _)| name.tier).min();
             if Some(row.tier) != fastest {
                 return breach(
                     Rule::WrongAnswer,
@@ -326,11 +335,19 @@ impl Oracle {
             let Some(block) = block.filter(|block| block.phase == Phase::Ready && block.sealed) else {
                 return breach(Rule::Row, format!("vouches for what is not there: {row:?} {block:?}"));
             };
+            if replica.extent != block.extent {
+                return breach(Rule::Row, format!("names another place: {row:?} {block:?}"));
+            }
             if replica.synced && !block.synced {
                 return breach(Rule::Row, format!("says synced, and it is not: {row:?} {block:?}"));
             }
         }
         let durable = row.replicas.iter().any(|replica| replica.tier.is_durable());
+        let unsound = row.replicas.iter().any(|replica| !replica.sound);
+        let volatile = row.replicas.iter().any(|replica| !replica.tier.is_durable());
+        if durable && volatile && !unsound {
+            return breach(Rule::Row, format!("vouches for a volatile replica without need: {row:?}"));
+        }
         if row.health == Health::Good
             && durable != (row.state == PayloadState::Durable)
             && row.state != PayloadState::Expired

@@ -15,6 +15,8 @@ pub enum Canary {
     EarlyFree,
     /// A change of the catalog is acknowledged when it is queued.
     AcknowledgementBeforeTransaction,
+    /// A removal that is not synced yet is acknowledged as durable.
+    LateAsDurable,
     /// One reply in twenty never leaves.
     LostReply,
     /// One reply in twenty leaves twice.
@@ -39,14 +41,23 @@ pub enum Canary {
     LostWake,
     /// The arbiter never hears that somebody waits no more: what it collected for him stays with him.
     ForgottenCancel,
+    /// A segment file is used again while somebody leases what was moved out of it.
+    RecycledWhileLeased,
+    /// What was moved is charged in its new place, and in its old one.
+    RelocationChargedTwice,
+    /// A dropped replica in a segment file is reported free before the file is recycled.
+    PackedFreedEarly,
+    /// The row of a moved replica still names the place that it was moved from.
+    RowNamesOldExtent,
 }
 
 impl Canary {
     /// Each of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 20] = [
         Self::LeaseSpillRace,
         Self::EarlyFree,
         Self::AcknowledgementBeforeTransaction,
+        Self::LateAsDurable,
         Self::LostReply,
         Self::RepeatedReply,
         Self::VersionRegress,
@@ -59,6 +70,10 @@ impl Canary {
         Self::OverEviction,
         Self::LostWake,
         Self::ForgottenCancel,
+        Self::RecycledWhileLeased,
+        Self::RelocationChargedTwice,
+        Self::PackedFreedEarly,
+        Self::RowNamesOldExtent,
     ];
 
     /// The rules by which it may be noticed: what it breaks itself, not what breaks later because of it.
@@ -69,6 +84,7 @@ impl Canary {
             Self::AcknowledgementBeforeTransaction => {
                 &[Rule::Acknowledgement, Rule::FreeBeforeDurable, Rule::CommitLost]
             }
+            Self::LateAsDurable => &[Rule::FreeBeforeDurable],
             Self::LostReply => &[Rule::Answers, Rule::Deadline],
             Self::RepeatedReply => &[Rule::Answers],
             Self::VersionRegress => &[Rule::Version],
@@ -81,6 +97,10 @@ impl Canary {
             Self::OverEviction => &[Rule::Eviction],
             Self::LostWake => &[Rule::Deadline, Rule::Answers, Rule::Leak],
             Self::ForgottenCancel => &[Rule::Budget],
+            Self::RecycledWhileLeased => &[Rule::LiveLease, Rule::DropInUse, Rule::Extent],
+            Self::RelocationChargedTwice => &[Rule::Accounting, Rule::Leak, Rule::Budget],
+            Self::PackedFreedEarly => &[Rule::Accounting],
+            Self::RowNamesOldExtent => &[Rule::FreeBeforeDurable, Rule::CommitLost],
         }
     }
 

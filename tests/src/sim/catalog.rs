@@ -9,6 +9,9 @@ use payload_catalog::{MemoryStore, Store};
 use payload_types::effect::{CatalogChange, CatalogOp};
 use payload_types::{Epoch, PayloadKey, PayloadRow};
 
+use super::faults::Rng;
+use super::late::LateLog;
+
 /// See the module.
 pub(super) struct Catalog {
     store: MemoryStore,
@@ -18,6 +21,8 @@ pub(super) struct Catalog {
     pub(super) ever_stored: BTreeSet<PayloadKey>,
     pub(super) queue: VecDeque<CatalogOp>,
     pub(super) batch: Vec<CatalogOp>,
+    /// What is applied and not synced.
+    pub(super) late: LateLog,
 }
 
 impl Catalog {
@@ -29,11 +34,13 @@ impl Catalog {
             ever_stored: BTreeSet::new(),
             queue: VecDeque::new(),
             batch: Vec::new(),
+            late: LateLog::default(),
         }
     }
 
-    /// A boot: the next epoch.
+    /// A boot: the next epoch, with which the log is synced.
     pub(super) fn begin_epoch(&mut self) -> Epoch {
+        self.late.begin();
         self.store.begin_epoch("sim").expect("the memory store does not fail")
     }
 
@@ -44,9 +51,10 @@ impl Catalog {
         count > 0
     }
 
-    /// The transaction commits.
-    pub(super) fn apply(&mut self) {
+    /// The transaction commits, and is acknowledged with this sequence.
+    pub(super) fn apply(&mut self) -> u64 {
         let changes: Vec<CatalogChange> = self.batch.iter().map(|op| op.change.clone()).collect();
+        let sequence = self.late.applies(&self.store, &changes);
         self.store.apply(&changes).expect("the memory store does not fail");
         for change in &changes {
             if let CatalogChange::Put(row) = change {
@@ -54,6 +62,7 @@ impl Catalog {
             }
         }
         self.reload();
+        sequence
     }
 
     /// Reads the store back.
@@ -67,12 +76,16 @@ impl Catalog {
             .expect("the memory store does not fail");
     }
 
-    /// The server dies: the queue is lost, the transaction under way may have happened.
-    pub(super) fn crash(&mut self, batch_happened: bool) {
+    /// The server dies: the queue is lost, the transaction under way may have happened. True when with the power removals
+    /// were lost that had happened.
+    pub(super) fn crash(&mut self, batch_happened: bool, power_loss: bool, rng: &mut Rng) -> bool {
         self.queue.clear();
         if batch_happened && !self.batch.is_empty() {
             self.apply();
         }
         self.batch.clear();
+        let undone = self.late.crash(&mut self.store, power_loss, rng);
+        self.reload();
+        undone
     }
 }

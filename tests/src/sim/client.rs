@@ -77,6 +77,9 @@ impl World {
         if self.rng.chance(self.plan.damage_permille) {
             self.damage_something();
         }
+        if self.rng.chance(self.plan.relocate_permille) {
+            self.offer_something();
+        }
         if self.plan.crowd && !self.client.crowd_done {
             self.client.crowd_done = true;
             for _ in 0..self.plan.payloads_wanted {
@@ -165,7 +168,11 @@ impl World {
         }
         let key = self.some_key();
         let expected_version = self.some_fence(key);
-        match self.rng.below(100) {
+        let dice = match self.plan.churn && self.rng.chance(600) {
+            true => self.rng.pick(&[6, 7, 50, 50, 50, 60, 60, 60, 60, 60, 14, 14]),
+            false => self.rng.below(100),
+        };
+        match dice {
             0..=5 => Request::Commit { key, checksum: None },
             6..=13 => Request::Delete { key, force: self.rng.chance(400), expected_version },
             14..=36 => Request::Acquire(Acquire {

@@ -2,6 +2,7 @@
 //!
 //! Everything random in a run comes from one [`Rng`], so that a seed names a run. Chances are in permille.
 
+use payload_ledger::segments::Geometry;
 use payload_shards::Watermarks;
 use payload_types::event::{DriverError, DriverErrorKind};
 use payload_types::{ByteCount, PerTier, Tier};
@@ -71,6 +72,8 @@ pub(super) struct Plan {
     pub(super) shard_count: u16,
     /// Capacity by tier.
     pub(super) capacity: PerTier<Option<ByteCount>>,
+    /// Sizes of the disk's segment files; `None`: each replica has a file of its own.
+    pub(super) packing: Option<Geometry>,
     /// Where eviction begins and ends, on every tier.
     pub(super) watermarks: Watermarks,
     /// The unit sizes are drawn in.
@@ -79,6 +82,8 @@ pub(super) struct Plan {
     pub(super) lease_ms_max: u64,
     pub(super) allocation_timeout_ms: u64,
     pub(super) disk_fsync: bool,
+    /// `database.sqlite.synchronous: normal`.
+    pub(super) catalog_normal: bool,
     /// Mean time between two client requests, in nanoseconds.
     pub(super) think_ns: u64,
     /// Payloads the clients try to keep alive.
@@ -93,6 +98,10 @@ pub(super) struct Plan {
     pub(super) driver_fault_permille: u64,
     /// Catalog transactions that fail.
     pub(super) catalog_fault_permille: u64,
+    /// Clients spill, promote and delete most of the time, on a disk that is full soon: segment files come and go.
+    pub(super) churn: bool,
+    /// Wishes to move a packed replica that no compaction has, per client request.
+    pub(super) relocate_permille: u64,
     /// Replicas damaged behind the server's back, per client request.
     pub(super) damage_permille: u64,
     /// Crashes, per 10,000 client requests.
@@ -113,15 +122,23 @@ pub(super) struct Plan {
 impl Plan {
     /// Draws the plan of a seed.
     pub(super) fn draw(rng: &mut Rng) -> Self {
-        let grain = rng.pick(&[1, 4096, 4096, 1 << 20, 1 << 28]);
+        let churn = rng.chance(300);
+        let grain = if churn { 4096 } else { rng.pick(&[1, 4096, 4096, 1 << 20, 1 << 28]) };
         let page_grain = grain.max(4096);
         let roomy = rng.chance(400);
         let ram_units = if roomy { rng.between(200, 2000) } else { rng.between(4, 60) };
-        let disk_units = if rng.chance(700) { rng.between(200, 3000) } else { rng.between(4, 60) };
+        let disk_units = match churn {
+            true => rng.between(150, 450),
+            false if rng.chance(700) => rng.between(200, 3000),
+            false => rng.between(4, 60),
+        };
         let mut capacity = PerTier::default();
         capacity[Tier::Ram] = Some(ByteCount(ram_units * page_grain));
+        let mut packing = None;
         if rng.chance(930) {
-            capacity[Tier::Disk] = Some(ByteCount(disk_units * page_grain));
+            let bytes = ByteCount(disk_units * page_grain);
+            packing = segment_files(bytes, page_grain, rng).filter(|_| rng.chance(850));
+            capacity[Tier::Disk] = Some(packing.map_or(bytes, Geometry::usable));
         }
         let lease_ms_max = rng.pick(&[50, 500, 5_000, 120_000]);
         let crowd = rng.chance(30);
@@ -130,6 +147,7 @@ impl Plan {
         Self {
             shard_count: rng.between(1, 5) as u16,
             capacity,
+            packing,
             watermarks: rng.pick(&[
                 Watermarks::default(),
                 Watermarks { low: 40, high: 60 },
@@ -141,13 +159,20 @@ impl Plan {
             lease_ms_max,
             allocation_timeout_ms: rng.pick(&[200, 2_000, 20_000, 3_600_000]),
             disk_fsync: rng.chance(700),
+            catalog_normal: rng.chance(500),
             think_ns: rng.pick(&[20 * MICROS, 200 * MICROS, 2 * MILLIS, 20 * MILLIS, 100 * MILLIS]),
-            payloads_wanted: if crowd { 700 } else { rng.pick(&[2, 6, 15, 30]) },
+            payloads_wanted: match crowd {
+                true => 700,
+                false if churn => rng.between(20, 70),
+                false => rng.pick(&[2, 6, 15, 30]),
+            },
             crowd,
             deadline_permille: rng.pick(&[0, 200, 500, 900]),
             ttl_permille: rng.pick(&[0, 100, 400]),
             driver_fault_permille: fault(rng, 100),
             catalog_fault_permille: fault(rng, 150),
+            churn,
+            relocate_permille: rng.pick(&[0, 20, 100]),
             damage_permille: fault(rng, 10),
             crash_per_10k: rng.pick(&[0, 10, 40]),
             power_loss_permille: rng.pick(&[0, 300, 1000]),
@@ -166,6 +191,7 @@ impl Plan {
         let grain = self.grain.max(4096);
         self.capacity[Tier::Ram] = Some(ByteCount(40 * grain));
         self.capacity[Tier::Disk] = Some(ByteCount(1_000_000 * grain));
+        (self.packing, self.churn) = (None, false);
         self.watermarks = Watermarks::default();
         (self.payloads_wanted, self.crowd) = (u64::MAX, false);
         self.allocation_timeout_ms = 200;
@@ -185,6 +211,11 @@ impl Plan {
         self.crash_per_10k = 0;
         self.slow_permille = 0;
         self.deadline_permille = 0;
+    }
+
+    /// True for what a copy to DISK puts into a segment file, if there is one.
+    pub(super) fn packs(&self, size: ByteCount) -> bool {
+        self.packing.is_some_and(|geometry| size <= geometry.payload_max())
     }
 
     /// How long a driver op takes.
@@ -216,6 +247,15 @@ impl Plan {
         }
         if rng.chance(200) { rng.between(1, 200) * SECONDS } else { rng.between(1, 500) * MILLIS }
     }
+}
+
+/// Files of a few of the largest payloads, where a disk has room for some beside what has to be kept free.
+pub(super) fn segment_files(capacity: ByteCount, grain: u64, rng: &mut Rng) -> Option<Geometry> {
+    let data_bytes = rng.pick(&[8, 16, 16, 48, 64]) * grain;
+    // Page numbers of the largest grain would not matter to anybody, and its payloads are never packed.
+    let is_sensible = grain <= 1 << 20 && capacity.0 / data_bytes >= 12;
+    let geometry = is_sensible.then(|| Geometry::new(capacity, data_bytes))?;
+    (geometry.usable().0 >= capacity.0 / 4).then_some(geometry)
 }
 
 /// An error as a driver words it.

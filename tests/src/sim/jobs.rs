@@ -3,13 +3,13 @@
 
 use payload_types::effect::{StorageAction, StorageOp, TransferOp};
 use payload_types::event::{Completion, Copied, DriverErrorKind, StorageDone, TransferDone, TransferError};
-use payload_types::{Checksum, Monotonic, PayloadId, Tier};
+use payload_types::{Monotonic, PayloadId, ShardIndex, Tier};
 
 use super::agenda::Task;
 use super::canary::Canary;
 use super::faults::{MILLIS, SECONDS, driver_error};
 use super::oracle::{Breach, Fact};
-use super::storage::{BlockName, Phase};
+use super::storage::{BlockName, Phase, is_relocation};
 use super::world::{Job, NAMESPACES, World};
 
 impl World {
@@ -32,9 +32,12 @@ impl World {
                 if self.books.evicting.remove(&op.from.id) && failed {
                     self.oracle.coverage.hit("evict_failed");
                 }
+                if is_relocation(&op) {
+                    self.move_ended(&op, failed);
+                }
                 let name = BlockName::from(op.from);
                 if self.canary == Some(Canary::LeaseSpillRace) && self.oracle.is_leased(name, self.clock()) {
-                    self.storage.finish_detach(name);
+                    self.storage.finish_detach(name, op.shard);
                 }
                 self.complete(op.shard, completion, Some(op.to.id));
             }
@@ -50,10 +53,9 @@ impl World {
         }
         match job {
             Job::Storage(op) => Completion::Storage(self.storage_outcome(op, fault)),
-            Job::Transfer(op) => Completion::Transfer(TransferDone {
-                op: op.op,
-                result: self.transfer_outcome(op, fault).map(|checksum| Copied { checksum, extent: None }),
-            }),
+            Job::Transfer(op) => {
+                Completion::Transfer(TransferDone { op: op.op, result: self.transfer_outcome(op, fault) })
+            }
         }
     }
 
@@ -100,10 +102,13 @@ impl World {
         }
     }
 
-    fn transfer_outcome(&mut self, op: &TransferOp, fault: bool) -> Result<Checksum, TransferError> {
-        let fault = fault.then(|| match self.rng.below(4) {
+    fn transfer_outcome(&mut self, op: &TransferOp, fault: bool) -> Result<Copied, TransferError> {
+        let fault = fault.then(|| match self.rng.below(5) {
             0 => TransferError::Source(driver_error(DriverErrorKind::Io)),
             1 => TransferError::Destination(driver_error(DriverErrorKind::Io)),
+            2 if op.to.tier == Tier::Disk => {
+                TransferError::Destination(driver_error(DriverErrorKind::SyncFailed))
+            }
             _ => TransferError::Destination(driver_error(DriverErrorKind::Full)),
         });
         if matches!(fault, Some(TransferError::Source(_)))
@@ -112,7 +117,21 @@ impl World {
             fact.damaged = true;
         }
         let skipped = self.strikes_sync();
-        let result = self.storage.finish_transfer(&TransferOp { sync: op.sync && !skipped, ..*op }, fault);
+        let lane = self.lane_of(op);
+        let mut result = self.storage.finish_transfer(op, lane, fault);
+        if skipped && let Some(made) = self.storage.blocks.get_mut(&op.to.into()) {
+            made.synced = false;
+        }
+        match &mut result {
+            Ok(Copied { extent: Some(_), .. }) => self.oracle.coverage.hit("packed"),
+            Ok(_) if op.to.tier == Tier::Disk && self.plan.packs(op.to.size) => {
+                self.oracle.coverage.hit("packed_without_a_segment_file");
+            }
+            Err(TransferError::Destination(error)) if error.kind == DriverErrorKind::SyncFailed => {
+                self.oracle.coverage.hit("packed_sync_failed");
+            }
+            _ => {}
+        }
         match &result {
             Ok(_) if self.canary == Some(Canary::WrongBytes) => {
                 self.storage.blocks.get_mut(&op.to.into()).expect("just made").content ^= 1;
@@ -129,7 +148,7 @@ impl World {
     }
 
     pub(super) fn finish_detach(&mut self, shard: usize, name: BlockName) -> Result<(), Breach> {
-        self.storage.finish_detach(name);
+        let packed = self.storage.finish_detach(name, ShardIndex(shard as u16));
         if self.canary != Some(Canary::EarlyDetach) {
             let done = StorageDone::Detached { tier: name.tier, generation: name.generation };
             self.complete_in_order(shard, done);
@@ -137,6 +156,15 @@ impl World {
         if self.canary == Some(Canary::EarlyFree) && self.storage.blocks[&name].mapped_until() > self.now {
             let done = StorageDone::Freed { tier: name.tier, generation: name.generation };
             self.complete_in_order(shard, done);
+            return Ok(());
+        }
+        if packed {
+            if self.canary == Some(Canary::PackedFreedEarly) {
+                let done = StorageDone::Freed { tier: name.tier, generation: name.generation };
+                self.complete_in_order(shard, done);
+            }
+            // It is free when its file is recycled.
+            self.compact_soon();
             return Ok(());
         }
         let at = Monotonic(self.now.0 + self.plan.driver_delay(&mut self.rng));
@@ -162,7 +190,7 @@ impl World {
 
     /// Both ends of a Drop come from one driver thread: the second never overtakes the first. The longest hop is the
     /// delay of all of them.
-    fn complete_in_order(&mut self, shard: usize, done: StorageDone) {
+    pub(super) fn complete_in_order(&mut self, shard: usize, done: StorageDone) {
         let at = Monotonic(self.now.0 + 2 * MILLIS);
         self.agenda.add(
             at,
@@ -196,6 +224,8 @@ impl World {
         if block.damage != Damage::None {
             return;
         }
+        // Nobody shortens or removes a segment file; its pages may rot.
+        let damage = if block.extent.is_some() { Damage::Corrupt } else { damage };
         block.damage = damage;
         if damage == Damage::Corrupt {
             block.content ^= 0xBAD;

@@ -14,9 +14,9 @@ use payload_types::{ByteCount, Monotonic, OpId, PayloadKey, PerTier, ShardIndex,
 
 use super::agenda::Task;
 use super::audit::Look;
-use super::faults::{MILLIS, SECONDS};
+use super::faults::{MILLIS, SECONDS, segment_files};
 use super::oracle::{Breach, Rule, Scene, breach};
-use super::storage::{BlockName, Phase};
+use super::storage::{BlockName, Phase, is_relocation};
 use super::world::{Core, Job, RECALL_OWN, World};
 
 impl World {
@@ -32,10 +32,7 @@ impl World {
         }
         if epoch.0 > 1 && self.rng.chance(200) {
             let tier = self.rng.pick(&[Tier::Ram, Tier::Disk]);
-            if let Some(capacity) = &mut self.plan.capacity[tier] {
-                *capacity = ByteCount((capacity.0 / 2).max(limits::PAGE_BYTES));
-                self.oracle.coverage.hit("boot_with_less_capacity");
-            }
+            self.lower_capacity(tier);
         }
         let shard_count = self.plan.shard_count;
         let config = |shard: u16| ShardConfig {
@@ -51,8 +48,10 @@ impl World {
         };
         let mut cores: Vec<Core> = (0..shard_count).map(|shard| Core::new(config(shard))).collect();
         self.catalog.reload();
+        self.read_segments()?;
         let vouched = self.adopt_rows(&mut cores)?;
-        let reclaimed = self.storage.reclaim(&vouched);
+        let reclaimed = self.storage.reclaim(&vouched, self.now);
+        self.adopt_dead(&mut cores, &vouched);
         self.trace
             .add(self.now, format_args!("boot {epoch:?} {shard_count} shards, {reclaimed} blocks reclaimed"));
         self.arbiter =
@@ -79,6 +78,20 @@ impl World {
         Ok(())
     }
 
+    fn lower_capacity(&mut self, tier: Tier) {
+        let Some(capacity) = self.plan.capacity[tier] else { return };
+        let half = |bytes: u64| ByteCount((bytes / 2).max(limits::PAGE_BYTES));
+        let mut lower = half(capacity.0);
+        if let Some(old) = self.plan.packing.filter(|_| tier == Tier::Disk) {
+            let grain = self.plan.grain.max(limits::PAGE_BYTES);
+            // Now and then its files have another size then.
+            let Some(new) = segment_files(half(old.capacity().0), grain, &mut self.rng) else { return };
+            (self.plan.packing, lower) = (Some(new), new.usable());
+        }
+        self.plan.capacity[tier] = Some(lower);
+        self.oracle.coverage.hit("boot_with_less_capacity");
+    }
+
     /// Hands each row to its shard, and says which blocks rows vouch for.
     fn adopt_rows(&mut self, cores: &mut [Core]) -> Result<BTreeSet<BlockName>, Breach> {
         let (now, shard_count) = (self.clock(), cores.len() as u16);
@@ -87,8 +100,11 @@ impl World {
             let mut present = PerTier([false; 4]);
             for replica in &row.replicas {
                 let name = BlockName { tier: replica.tier, id: row.key.id, generation: replica.generation };
-                present[replica.tier] =
-                    self.storage.blocks.get(&name).is_some_and(|block| block.is_found_at_boot());
+                let block = self.storage.blocks.get(&name).filter(|block| block.is_found_at_boot());
+                if let Some(block) = block.filter(|block| block.extent != replica.extent) {
+                    return breach(Rule::Row, format!("names another place: {row:?} {block:?}"));
+                }
+                present[replica.tier] = block.is_some();
                 if present[replica.tier] {
                     vouched.insert(name);
                 }
@@ -121,6 +137,9 @@ impl World {
         if self.jobs.values().any(|job| matches!(job, Job::Transfer(_))) {
             coverage.hit("crash_with_copy_in_flight");
         }
+        if self.jobs.values().any(|job| matches!(job, Job::Transfer(op) if is_relocation(op))) {
+            coverage.hit("relocation_in_flight_at_crash");
+        }
         if self.cores.iter().any(|core| !core.outbox.is_empty()) {
             coverage.hit("crash_with_effects_in_the_outbox");
         }
@@ -132,10 +151,18 @@ impl World {
                 "crash_with_transaction_that_did_not"
             });
         }
+        let mut half = Vec::new();
         for (_, job) in std::mem::take(&mut self.jobs) {
-            if self.rng.chance(500) {
-                self.job_outcome(&job, false);
+            match (self.rng.below(4), job) {
+                (0..=1, job) => drop(self.job_outcome(&job, false)),
+                (2, Job::Transfer(op)) if op.to.tier == Tier::Disk => half.push(op),
+                _ => {}
             }
+        }
+        // Those that are in the middle of being written come after those that ended.
+        for op in half {
+            let lane = self.lane_of(&op);
+            self.storage.half_write(&op, lane);
         }
         let detaching: Vec<BlockName> = self
             .storage
@@ -146,12 +173,21 @@ impl World {
             .collect();
         for name in detaching {
             if self.rng.chance(500) {
-                self.storage.finish_detach(name);
+                let shard = self.shard_of(name);
+                self.storage.finish_detach(name, shard);
             }
         }
-        self.catalog.crash(happened);
+        if self.catalog.crash(happened, self.power_loss, &mut self.rng) {
+            self.oracle.coverage.hit("power_loss_undid_removals");
+        }
         self.catalog_running = false;
-        self.storage.crash(self.power_loss, &mut self.rng);
+        let wrong = self.storage.crash(self.power_loss, &mut self.rng);
+        for id in wrong {
+            if let Some(fact) = self.fact_of(id) {
+                fact.damaged = true;
+            }
+        }
+        self.forget_compaction();
         self.oracle.crash();
         self.client.crash();
         self.works.clear();
@@ -182,7 +218,9 @@ impl World {
             for key in keys {
                 self.ask(Request::Delete { key, force: round > 0, expected_version: None });
             }
-            self.run_for(600 * SECONDS)?;
+            self.run_for(300 * SECONDS)?;
+            self.close_lanes();
+            self.run_for(300 * SECONDS)?;
             if self.looks()?.iter().all(|look| look.total == 0) && self.catalog.rows.is_empty() {
                 break;
             }
@@ -191,6 +229,7 @@ impl World {
             }
         }
         self.judge(|oracle, scene| oracle.judge_quiet(&[], false, scene))?;
+        self.audit_offers()?;
         self.audit_space_exactly()?;
         self.reclaim_budgets()
     }

@@ -6,7 +6,8 @@
 //! clock, file, thread or random source.
 //!
 //! - [`world`](self): the node and its virtual time (`world`, `agenda`, `jobs`), storage (`storage`), catalog
-//!   (`catalog`), clients (`client`), what a seed makes of a run (`faults`)
+//!   (`catalog`, `late`), clients (`client`), what a seed makes of a run (`faults`)
+//! - segment files, as the shipped books and codec would have them (`segments`), and their compaction (`compaction`)
 //! - the arbiter, evictions and who waits, with the books that are kept of them: `pressure`
 //! - the oracle: its model of what was promised (`oracle`), each reply (`answers`), the node after each step (`audit`)
 //! - [`Canary`]: planted bugs that the oracle must notice; [`Coverage`]: situations that runs must meet; `trace`: the
@@ -19,12 +20,15 @@ mod audit;
 mod canary;
 mod catalog;
 mod client;
+mod compaction;
 mod coverage;
 mod faults;
 mod jobs;
+mod late;
 mod life;
 mod oracle;
 mod pressure;
+mod segments;
 mod storage;
 mod trace;
 mod world;

@@ -61,6 +61,10 @@ pub enum Rule {
     Leak,
     /// A table or queue passed its limit, or a shard spins.
     Limits,
+    /// Two replicas share space, or space was reused that somebody still names.
+    Extent,
+    /// The disk holds more than its capacity.
+    Capacity,
     /// A catalog row says something that is not so.
     Row,
     /// A shard panicked.
@@ -190,6 +194,8 @@ pub(super) struct Oracle {
     pub(super) leases: BTreeMap<LeaseId, LeaseFact>,
     pub(super) pending: BTreeMap<u64, Pending>,
     pub(super) overdue: BTreeSet<(Monotonic, u64)>,
+    /// What the last loss of power brought back.
+    pub(super) came_back: BTreeSet<PayloadKey>,
     pub(super) coverage: Coverage,
     pub(super) driver_fault_last: Monotonic,
     pub(super) catalog_fault_last: Monotonic,
@@ -353,7 +359,9 @@ impl Oracle {
         if fact.committed && seen.state == PayloadState::Allocated {
             return breach(Rule::CommitLost, format!("committed, and shown as ALLOCATED: {fact:?}"));
         }
-        if seen.state == PayloadState::Durable && scene.plan.disk_fsync {
+        // What is packed is on stable storage, whatever was asked for.
+        let is_packed = matches!(seen.location, Some(Location::Packed(_)));
+        if seen.state == PayloadState::Durable && (scene.plan.disk_fsync || is_packed) {
             fact.power_safe = true;
         }
         if let Some(location) = seen.location {
@@ -372,9 +380,16 @@ impl Oracle {
     ) -> Result<BlockName, Breach> {
         let name = match location {
             Location::Segment if tier == Tier::Ram => scene.storage.named_segment(key.id),
-            Location::Packed(extent) => unreachable!("nothing is packed yet: {extent:?}"),
+            Location::Packed(extent) if tier == Tier::Disk => {
+                let low = BlockName { tier, id: key.id, generation: Generation(0) };
+                let high = BlockName { generation: Generation(u64::MAX), ..low };
+                let mut blocks = scene.storage.blocks.range(low..=high);
+                blocks.find(|(_, block)| block.extent == Some(extent)).map(|(name, _)| *name)
+            }
             Location::File(generation) if tier == Tier::Disk => {
-                Some(BlockName { tier, id: key.id, generation })
+                let name = BlockName { tier, id: key.id, generation };
+                Some(name)
+                    .filter(|name| scene.storage.blocks.get(name).is_none_or(|block| block.extent.is_none()))
             }
             _ => None,
         };

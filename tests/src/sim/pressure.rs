@@ -315,7 +315,8 @@ impl World {
         if self.canary == Some(Canary::EvictsLeased) {
             let block = self.oracle.leases.values().find(|lease| lease.is_live(now)).map(|lease| lease.block);
             if let Some(block) = block.filter(|block| self.storage.blocks.contains_key(block)) {
-                self.storage.finish_detach(block);
+                let shard = self.shard_of(block);
+                self.storage.finish_detach(block, shard);
             }
         }
     }
@@ -330,6 +331,14 @@ impl World {
             }
             let least = waiting().map(|(_, ask)| ask.bytes).min().unwrap_or_default();
             let victim = self.cores.iter().find_map(|core| core.shard.victims(tier).next());
+            if tier == Tier::Disk
+                && let Some(wrong) = self.dead_and_not_freed(least.saturating_sub(free))
+            {
+                return breach(
+                    Rule::Starved,
+                    format!("{least} bytes of {tier} are waited for, {free} free: {wrong}"),
+                );
+            }
             if least <= free || waiting().count() == 1 && least <= free + pot || victim.is_some() {
                 return breach(
                     Rule::Starved,

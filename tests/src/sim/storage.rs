@@ -9,16 +9,22 @@
 //! ```
 //!
 //! RAM is lost with power; a file survives it when it was synced, else by chance. A failed sync may have dropped dirty
-//! pages: a later one that succeeds proves nothing.
+//! pages: a later one that succeeds proves nothing. What a copy writes to DISK may lie in a segment file
+//! ([`super::segments`]): such a block lives as long as its file, and is freed when that is recycled.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use payload_ledger::segments::table::Record;
+use payload_ledger::segments::{Buried, Lane, Spot};
 use payload_types::effect::{ReplicaRef, StorageOp, TransferOp};
-use payload_types::event::{DriverErrorKind, TransferError};
-use payload_types::{ByteCount, Checksum, Generation, Monotonic, PayloadId, ShardIndex, Tier};
+use payload_types::event::{Copied, DriverErrorKind, TransferError};
+use payload_types::{
+    ByteCount, Checksum, Extent, Generation, Monotonic, PayloadId, PayloadRow, ShardIndex, Tier,
+};
 
 use super::faults::{Rng, driver_error};
 use super::oracle::{Breach, Rule, breach};
+use super::segments::{Segments, overlap};
 
 /// What names a block.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -64,6 +70,10 @@ pub(super) enum Damage {
 #[derive(Clone, Debug)]
 pub(super) struct Block {
     pub(super) size: ByteCount,
+    /// Where it lies in a segment file; `None`: a segment or file of its own.
+    pub(super) extent: Option<Extent>,
+    /// Somebody is charged for it. Of what a relocation reads and what it makes, one is.
+    pub(super) charged: bool,
     /// Stands for the bytes.
     pub(super) content: u64,
     pub(super) phase: Phase,
@@ -71,6 +81,8 @@ pub(super) struct Block {
     pub(super) synced: bool,
     sync_broken: bool,
     pub(super) damage: Damage,
+    /// A Transfer makes, or made it.
+    is_copy: bool,
     /// Ops under way that use it.
     pub(super) jobs: u32,
     /// Who has it mapped, and until when.
@@ -78,15 +90,18 @@ pub(super) struct Block {
 }
 
 impl Block {
-    fn new(size: ByteCount) -> Self {
+    pub(super) fn new(size: ByteCount) -> Self {
         Self {
             size,
+            extent: None,
+            charged: true,
             content: 0,
             phase: Phase::Creating,
             sealed: false,
             synced: false,
             sync_broken: false,
             damage: Damage::None,
+            is_copy: false,
             jobs: 0,
             readers: BTreeMap::new(),
         }
@@ -120,6 +135,11 @@ impl Block {
 #[derive(Debug, Default)]
 pub(super) struct Storage {
     pub(super) blocks: BTreeMap<BlockName, Block>,
+    pub(super) segments: Segments,
+    /// What a relocation makes, and what it reads: together they are charged once.
+    pairs: BTreeMap<BlockName, BlockName>,
+    /// Something that must not be, seen while no breach could be reported.
+    pub(super) wrong: Option<Breach>,
 }
 
 impl Storage {
@@ -147,13 +167,21 @@ impl Storage {
     fn live(&mut self, replica: ReplicaRef, what: &str) -> Result<&mut Block, Breach> {
         let name = BlockName::from(replica);
         match self.blocks.get_mut(&name) {
-            Some(block) if block.phase == Phase::Ready && block.size == replica.size => Ok(block),
+            Some(block)
+                if block.phase == Phase::Ready
+                    && (block.size, block.extent) == (replica.size, replica.extent) =>
+            {
+                Ok(block)
+            }
             Some(block) => breach(Rule::DropInUse, format!("{what} of {name:?}, which is {block:?}")),
             None => breach(Rule::DropInUse, format!("{what} of {name:?}, which does not exist")),
         }
     }
 
     pub(super) fn begin_create(&mut self, op: &StorageOp) -> Result<(), Breach> {
+        if op.replica.tier == Tier::Disk {
+            self.segments.own_added(op.replica.size);
+        }
         self.begin_block(op.replica)
     }
 
@@ -177,7 +205,9 @@ impl Storage {
     }
 
     pub(super) fn begin_transfer(&mut self, op: &TransferOp) -> Result<(), Breach> {
-        if op.from.id != op.to.id || op.from.size != op.to.size || op.from.tier == op.to.tier {
+        let moves = is_relocation(op);
+        let makes_sense = op.from.tier != op.to.tier || moves && op.from.extent.is_some() && op.sync;
+        if op.from.id != op.to.id || op.from.size != op.to.size || op.to.extent.is_some() || !makes_sense {
             return breach(Rule::DropInUse, format!("a copy that makes no sense: {op:?}"));
         }
         let source = self.live(op.from, "copy")?;
@@ -185,7 +215,36 @@ impl Storage {
             return breach(Rule::DropInUse, format!("{:?} is copied before it was sealed", op.from));
         }
         source.jobs += 1;
-        self.begin_block(op.to)
+        self.begin_block(op.to)?;
+        self.blocks.get_mut(&op.to.into()).expect("just begun").is_copy = true;
+        if moves {
+            self.pairs.insert(op.to.into(), op.from.into());
+            self.blocks.get_mut(&op.to.into()).expect("just begun").charged = false;
+        }
+        Ok(())
+    }
+
+    /// A row is durable: what it says was moved has the charge from here on, and its old place has none. Hands back the
+    /// old places.
+    pub(super) fn published(&mut self, row: &PayloadRow) -> Vec<BlockName> {
+        let mut old_ones = Vec::new();
+        for replica in &row.replicas {
+            let name = BlockName { tier: replica.tier, id: row.key.id, generation: replica.generation };
+            if let Some(old) = self.pairs.remove(&name) {
+                for (name, charged) in [(name, true), (old, false)] {
+                    if let Some(block) = self.blocks.get_mut(&name) {
+                        block.charged = charged;
+                    }
+                }
+                old_ones.push(old);
+            }
+        }
+        old_ones
+    }
+
+    /// The replica that a relocation would make of this one, for a row that says so.
+    pub(super) fn moved_from(&self, name: BlockName) -> Option<BlockName> {
+        self.pairs.get(&name).copied()
     }
 
     pub(super) fn finish_create(
@@ -196,6 +255,9 @@ impl Storage {
         let name = BlockName::from(op.replica);
         if let Some(kind) = fault {
             self.blocks.remove(&name);
+            if name.tier == Tier::Disk {
+                self.segments.own_removed(op.replica.size);
+            }
             return Err(kind);
         }
         let block = self.blocks.get_mut(&name).expect("it was begun");
@@ -242,9 +304,16 @@ impl Storage {
         }
     }
 
-    /// The name is taken away. The block goes with the last mapping.
-    pub(super) fn finish_detach(&mut self, name: BlockName) {
-        self.blocks.get_mut(&name).expect("it is being dropped").phase = Phase::Detached;
+    /// The name is taken away. The block goes with the last mapping, or with the file that it lies in. Hands back
+    /// whether it is the latter.
+    pub(super) fn finish_detach(&mut self, name: BlockName, shard: ShardIndex) -> bool {
+        let block = self.blocks.get_mut(&name).expect("it is being dropped");
+        let was = std::mem::replace(&mut block.phase, Phase::Detached);
+        let Some((extent, books)) = block.extent.zip(self.segments.books()) else { return false };
+        if was != Phase::Detached {
+            books.dead(extent, block.size, Buried { shard, generation: name.generation });
+        }
+        true
     }
 
     /// Frees a detached block if nobody maps it, else says until when somebody does.
@@ -253,15 +322,21 @@ impl Storage {
         if until > now {
             return Err(until);
         }
-        self.blocks.remove(&name);
+        if let Some(block) = self.blocks.remove(&name)
+            && name.tier == Tier::Disk
+        {
+            self.segments.own_removed(block.size);
+        }
         Ok(())
     }
 
+    /// A copy ends. In a segment file it is filled from `lane`.
     pub(super) fn finish_transfer(
         &mut self,
         op: &TransferOp,
+        lane: Lane,
         fault: Option<TransferError>,
-    ) -> Result<Checksum, TransferError> {
+    ) -> Result<Copied, TransferError> {
         let source = self.blocks.get_mut(&op.from.into()).expect("an op holds it");
         source.jobs -= 1;
         let (content, damage) = (source.content, source.damage);
@@ -273,16 +348,83 @@ impl Storage {
             (None, None) if wrong => Some(TransferError::Source(driver_error(DriverErrorKind::Corrupt))),
             (None, None) => None,
         };
+        let to_disk = op.to.tier == Tier::Disk;
+        let mut spot = None;
+        let sync_failed = matches!(
+            &error,
+            Some(TransferError::Destination(error)) if error.kind == DriverErrorKind::SyncFailed
+        );
+        if to_disk && (error.is_none() || sync_failed) {
+            spot = self.segments.place(lane, op.to.size);
+        }
         if let Some(error) = error {
+            if let Some(spot) = spot {
+                self.segments.write(spot, &record_of(op.to, content, spot), false);
+                self.segments.books().expect("they placed it").spoilt(lane);
+            }
+            self.pairs.remove(&op.to.into());
             self.blocks.remove(&op.to.into());
             return Err(error);
         }
+        if let Some(spot) = spot {
+            self.check_place(spot, op.to);
+            self.segments.write(spot, &record_of(op.to, content, spot), true);
+        } else if to_disk {
+            self.segments.own_added(op.to.size);
+        }
         let made = self.blocks.get_mut(&op.to.into()).expect("it was begun");
+        made.extent = spot.map(|spot| spot.extent);
         // A copy of damaged bytes is damaged bytes, whatever nobody could know.
         (made.content, made.damage) = (content, damage);
         (made.phase, made.sealed) = (Phase::Ready, true);
-        made.synced = op.sync && op.to.tier == Tier::Disk;
-        Ok(Checksum(content))
+        made.synced = (op.sync || spot.is_some()) && to_disk;
+        if is_relocation(op)
+            && let Some((extent, books)) = op.from.extent.zip(self.segments.books())
+        {
+            books.moved(extent, op.from.size);
+        }
+        Ok(Copied { checksum: Checksum(content), extent: spot.map(|spot| spot.extent) })
+    }
+
+    /// A crash comes while a copy to a segment file is being written: its record may be there, whole or torn.
+    pub(super) fn half_write(&mut self, op: &TransferOp, lane: Lane) {
+        let Some(spot) = self.segments.place(lane, op.to.size) else { return };
+        let content = self.blocks[&op.from.into()].content;
+        self.check_place(spot, op.to);
+        self.segments.write(spot, &record_of(op.to, content, spot), false);
+        let made = self.blocks.get_mut(&op.to.into()).expect("it was begun");
+        (made.extent, made.content, made.sealed) = (Some(spot.extent), content, true);
+    }
+
+    /// No two replicas share a page.
+    fn check_place(&mut self, spot: Spot, replica: ReplicaRef) {
+        let here = (spot.extent, replica.size);
+        let taken = self
+            .blocks
+            .iter()
+            .find(|(_, block)| block.extent.is_some_and(|extent| overlap((extent, block.size), here)));
+        if let Some((name, block)) = taken {
+            let detail = format!("{replica:?} is put at {:?}, where {name:?} is: {block:?}", spot.extent);
+            self.wrong.get_or_insert(Breach { rule: Rule::Extent, detail });
+        }
+    }
+
+    /// Blocks that lie in a segment file.
+    pub(super) fn in_file(&self, file: std::num::NonZeroU32) -> impl Iterator<Item = (&BlockName, &Block)> {
+        self.blocks.iter().filter(move |(_, block)| block.extent.is_some_and(|extent| extent.file == file))
+    }
+
+    /// Bytes of files with one replica, and charged bytes of all, on DISK.
+    pub(super) fn disk_bytes(&self) -> (u64, u64) {
+        let (mut own, mut charged) = (0, 0);
+        for (_, block) in self.blocks.iter().filter(|(name, _)| name.tier == Tier::Disk) {
+            let pages = block.size.in_pages().0;
+            charged += if block.charged { pages } else { 0 };
+            // A copy's own file is made when it is known that it has no place elsewhere.
+            let is_own = block.extent.is_none() && (block.phase != Phase::Creating || !block.is_copy);
+            own += if is_own { pages } else { 0 };
+        }
+        (own, charged)
     }
 
     /// Bytes that the blocks of one shard really occupy, in whole pages; with `removed` those too that somebody removed
@@ -292,34 +434,70 @@ impl Storage {
             .iter()
             .filter(|(name, block)| {
                 let counts = removed || block.damage != Damage::Missing;
-                name.tier == tier && counts && name.id.shard(shard_count) == shard
+                name.tier == tier && counts && block.charged && name.id.shard(shard_count) == shard
             })
             .map(|(_, block)| block.size.in_pages().0)
             .sum()
     }
 
     /// What a crash leaves: names and bytes survive `kill -9`, only synced files survive a loss of power. What was
-    /// being made is removed with its private name by the intent log at boot.
-    pub(super) fn crash(&mut self, power_loss: bool, rng: &mut Rng) {
+    /// being made is removed with its private name by the intent log at boot; what was dropped has a private name until
+    /// then, too. What lies in segment files is told by their tables. Hands back whose bytes are wrong now.
+    pub(super) fn crash(&mut self, power_loss: bool, rng: &mut Rng) -> Vec<PayloadId> {
+        self.segments.crash(power_loss, rng);
+        let mut wrong = Vec::new();
         self.blocks.retain(|name, block| {
-            let kept = matches!(block.phase, Phase::Ready | Phase::Dropping);
+            if power_loss {
+                block.readers.clear();
+            }
+            if block.extent.is_some() {
+                return true;
+            }
+            let kept = block.phase != Phase::Creating;
             let survives = !power_loss || (name.tier == Tier::Disk && (block.synced || rng.chance(400)));
-            // Unsynced bytes may be there and wrong: the file has its size before its data.
-            if power_loss && survives && !block.synced && rng.chance(300) {
-                block.damage = Damage::Truncated;
+            // Unsynced bytes may be there and wrong: a file has its size before its data.
+            if power_loss && survives && !block.synced {
+                match rng.below(10) {
+                    0..=2 => block.damage = Damage::Truncated,
+                    3 => {
+                        (block.damage, block.content) = (Damage::Corrupt, block.content ^ 0xBAD);
+                        wrong.push(name.id);
+                    }
+                    _ => {}
+                }
             }
             kept && survives
         });
         for block in self.blocks.values_mut() {
-            block.phase = Phase::Ready;
-            block.jobs = 0;
+            if block.phase != Phase::Detached || block.extent.is_some() {
+                block.phase = Phase::Ready;
+            }
+            (block.jobs, block.charged) = (0, true);
         }
+        self.pairs.clear();
+        wrong
     }
 
-    /// Boot: what no row vouches for is reclaimed.
-    pub(super) fn reclaim(&mut self, vouched: &BTreeSet<BlockName>) -> usize {
+    /// Boot: of what no row vouches for, only what somebody still maps is left, without its name.
+    pub(super) fn reclaim(&mut self, vouched: &BTreeSet<BlockName>, now: Monotonic) -> usize {
         let before = self.blocks.len();
-        self.blocks.retain(|name, _| vouched.contains(name));
+        self.blocks.retain(|name, block| {
+            let stays = block.extent.is_some() || block.mapped_until() > now;
+            if !vouched.contains(name) {
+                block.phase = Phase::Detached;
+            }
+            vouched.contains(name) || stays
+        });
         before - self.blocks.len()
     }
+}
+
+/// True for a move within a tier.
+pub(super) fn is_relocation(op: &TransferOp) -> bool {
+    op.from.tier == op.to.tier
+}
+
+fn record_of(replica: ReplicaRef, content: u64, spot: Spot) -> Record {
+    let ReplicaRef { id, generation, size, .. } = replica;
+    Record { id, generation, size, checksum: Checksum(content), page: spot.extent.page }
 }

@@ -29,10 +29,11 @@ use super::audit::Look;
 use super::canary::Canary;
 use super::catalog::Catalog;
 use super::client::Client;
+use super::compaction::Compaction;
 use super::faults::{MICROS, MILLIS, Plan, Probing, Rng, SECONDS};
-use super::oracle::{Breach, Oracle, Rule, Scene, breach};
+use super::oracle::{Breach, Oracle, Rule, Scene, breach, key_of};
 use super::pressure::Books;
-use super::storage::{BlockName, Storage};
+use super::storage::{BlockName, Storage, is_relocation};
 use super::trace::Trace;
 
 /// Reply numbers from here on are the oracle's own questions.
@@ -90,6 +91,7 @@ pub(super) struct World {
     pub(super) oracle: Oracle,
     pub(super) client: Client,
     pub(super) storage: Storage,
+    pub(super) compaction: Compaction,
     pub(super) catalog: Catalog,
     pub(super) trace: Trace,
     pub(super) canary: Option<Canary>,
@@ -134,6 +136,8 @@ impl World {
             plan.overload();
         }
         let arbiter = Arbiter::new(plan.capacity, 1);
+        let mut catalog = Catalog::new();
+        catalog.late.normal = plan.catalog_normal;
         Self {
             rng,
             plan,
@@ -142,7 +146,8 @@ impl World {
             oracle: Oracle::default(),
             client: Client::default(),
             storage: Storage::default(),
-            catalog: Catalog::new(),
+            compaction: Compaction::default(),
+            catalog,
             trace,
             canary: options.canary,
             jobs: BTreeMap::new(),
@@ -209,6 +214,7 @@ impl World {
         });
         self.works = works;
         audited?;
+        self.audit_disk()?;
         for tier in Tier::ALL {
             self.watch_free(tier);
             let held: u64 = self.cores.iter().map(|core| core.shard.budget_held()[tier].0).sum();
@@ -270,11 +276,16 @@ impl World {
                 self.finish_free(shard, name, detached);
                 Ok(())
             }
+            Task::Compact => self.compact(),
             Task::CatalogBegin => {
                 self.catalog_begin();
                 Ok(())
             }
             Task::CatalogEnd => self.catalog_end(),
+            Task::CatalogFlush => {
+                self.catalog_flush();
+                Ok(())
+            }
         }
     }
 
@@ -288,6 +299,16 @@ impl World {
             }
             if self.oracle.facts.get(key).is_some_and(|fact| fact.commits_pending > 0) {
                 self.oracle.coverage.hit("delete_while_committing");
+            }
+        }
+        if key_of(request).is_some_and(|key| self.is_moving(key.id)) {
+            match request {
+                Request::Delete { .. } => self.oracle.coverage.hit("relocation_raced_delete"),
+                Request::Promote { target: Tier::Ram, .. } => {
+                    self.oracle.coverage.hit("relocation_raced_promote");
+                }
+                Request::Spill(_) => self.oracle.coverage.hit("relocation_raced_spill"),
+                _ => {}
             }
         }
         self.judge(|oracle, scene| oracle.delivered(request, scene));
@@ -455,6 +476,7 @@ impl World {
         match effect {
             Effect::Reply { to, result } => self.reply(to, result),
             Effect::Storage(op) if op.action == StorageAction::Drop => self.begin_drop(shard, op),
+            Effect::Storage(op) if op.action == StorageAction::Stay => self.stays(op.replica),
             Effect::Storage(op) => {
                 match op.action {
                     StorageAction::Create => self.storage.begin_create(&op)?,
@@ -468,6 +490,9 @@ impl World {
             }
             Effect::Transfer(op) => {
                 self.storage.begin_transfer(&op)?;
+                if is_relocation(&op) {
+                    self.moves(&op)?;
+                }
                 let born_in_ram = self.fact_of(op.to.id).is_some_and(|fact| fact.tier == Tier::Ram);
                 if op.to.tier == Tier::Ram && self.came_after_eviction(shard, op.op) {
                     self.oracle.coverage.hit("promote_evicted_others");
@@ -580,6 +605,7 @@ impl World {
                 format!("{name:?} is dropped, and a row on its way names it: {row:?}"),
             );
         }
+        self.audit_drop(name)?;
         self.storage.begin_drop(&op)?;
         if self.strikes(Canary::EarlyDetach, 1000) {
             let done =
@@ -626,20 +652,40 @@ impl World {
         }
     }
 
+    fn catalog_apply(&mut self) -> u64 {
+        let mut batch = std::mem::take(&mut self.catalog.batch);
+        for op in &mut batch {
+            if let CatalogChange::Put(row) = &mut op.change {
+                self.spoil_row(row);
+                self.note_published(row);
+            }
+        }
+        self.catalog.batch = batch;
+        self.catalog.apply()
+    }
+
     fn catalog_end(&mut self) -> Result<(), Breach> {
+        let mut sequence = 0;
         let result = if self.rng.chance(self.plan.catalog_fault_permille) {
             self.oracle.catalog_fault_last = self.now;
             self.oracle.coverage.hit("catalog_transaction_failed");
             Err("simulated: the database is locked".to_owned())
         } else {
             if !self.strikes(Canary::LostTransaction, 100) {
-                self.catalog.apply();
+                sequence = self.catalog_apply();
             }
             Ok(())
         };
         self.trace.add(self.now, format_args!("catalog: {} changes {result:?}", self.catalog.batch.len()));
         let delay = self.plan.hop_delay(&mut self.rng);
-        for op in std::mem::take(&mut self.catalog.batch) {
+        let batch = std::mem::take(&mut self.catalog.batch);
+        if result.is_ok() {
+            self.transaction_acknowledged(&batch, sequence);
+        }
+        if self.canary == Some(Canary::LateAsDurable) {
+            sequence = 0;
+        }
+        for op in batch {
             let id = match &op.change {
                 CatalogChange::Put(row) => row.key.id,
                 CatalogChange::Remove { key, .. } => key.id,
@@ -650,7 +696,7 @@ impl World {
             }
             let shard = usize::from(op.shard.0);
             let at = self.cores[shard].from_catalog.arrival(self.now, delay);
-            let ack = CatalogAck { op: op.op, result: result.clone(), sequence: 0 };
+            let ack = CatalogAck { op: op.op, result: result.clone(), sequence };
             self.deliver_at(at, shard, Completion::Catalog(ack), Some(id));
         }
         self.catalog_begin();
