@@ -227,12 +227,14 @@ impl World {
         if self.compaction.offers.len() >= limits::RELOCATIONS_MAX {
             return;
         }
+        let dead_too = self.rng.chance(100);
         let packed: Vec<BlockName> = self
             .storage
             .blocks
             .iter()
-            .filter(|(name, block)| block.extent.is_some() && !self.compaction.offers.contains(name))
+            .filter(|(_, block)| block.extent.is_some() && (dead_too || block.phase == Phase::Ready))
             .map(|(name, _)| *name)
+            .filter(|name| !self.compaction.offers.contains(name))
             .collect();
         if !packed.is_empty() {
             let name = self.rng.pick(&packed);
