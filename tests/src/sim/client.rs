@@ -246,7 +246,7 @@ impl World {
         })
     }
 
-    fn nonce(&mut self) -> LeaseNonce {
+    pub(super) fn nonce(&mut self) -> LeaseNonce {
         let mut nonce = [0; 10];
         nonce[..8].copy_from_slice(&self.rng.next().to_le_bytes());
         LeaseNonce(nonce)

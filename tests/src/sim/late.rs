@@ -12,7 +12,8 @@ use std::collections::BTreeSet;
 use payload_catalog::{MemoryStore, Store};
 use payload_types::effect::{CatalogChange, CatalogOp};
 use payload_types::event::Completion;
-use payload_types::{Monotonic, PayloadId, PayloadKey, PayloadRow, ShardIndex};
+use payload_types::request::{Acquire, Request};
+use payload_types::{Monotonic, PayloadId, PayloadKey, PayloadRow, Peer, PromotionPolicy, ShardIndex};
 
 use super::agenda::Task;
 use super::faults::{MILLIS, Rng, SECONDS};
@@ -24,6 +25,10 @@ use super::world::World;
 const FLUSH_AFTER: u64 = 50 * MILLIS;
 /// See [`FLUSH_AFTER`].
 const FLUSH_RETRY: u64 = SECONDS;
+
+/// Flushes that find the server dead, where servers die: what is late is rarely late for long, so that few of the other
+/// crashes meet it.
+const CRASH_PERMILLE: u64 = 200;
 
 /// The end of the log that no sync has reached.
 #[derive(Default)]
@@ -141,21 +146,41 @@ impl World {
     }
 
     /// What was acknowledged early is synced, if nothing else did so before.
-    pub(super) fn catalog_flush(&mut self) {
+    pub(super) fn catalog_flush(&mut self) -> Result<(), Breach> {
         let late = &mut self.catalog.late;
         late.flush_is_due = false;
         if late.groups.is_empty() {
-            return;
+            return Ok(());
+        }
+        if self.plan.crash_per_10k > 0 && self.rng.chance(CRASH_PERMILLE) {
+            return self.crash();
         }
         if self.rng.chance(self.plan.catalog_fault_permille) {
             self.oracle.coverage.hit("flush_failed");
             self.catalog.late.flush_is_due = true;
             self.agenda.add(Monotonic(self.now.0 + FLUSH_RETRY), Task::CatalogFlush);
-            return;
+            return Ok(());
         }
-        late.synced();
+        self.catalog.late.synced();
         self.trace.add(self.now, format_args!("catalog: flushed up to {}", self.catalog.late.sequence));
         self.tell_durable();
+        Ok(())
+    }
+
+    /// After a boot: readers come for what a loss of power brought back.
+    pub(super) fn lease_what_came_back(&mut self) {
+        for key in self.oracle.came_back.clone() {
+            let nonce = self.nonce();
+            self.ask(Request::Acquire(Acquire {
+                key,
+                min_tier: None,
+                policy: PromotionPolicy::BestEffort,
+                duration_ms: 0,
+                expected_version: None,
+                nonce,
+                owner: Peer::UNKNOWN,
+            }));
+        }
     }
 
     fn tell_durable(&mut self) {

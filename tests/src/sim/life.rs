@@ -75,6 +75,7 @@ impl World {
                 self.resolve_now(shard, *key)?;
             }
         }
+        self.lease_what_came_back();
         Ok(())
     }
 

@@ -282,10 +282,7 @@ impl World {
                 Ok(())
             }
             Task::CatalogEnd => self.catalog_end(),
-            Task::CatalogFlush => {
-                self.catalog_flush();
-                Ok(())
-            }
+            Task::CatalogFlush => self.catalog_flush(),
         }
     }
 
