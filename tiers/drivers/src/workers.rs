@@ -61,18 +61,19 @@ pub(crate) fn run_storage(
             }
             StorageAction::Drop => {
                 let (tier, generation) = (replica.tier, replica.generation);
-                if let (Some(packed), Some(extent)) = (stores.packed(), replica.extent)
-                    && catch_unwind(AssertUnwindSafe(|| packed.dropped(shard, &replica, extent)))
-                        .inspect_err(|panic| drop(panicked(&**panic)))
-                        .unwrap_or(true)
-                {
-                    // `Freed` comes from upkeep, when the whole file is recycled.
+                if let (Some(packed), Some(extent)) = (stores.packed(), replica.extent) {
+                    // First: as soon as the books know, upkeep may recycle the whole file and tell `Freed`.
                     sink(shard, Completion::Storage(StorageDone::Detached { tier, generation }));
+                    let stays = catch_unwind(AssertUnwindSafe(|| packed.dropped(shard, &replica, extent)))
+                        .inspect_err(|panic| drop(panicked(&**panic)))
+                        .unwrap_or(true);
+                    if !stays {
+                        sink(shard, Completion::Storage(StorageDone::Freed { tier, generation }));
+                    }
                     continue;
                 }
                 if stores.get(tier).is_err() || replica.extent.is_some() {
-                    // A row of an earlier configuration: what this node cannot reach is not its to free. Or its segment
-                    // file is gone.
+                    // A row of an earlier configuration: what this node cannot reach is not its to free.
                     sink(shard, Completion::Storage(StorageDone::Detached { tier, generation }));
                     sink(shard, Completion::Storage(StorageDone::Freed { tier, generation }));
                     continue;
