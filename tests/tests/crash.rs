@@ -4,17 +4,18 @@
 //! `tests/crash --rounds N --from SEED` runs more.
 
 use std::fs;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use payload_client::mapping::{ReadMapping, WriteMapping};
-use payload_client::{AcquireOptions, AllocateOptions, Client};
+use payload_client::{AcquireOptions, AllocateOptions, Client, Location, SpillOptions};
 use payload_tests::crash::fact::{Allocated, Fact, Verb};
 use payload_tests::crash::ledger::{Breach, Rule};
 use payload_tests::crash::{self, Options, Run};
 use payload_tests::server::{Server, eventually};
 use payload_tests::v1::content;
+use payload_types::tier::SpillTarget;
 use payload_types::{ByteCount, ErrorKind, PayloadId, Tier};
 
 /// The ordinary run's.
@@ -49,6 +50,8 @@ fn given_50_rounds_of_load_and_kills_when_restarted_then_every_promise_was_kept(
     for situation in SEEN {
         assert!(passed.tally.get(situation).is_some_and(|count| *count > 0), "never seen: {situation}");
     }
+    // Each file counts, and each that is used again: a few hundred MiB went through 128 MiB of disk.
+    assert!(passed.segments > 31, "hardly a segment file was used again: {}", passed.segments);
     let most = passed.peak;
     assert!(most.memory > 1 << 20 && most.disk > 1 << 20, "the watch saw next to nothing: {most:?}");
 }
@@ -65,6 +68,35 @@ async fn put(run: &Run, client: &Client, tier: Tier, seed: u64) -> PayloadId {
     ledger.note(Fact::Asked(Verb::Commit, id));
     ledger.note(Fact::Did(Verb::Commit, id));
     id
+}
+
+/// A payload in a segment file, and where it lies there.
+async fn packed(run: &Run, client: &Client, seed: u64) -> (PayloadId, PathBuf, u64) {
+    let id = put(run, client, Tier::Ram, seed).await;
+    run.ledger.lock().expect("nobody panicked").note(Fact::Asked(Verb::Spill, id));
+    let target = Some(SpillTarget::Tier(Tier::Disk));
+    let options = SpillOptions { target, ..SpillOptions::default() };
+    let spilled = client.spill(&[id], &options).await.expect("one result").swap_remove(0).result;
+    spilled.expect("spilled");
+    run.ledger.lock().expect("nobody panicked").note(Fact::Did(Verb::Spill, id));
+    match client.resolve(id).await.expect("known").location {
+        Some(Location::File { path, offset, .. }) if path.extension().is_some_and(|end| end == "seg") => {
+            (id, path, offset)
+        }
+        other => panic!("it is packed: {other:?}"),
+    }
+}
+
+/// Puts a payload into a segment file, kills the server, lets `tamper` do its worst, starts again and verifies.
+async fn verified_after_packed(tamper: impl FnOnce(&Path, u64)) -> Result<(), Breach> {
+    let mut run = Run::new(0, OPTIONS);
+    let (server, client) = run.start().await.expect("it starts");
+    packed(&run, &client, 1).await;
+    let (_, path, offset) = packed(&run, &client, 2).await;
+    server.kill();
+    tamper(&path, offset);
+    let (_server, client) = run.start().await?;
+    run.verify(&client).await
 }
 
 /// Puts a payload on each tier, kills the server, lets `tamper` do its worst, starts again and verifies.
@@ -95,6 +127,7 @@ fn file(run: &Run, id: PayloadId) -> PathBuf {
 }
 
 fn flip_byte(path: &Path, at: u64) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("ours");
     let file = fs::OpenOptions::new().read(true).write(true).open(path).expect("opened");
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).expect("read");
@@ -104,6 +137,7 @@ fn flip_byte(path: &Path, at: u64) {
 #[tokio::test]
 async fn given_nothing_was_tampered_with_when_verified_then_all_is_well() {
     verified_after(async |_, _| {}).await.expect("every promise is kept");
+    verified_after_packed(|_, _| {}).await.expect("every promise is kept");
 }
 
 #[tokio::test]
@@ -112,6 +146,7 @@ async fn given_a_flipped_byte_when_verified_then_it_is_told() {
     let rules = [Rule::Bytes, Rule::Kept];
     broken(verified_after(async |run, [_, disk]| flip_byte(&file(run, disk), 49_999)).await, &rules);
     broken(verified_after(async |run, [ram, _]| flip_byte(&segment(run, ram), 7)).await, &rules);
+    broken(verified_after_packed(|path, offset| flip_byte(path, offset + 49_999)).await, &rules);
 }
 
 #[tokio::test]
@@ -119,6 +154,11 @@ async fn given_a_removed_file_when_verified_then_it_is_told() {
     let remove = |path: PathBuf| fs::remove_file(path).expect("removed");
     broken(verified_after(async |run, [_, disk]| remove(file(run, disk))).await, &[Rule::Kept]);
     broken(verified_after(async |run, [ram, _]| remove(segment(run, ram))).await, &[Rule::Kept]);
+    broken(verified_after_packed(|path, _| remove(path.to_owned())).await, &[Rule::Kept]);
+    let cut = |path: &Path, offset: u64| {
+        fs::File::options().write(true).open(path).and_then(|file| file.set_len(offset + 1)).expect("cut");
+    };
+    broken(verified_after_packed(cut).await, &[Rule::Kept]);
 }
 
 #[tokio::test]
@@ -153,9 +193,10 @@ async fn given_bytes_that_no_payload_accounts_for_when_verified_then_it_is_told(
     // What was planted never goes: there is no use in waiting for it.
     let mut run = Run::new(0, Options { patience: Duration::from_millis(50), ..OPTIONS });
     let (_server, client) = run.start().await.expect("it starts");
-    let shelf = run.ground().root.join("payloads/00");
+    let root = run.ground().root.clone();
+    let shelf = root.join("payloads/00");
     fs::create_dir_all(&shelf).expect("made");
-    for directory in [Path::new("/dev/shm"), &shelf] {
+    for directory in [Path::new("/dev/shm"), &shelf, &root.join("segments"), &root] {
         let planted = directory.join(format!("{}-{}", run.place().prefix(), PayloadId::mint(1, 1)));
         fs::write(&planted, b"left over").expect("planted");
         broken(run.verify(&client).await, &[Rule::Leak]);

@@ -34,6 +34,9 @@ use ledger::{Breach, Ledger, Rule, Tally};
 use pressure::Pressure;
 use watch::{Ground, Peak, Watch};
 
+/// Free segment files that a server keeps at most: `FREE_FILES_MAX` of the books.
+pub const FREE_FILES_MAX: usize = 4;
+
 /// Client processes at a time.
 const WORKERS: u64 = 2;
 
@@ -147,10 +150,12 @@ impl Run {
     fn with_capacity(seed: u64, options: Options, capacity: Peak) -> Self {
         let place = Place::new()
             .with("STORAGE__RAM__CAPACITY_BYTES", &capacity.memory.to_string())
-            .with("STORAGE__DISK__CAPACITY_BYTES", &capacity.disk.to_string());
-        // The one of each writer, and two for compaction.
+            .with("STORAGE__DISK__CAPACITY_BYTES", &capacity.disk.to_string())
+            // With a write bit, nothing would be packed.
+            .with("STORAGE__DISK__FILE_MODE", "0440");
+        // The one of each writer, the mover's, and the free ones.
         let geometry = Geometry::of_capacity(ByteCount(capacity.disk));
-        let segments_kept = geometry.map_or(0, |geometry| geometry.writers() + 2);
+        let segments_kept = geometry.map_or(0, |geometry| geometry.writers() + 1 + FREE_FILES_MAX);
         let root = place.path().join("disk");
         let ground = Ground { prefix: place.prefix().to_owned(), root, segments_kept };
         let watch = Watch::start(ground.clone(), capacity);

@@ -302,3 +302,27 @@ pub async fn delete_all(client: &Client, ledger: &Mutex<Ledger>) -> Result<(), B
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn given_parts_of_a_file_when_compared_then_those_that_share_a_page_or_leave_the_file_are_told() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        file.as_file().set_len(5 * PAGE_BYTES).expect("five pages");
+        let part = |offset, end| Part { offset, end, id: PayloadId::mint(1, offset) };
+        let found = |parts| apart(file.path(), parts);
+        assert_eq!(found(vec![part(12_288, 20_480), part(4096, 4097), part(8192, 12_288)]), Ok(()));
+        for wrong in [
+            vec![part(4096, 8193), part(8192, 9000)],
+            vec![part(4096, 4200), part(4096, 4200)],
+            vec![part(4097, 4200)],
+            vec![part(0, 10)],
+            vec![part(16_384, 20_481)],
+        ] {
+            assert_eq!(found(wrong).expect_err("wrong").rule, Rule::Placed);
+        }
+        assert!(apart(Path::new("/nowhere/x.seg"), Vec::new()).is_err());
+    }
+}

@@ -90,10 +90,12 @@ impl Ground {
         items
     }
 
-    /// The files below the disk root that payloads share. Public are those with a number for a name.
+    /// The files below the disk root that payloads share, and those that are kept for them (`.free`). Public are those
+    /// with a number for a name.
     pub fn segments(&self) -> Vec<Item> {
         let read = |name: &str, found: &Metadata| {
-            let number = name.strip_suffix(".seg").filter(|number| number.len() == 8);
+            let number = [".seg", ".free"].into_iter().find_map(|end| name.strip_suffix(end));
+            let number = number.filter(|number| number.len() == 8);
             Some(Item {
                 name: name.to_owned(),
                 uuid: String::new(),
@@ -215,7 +217,7 @@ fn look(ground: &Ground, capacity: Peak, seen: &Mutex<Seen>) {
             format!("{now:?} bytes, and the capacity is {capacity:?}; {:?}", list.collect::<Vec<_>>());
         seen.breach.get_or_insert(Breach::new(Rule::Capacity, detail));
     }
-    seen.segments.extend(segments.into_iter().filter(|item| item.is_public).map(|item| item.name));
+    seen.segments.extend(segments.into_iter().map(|item| item.name).filter(|name| name.ends_with(".seg")));
 }
 
 #[cfg(test)]

@@ -1,0 +1,466 @@
+//! Small payloads that share segment files on disk, as users and operators meet them: a real server, real files, real
+//! second processes.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use payload_client::{AcquireOptions, Client};
+use payload_ledger::segments::Geometry;
+use payload_tests::crash::FREE_FILES_MAX;
+use payload_tests::peer::{Peer, answer};
+use payload_tests::server::{Place, Server, ended, eventually, program};
+use payload_tests::v1::{DISK, RAM, V1, acquisition, content, id, refused, spilled};
+use payload_types::limits::{PAGE_BYTES, SPILL_IDS_MAX};
+use payload_types::{ByteCount, PayloadId};
+use payload_wire::pb::core::v1::PayloadId as Id;
+use payload_wire::pb::core::v1::payload_descriptor::Location;
+use payload_wire::pb::operations::v1::TierAccounting;
+use payload_wire::pb::runtime::v1 as rt;
+use serde_json::Value;
+use tonic::Code;
+
+const MIB: u64 = 1 << 20;
+
+/// The least that has segment files.
+const CAPACITY: u64 = 128 * MIB;
+
+/// Packing is on, and committed bytes are as by default: nobody may open them for writing.
+fn place() -> Place {
+    Place::new()
+        .with("STORAGE__DISK__CAPACITY_BYTES", &CAPACITY.to_string())
+        .with("STORAGE__DISK__FILE_MODE", "0440")
+        .with("STORAGE__DISK__COMPACTION_BYTES_PER_SECOND", "0")
+}
+
+fn geometry(capacity: u64) -> Geometry {
+    Geometry::of_capacity(ByteCount(capacity)).expect("large enough")
+}
+
+/// Files that are kept when nothing lies in them: the one of each writer, the mover's, and the free ones.
+fn files_kept(geometry: Geometry) -> usize {
+    geometry.writers() + 1 + FREE_FILES_MAX
+}
+
+fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
+}
+
+fn segments(place: &Place) -> BTreeSet<PathBuf> {
+    files_below(&place.path().join("disk/segments")).into_iter().collect()
+}
+
+/// Segment files that payloads lie in, or may be written to.
+fn in_use(place: &Place) -> BTreeSet<PathBuf> {
+    segments(place).into_iter().filter(|path| path.extension().is_some_and(|end| end == "seg")).collect()
+}
+
+fn own_files(place: &Place) -> Vec<PathBuf> {
+    files_below(&place.path().join("disk/payloads"))
+}
+
+fn held_bytes(place: &Place) -> u64 {
+    let files = segments(place).into_iter().chain(own_files(place));
+    files.filter_map(|path| path.metadata().ok()).map(|found| found.blocks() * 512).sum()
+}
+
+/// A payload and what its bytes must be.
+struct Stored {
+    id: Id,
+    bytes: Vec<u8>,
+}
+
+/// Puts one payload for each length, in memory, and spills them all.
+async fn stored(v1: &V1, seed: u64, lengths: impl IntoIterator<Item = usize>) -> Vec<Stored> {
+    let mut all = Vec::new();
+    for (number, length) in (0..).zip(lengths) {
+        let bytes = content(seed * 10_000 + number, length);
+        all.push(Stored { id: id(&v1.put(RAM, &bytes).await), bytes });
+    }
+    for part in all.chunks(SPILL_IDS_MAX) {
+        let ids = part.iter().map(|stored| stored.id.clone()).collect();
+        let request = rt::SpillRequest { ids, target_tier: DISK, fsync: true, ..Default::default() };
+        for result in v1.spill(request).await.expect("one result for each id") {
+            spilled(result, DISK);
+        }
+    }
+    all
+}
+
+/// Where a payload lies: file and first byte.
+async fn place_of(v1: &V1, id: &Id) -> (PathBuf, u64) {
+    match v1.resolve(id).await.expect("known").location {
+        Some(Location::Disk(disk)) => (disk.path.into(), disk.offset_bytes),
+        other => panic!("it is on disk: {other:?}"),
+    }
+}
+
+async fn all_identical(v1: &V1, all: &[Stored]) {
+    for Stored { id, bytes } in all {
+        assert!(v1.bytes(id).await == (DISK, bytes.clone()), "{}", uuid(id));
+    }
+}
+
+async fn disk(v1: &V1) -> TierAccounting {
+    let stats = v1.stats().await.expect("stats");
+    *stats.tiers.iter().find(|part| part.tier == DISK).expect("configured")
+}
+
+fn uuid(id: &Id) -> PayloadId {
+    PayloadId::from_slice(&id.value).expect("16 bytes")
+}
+
+fn payloadctl(server: &Server, args: &[&str]) -> Output {
+    let mut command = Command::new(program("payloadctl"));
+    command.args(args).arg("--json").env("PAYLOAD_MANAGER_ADDR", &server.address);
+    ended(command)
+}
+
+fn objects(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8(output.stdout.clone()).expect("UTF-8");
+    text.lines().map(|line| serde_json::from_str(line).expect("one object a line")).collect()
+}
+
+/// One bit of a committed payload turns.
+fn flip(path: &Path, offset: u64) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("ours");
+    let file = File::options().read(true).write(true).open(path).expect("opened");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).expect("read");
+    file.write_all_at(&[byte[0] ^ 0x10], offset).expect("written");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o440)).expect("ours");
+}
+
+#[tokio::test]
+async fn given_many_small_payloads_when_spilled_then_they_share_a_few_files_and_read_the_same_everywhere() {
+    let place = place();
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    // 1 byte to 30 KB, seldom in whole pages; 3 MB together.
+    let all = stored(&v1, 1, (0..200).map(|number| 1 + number * 151)).await;
+    assert_eq!(own_files(&place), Vec::<PathBuf>::new());
+    let mut places = BTreeSet::new();
+    for Stored { id, bytes } in &all {
+        let (path, offset) = place_of(&v1, id).await;
+        assert!(
+            segments(&place).contains(&path) && offset > 0 && offset.is_multiple_of(PAGE_BYTES),
+            "{path:?}"
+        );
+        assert!(offset + bytes.len() as u64 <= path.metadata().expect("there").len());
+        assert_eq!(path.metadata().expect("there").mode() & 0o777, 0o440);
+        assert!(places.insert((path, offset)), "two payloads at one place");
+    }
+    assert!(segments(&place).len() <= files_kept(geometry(CAPACITY)), "{:?}", segments(&place));
+
+    let mut peer = Peer::start(&server);
+    for Stored { id, bytes } in all.iter().step_by(7) {
+        assert_eq!(peer.ask_bytes("look", id), answer(DISK, bytes));
+    }
+    all_identical(&v1, &all).await;
+    for Stored { id, bytes } in &all {
+        v1.promote_to(id, RAM).await.expect("promoted");
+        assert!(v1.bytes(id).await == (RAM, bytes.clone()), "{}", uuid(id));
+    }
+    assert_eq!(payloadctl(&server, &["scrub"]).status.code(), Some(0));
+    server.stop();
+}
+
+#[tokio::test]
+async fn given_packed_payloads_when_the_server_is_killed_then_they_are_there_whatever_the_number_of_shards() {
+    let mut place = place();
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    let mut all = stored(&v1, 2, (0..150).map(|number| 1 + number * 401)).await;
+    server.kill();
+    for shards in ["1", "4", "3"] {
+        place.set("SHARDS__COUNT", shards);
+        let server = place.start();
+        let v1 = V1::connect(&server).await;
+        all_identical(&v1, &all).await;
+        for gone in all.drain(..10) {
+            v1.delete(&gone.id, false).await.expect("deleted");
+        }
+        all.extend(stored(&v1, shards.parse().expect("a number"), [5_000; 20]).await);
+        // Starts go on with the files that were being filled: they leave no half-empty ones.
+        assert!(segments(&place).len() <= files_kept(geometry(CAPACITY)) + 1, "{:?}", segments(&place));
+        assert_eq!(payloadctl(&server, &["scrub"]).status.code(), Some(0));
+        server.kill();
+    }
+}
+
+#[tokio::test]
+async fn given_a_flipped_bit_in_a_segment_file_when_read_then_the_other_copy_or_data_loss_and_neighbours_unharmed()
+ {
+    let place = place();
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    let all = stored(&v1, 3, [20_000; 30]).await;
+    let (lost, twin) = (&all[11], &all[17]);
+    v1.promote_to(&twin.id, RAM).await.expect("promoted");
+    let twin_at = payloadctl(&server, &["explain", &uuid(&twin.id).to_string()]);
+    let copies = objects(&twin_at)[0]["replicas"].clone();
+    let on_disk = copies.as_array().expect("a list").iter().find(|copy| copy["tier"] == "disk").expect("two");
+    let (path, offset) = (on_disk["place"].as_str().expect("text"), on_disk["offset_bytes"].as_u64());
+    flip(Path::new(path), offset.expect("a number") + 19_999);
+    let (path, offset) = place_of(&v1, &lost.id).await;
+    flip(&path, offset + 4096);
+
+    let found = payloadctl(&server, &["scrub", "--tier", "disk"]);
+    assert_eq!(found.status.code(), Some(1), "{found:?}");
+    let outcome = |of: &Id| {
+        let lines = objects(&found);
+        let line = lines.iter().find(|line| line["id"] == uuid(of).to_string());
+        line.map(|line| (line["what"].clone(), line["outcome"].clone()))
+    };
+    assert_eq!(outcome(&lost.id), Some(("corrupt".into(), "data_loss".into())), "{found:?}");
+    assert_eq!(outcome(&twin.id), Some(("corrupt".into(), "other_replica".into())), "{found:?}");
+    assert_eq!(objects(&found).len(), 3, "two findings and a summary: {found:?}");
+
+    refused(v1.acquire(acquisition(&lost.id)).await, Code::DataLoss, &["anew"]);
+    assert!(v1.bytes(&twin.id).await == (RAM, twin.bytes.clone()));
+    spilled(v1.spill_to(&twin.id, DISK).await, DISK);
+    assert!(v1.bytes(&twin.id).await == (DISK, twin.bytes.clone()), "it was written anew");
+    server.kill();
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    refused(v1.acquire(acquisition(&lost.id)).await, Code::DataLoss, &["anew"]);
+    let sound: Vec<Stored> =
+        all.into_iter().enumerate().filter(|(at, _)| *at != 11).map(|(_, one)| one).collect();
+    all_identical(&v1, &sound).await;
+}
+
+#[tokio::test]
+async fn given_a_flipped_bit_in_a_segment_file_when_promoted_then_data_loss_and_never_other_bytes() {
+    let place = place();
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    let all = stored(&v1, 4, [9_000; 3]).await;
+    let (path, offset) = place_of(&v1, &all[1].id).await;
+    flip(&path, offset + 8_999);
+    refused(v1.promote_to(&all[1].id, RAM).await, Code::DataLoss, &["DISK"]);
+    refused(v1.acquire(acquisition(&all[1].id)).await, Code::DataLoss, &[]);
+    v1.delete(&all[1].id, false).await.expect("what is damaged can be deleted");
+    for neighbour in [0, 2] {
+        v1.promote_to(&all[neighbour].id, RAM).await.expect("unharmed");
+    }
+}
+
+#[tokio::test]
+async fn given_everything_is_deleted_when_compacted_then_the_disk_is_given_back_but_for_the_files_in_use() {
+    let place = place();
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    let all = stored(&v1, 5, [100_000; 300]).await;
+    let whole = segments(&place).len();
+    assert!(whole >= 7, "30 MB lie in files of 4 MiB: {whole}");
+    for one in &all {
+        v1.delete(&one.id, false).await.expect("deleted");
+    }
+    let geometry = geometry(CAPACITY);
+    eventually("the files are given back", async || {
+        let held = held_bytes(&place) <= files_kept(geometry) as u64 * geometry.file_bytes();
+        (held && segments(&place).len() <= files_kept(geometry)).then_some(())
+    })
+    .await;
+    // What died in a file that is being filled stays charged until that is worth a move.
+    eventually("and are charged no more", async || {
+        (disk(&v1).await.allocated_bytes <= files_kept(geometry) as u64 * geometry.data_bytes()).then_some(())
+    })
+    .await;
+    // All of it can be used again.
+    all_identical(&v1, &stored(&v1, 6, [100_000; 300]).await).await;
+    server.stop();
+}
+
+#[tokio::test]
+async fn given_files_that_are_mostly_dead_when_compacted_then_what_lives_is_moved_together_unchanged() {
+    let place = place();
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    let mut all = stored(&v1, 7, [100_000; 300]).await;
+    let before = in_use(&place);
+    assert!(before.len() >= 7, "30 MB lie in files of 4 MiB: {before:?}");
+    let mut kept = Vec::new();
+    for (number, one) in all.drain(..).enumerate() {
+        match number % 5 {
+            0 => kept.push(one),
+            _ => v1.delete(&one.id, false).await.expect("deleted"),
+        }
+    }
+    // 6 MB live, which is two files; one more in each lane may hold what died in it.
+    let lanes = geometry(CAPACITY).writers() + 1;
+    eventually("the living are moved together", async || (in_use(&place).len() <= 2 + lanes).then_some(()))
+        .await;
+    all_identical(&v1, &kept).await;
+    let now = in_use(&place);
+    assert!(before.iter().filter(|file| now.contains(*file)).count() <= lanes, "{now:?}");
+    server.kill();
+    let server = place.start();
+    all_identical(&V1::connect(&server).await, &kept).await;
+    assert_eq!(payloadctl(&server, &["scrub"]).status.code(), Some(0));
+}
+
+#[tokio::test]
+async fn given_a_leased_payload_when_compacted_then_the_lease_reads_its_old_place_until_it_ends() {
+    let place = place();
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    let client = Client::connect(&server.address).await.expect("it answers");
+    let mut all = stored(&v1, 8, [200_000; 80]).await;
+    let leased = all.remove(5);
+    let lease = client.acquire(uuid(&leased.id), &AcquireOptions::default()).await.expect("leased");
+    let (old, offset) = place_of(&v1, &leased.id).await;
+    for one in &all {
+        v1.delete(&one.id, false).await.expect("deleted");
+    }
+    let new = eventually("it is moved under the lease", async || {
+        Some(place_of(&v1, &leased.id).await).filter(|(path, _)| *path != old)
+    })
+    .await;
+    assert_ne!(new, (old.clone(), offset));
+    // Disk is wanted: nothing may be written where the lease reads.
+    let more = stored(&v1, 9, [200_000; 200]).await;
+    assert!(*lease == leased.bytes, "the old place");
+    assert!(v1.bytes(&leased.id).await == (DISK, leased.bytes.clone()), "the new one");
+    let mut seen = vec![0; leased.bytes.len()];
+    File::open(&old).and_then(|file| file.read_exact_at(&mut seen, offset)).expect("its file is still there");
+    assert!(seen == leased.bytes);
+    lease.release().await.expect("released");
+    eventually("its file is used again under another name, or gone", async || {
+        (!segments(&place).contains(&old)).then_some(())
+    })
+    .await;
+    assert!(v1.bytes(&leased.id).await == (DISK, leased.bytes.clone()));
+    all_identical(&v1, &more).await;
+}
+
+#[tokio::test]
+async fn given_a_file_that_is_kept_open_beyond_its_lease_when_all_in_it_died_then_it_is_not_written_again() {
+    let place = place();
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    let all = stored(&v1, 10, [200_000; 60]).await;
+    let (path, offset) = place_of(&v1, &all[3].id).await;
+    let kept = File::open(&path).expect("readable");
+    for one in &all {
+        v1.delete(&one.id, false).await.expect("deleted");
+    }
+    let more = stored(&v1, 11, [200_000; 200]).await;
+    let mut seen = vec![0; all[3].bytes.len()];
+    kept.read_exact_at(&mut seen, offset).expect("readable");
+    assert!(seen == all[3].bytes, "bytes that somebody has open were written over");
+    drop(kept);
+    eventually("the file is used again under another name, or gone", async || {
+        (!segments(&place).contains(&path)).then_some(())
+    })
+    .await;
+    all_identical(&v1, &more).await;
+}
+
+#[tokio::test]
+async fn given_a_lowered_capacity_when_restarted_then_what_is_there_stays_and_new_files_have_the_new_size() {
+    let mut place = place().with("STORAGE__DISK__CAPACITY_BYTES", &(4 * CAPACITY).to_string());
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    let mut all = stored(&v1, 12, [300_000; 150]).await;
+    server.kill();
+    // Half: other sizes. A quarter less a byte: nothing more is packed.
+    for capacity in [2 * CAPACITY, CAPACITY, CAPACITY - PAGE_BYTES] {
+        place.set("STORAGE__DISK__CAPACITY_BYTES", &capacity.to_string());
+        let server = place.start();
+        let v1 = V1::connect(&server).await;
+        all_identical(&v1, &all).await;
+        for gone in all.drain(..40) {
+            v1.delete(&gone.id, false).await.expect("deleted");
+        }
+        all.extend(stored(&v1, 12 + capacity, [10_000; 10]).await);
+        all_identical(&v1, &all).await;
+        // Too small a disk packs nothing; a smaller one may have to, until files of the old size were emptied.
+        assert!(capacity >= CAPACITY || !own_files(&place).is_empty(), "{:?}", segments(&place));
+        assert_eq!(payloadctl(&server, &["scrub"]).status.code(), Some(0));
+        server.kill();
+    }
+    place.set("STORAGE__DISK__CAPACITY_BYTES", &(2 * CAPACITY).to_string());
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    all_identical(&v1, &all).await;
+    for one in &all {
+        v1.delete(&one.id, false).await.expect("deleted");
+    }
+    eventually("all of it is given back, whatever its size", async || {
+        (own_files(&place).is_empty() && segments(&place).len() <= files_kept(geometry(2 * CAPACITY)))
+            .then_some(())
+    })
+    .await;
+    server.stop();
+}
+
+#[tokio::test]
+async fn given_a_full_disk_of_packed_payloads_when_more_comes_then_refused_within_the_capacity_and_room_after_deletes()
+ {
+    let place = place().with("LIMITS__ALLOCATE_WAIT", "500ms");
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    let configured = disk(&v1).await;
+    assert_eq!(configured.capacity_bytes + configured.overhead_bytes, CAPACITY);
+    assert_eq!(configured.capacity_bytes, geometry(CAPACITY).usable().0);
+    let mut all = Vec::new();
+    for seed in 20.. {
+        let bytes = content(seed, 900_000);
+        let payload = id(&v1.put(RAM, &bytes).await);
+        let request =
+            rt::SpillRequest { ids: vec![payload.clone()], target_tier: DISK, ..Default::default() };
+        let mut request = tonic::Request::new(request);
+        request.set_timeout(std::time::Duration::from_millis(500));
+        let results = v1.catalog().spill(request).await.map(tonic::Response::into_inner);
+        assert!(held_bytes(&place) <= CAPACITY, "{} bytes are on the disk", held_bytes(&place));
+        match results {
+            Ok(answer) if answer.results[0].ok => all.push(Stored { id: payload, bytes }),
+            _ => {
+                v1.delete(&payload, true).await.expect("deleted");
+                break;
+            }
+        }
+    }
+    let stored_bytes = all.len() as u64 * 901_120;
+    assert!(
+        stored_bytes > configured.capacity_bytes / 100 * 95,
+        "{stored_bytes} of {}",
+        configured.capacity_bytes
+    );
+    all_identical(&v1, &all).await;
+    for (number, one) in all.iter().enumerate().filter(|(number, _)| number % 2 == 0) {
+        v1.delete(&one.id, false).await.unwrap_or_else(|error| panic!("{number}: {error}"));
+    }
+    let kept: Vec<Stored> = all.into_iter().skip(1).step_by(2).collect();
+    // Half of what was stored fits again, though every file holds living payloads.
+    let mut more = Vec::new();
+    for seed in 0..kept.len() as u64 - 4 {
+        let bytes = content(1_000 + seed, 900_000);
+        let payload = id(&v1.put(RAM, &bytes).await);
+        spilled(v1.spill_to(&payload, DISK).await, DISK);
+        assert!(held_bytes(&place) <= CAPACITY, "{} bytes are on the disk", held_bytes(&place));
+        more.push(Stored { id: payload, bytes });
+    }
+    all_identical(&v1, &kept).await;
+    all_identical(&v1, &more).await;
+}
+
+#[tokio::test]
+async fn given_files_that_clients_may_write_when_spilled_then_each_payload_has_its_own() {
+    let place = place().with("STORAGE__DISK__FILE_MODE", "0660");
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    let all = stored(&v1, 13, [10_000; 20]).await;
+    assert_eq!((own_files(&place).len(), segments(&place).len()), (20, 0));
+    assert_eq!(disk(&v1).await.capacity_bytes, CAPACITY, "there is nothing to keep back");
+    // A client that opens read-write and sets the length, as some do, harms nobody.
+    let mut peer = Peer::start(&server);
+    for Stored { id, bytes } in &all {
+        assert_eq!(peer.ask_bytes("read", id), answer(DISK, bytes));
+    }
+    all_identical(&v1, &all).await;
+}
