@@ -62,6 +62,7 @@ use crate::faults::{Faults, Faulty};
 use crate::health::Health;
 use crate::packed::Packed;
 use crate::packed::boot::Tables;
+use crate::packed::syncer::{self, GROUPS_WAITING_MAX};
 use crate::packed::upkeep::Upkeep;
 use crate::retire::{Retired, Retirement};
 use crate::store::boot::Found;
@@ -334,10 +335,18 @@ impl Drivers {
             let retirement = Retirement::new(Arc::clone(&self.stores), Arc::clone(&sink), orphans);
             spawn(format!("pm-{name}-retire"), Box::new(move || retirement.run(&retire_lane)));
         }
+        let mut syncers = Vec::new();
+        for index in 0..self.stores.packed().map_or(0, Packed::lane_count) {
+            let (sender, lane) = bounded(GROUPS_WAITING_MAX);
+            syncers.push(sender);
+            let (stores, sink) = (Arc::clone(&self.stores), Arc::clone(&sink));
+            spawn(format!("pm-sync-{index}"), Box::new(move || syncer::run(&stores, &lane, &sink)));
+        }
         for index in 0..self.config.transfer_threads.max(1) {
+            let syncers = syncers.clone();
             let (stores, sink) = (Arc::clone(&self.stores), Arc::clone(&sink));
             let (lane, io, calls) = (transfer_lane.clone(), self.config.io, Arc::clone(&self.calls));
-            let body = move || workers::run_transfers(&stores, &lane, &|| calls.engine(io), &sink);
+            let body = move || workers::run_transfers(&stores, &lane, &|| calls.engine(io), &sink, &syncers);
             spawn(format!("pm-transfer-{index}"), Box::new(body));
         }
         let (scrub, scrub_lane) = bounded(lane_len);

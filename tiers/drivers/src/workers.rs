@@ -20,6 +20,7 @@ use payload_types::event::{
 
 use crate::CompletionSink;
 use crate::fault::finding;
+use crate::packed::syncer::Written;
 use crate::packed::writer::{GROUP_BYTES_MAX, GROUP_OPS_MAX, Group, Way};
 use crate::retire::Retired;
 use crate::stores::Stores;
@@ -102,8 +103,9 @@ pub(crate) fn run_transfers(
     lane: &Receiver<TransferOp>,
     engine: &dyn Fn() -> std::io::Result<Box<dyn Engine>>,
     sink: &CompletionSink,
+    syncers: &[Sender<Written>],
 ) {
-    let mut copier = Copier { stores, engine, sink, pipeline: None };
+    let mut copier = Copier { stores, engine, sink, syncers, pipeline: None };
     let mut taken = None;
     while let Some(op) = taken.take().or_else(|| lane.recv().ok()) {
         let way_of = |op: &TransferOp| stores.packed().and_then(|packed| packed.way(op));
@@ -137,6 +139,7 @@ struct Copier<'thread> {
     stores: &'thread Stores,
     engine: &'thread dyn Fn() -> std::io::Result<Box<dyn Engine>>,
     sink: &'thread CompletionSink,
+    syncers: &'thread [Sender<Written>],
     pipeline: Option<Pipeline>,
 }
 
@@ -153,7 +156,7 @@ impl Copier<'_> {
         let (stores, sink) = (self.stores, self.sink);
         let packed = stores.packed().expect("only it has a way for them");
         let answer = |op: &TransferOp, result| answer(stores, sink, op, result);
-        let mut group = Group::new(ops, &answer);
+        let mut group = Group::new(ops, &answer, self.syncers);
         let written = catch_unwind(AssertUnwindSafe(|| {
             let pipeline = prepared(&mut self.pipeline, self.engine)?;
             packed.write(stores, way, &mut group, pipeline);
@@ -171,7 +174,13 @@ impl Copier<'_> {
     }
 }
 
-fn answer(stores: &Stores, sink: &CompletionSink, op: &TransferOp, result: Result<Copied, TransferError>) {
+/// Answers a copy, and tells the books and upkeep of one that was a relocation.
+pub(crate) fn answer(
+    stores: &Stores,
+    sink: &CompletionSink,
+    op: &TransferOp,
+    result: Result<Copied, TransferError>,
+) {
     if let (Some(packed), Some(extent), Tier::Disk) = (stores.packed(), op.from.extent, op.to.tier) {
         if result.is_ok() {
             packed.books().moved(extent, op.from.size);
@@ -242,7 +251,7 @@ fn copy(
     transfer::run(op, from, to, pipeline)
 }
 
-fn panicked(panic: &(dyn Any + Send)) -> DriverError {
+pub(crate) fn panicked(panic: &(dyn Any + Send)) -> DriverError {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
     tracing::error!("a driver thread panicked: {text}");

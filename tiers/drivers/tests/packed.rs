@@ -155,6 +155,14 @@ impl Gated {
         assert_eq!(self.drivers.submit(DriverOp::Transfer(op)), Ok(()));
     }
 
+    /// Lets the transfer thread wait with an answer of its own, until [`go_on`](Self::go_on): what is asked for meanwhile
+    /// is one group.
+    fn hold(&mut self) {
+        let large = self.segment(&sample(PAYLOAD_MAX + 1));
+        self.copy(large, twin(large, Tier::Disk), None);
+        assert_eq!(self.answered().1.expect("copied").extent, None, "it has a file of its own");
+    }
+
     /// The next copy's answer: its number, from 1 on. The driver thread waits until [`go_on`](Self::go_on).
     fn answered(&self) -> (u32, Result<Copied, TransferError>) {
         loop {
@@ -205,6 +213,8 @@ fn given_many_payloads_that_wait_when_packed_then_one_file_and_one_fdatasync_for
         let first = gated.segment(&bytes);
         gated.copy(first, twin(first, Tier::Disk), None);
         gated.answered().1.expect("packed");
+        gated.go_on();
+        gated.hold();
         let (synced, written) = (faults.made(Call::Sync), faults.made(Call::Write));
         for _ in 0..64 {
             gated.copy(first, twin(first, Tier::Disk), Some(checksum(&bytes)));
@@ -231,9 +241,7 @@ fn given_a_group_with_spoilt_sources_when_packed_then_each_costs_only_itself() {
         let spoilt = [1, 2, 4, 8];
         let samples: Vec<Vec<u8>> = sizes.iter().map(|size| sample(*size)).collect();
         let sources: Vec<ReplicaRef> = samples.iter().map(|bytes| gated.segment(bytes)).collect();
-        let first = gated.segment(&sample(10));
-        gated.copy(first, twin(first, Tier::Disk), None);
-        gated.answered().1.expect("packed");
+        gated.hold();
         let path = |index: usize| common::path_of(&gated.drivers, sources[index]);
         fs::remove_file(path(1)).expect("removed");
         OpenOptions::new().write(true).open(path(8)).and_then(|file| file.set_len(7)).expect("cut");
@@ -286,8 +294,7 @@ fn given_an_operation_that_makes_the_driver_panic_when_packed_then_every_one_is_
     let (_place, mut gated, _faults) = gated(IoEngine::Uring);
     let bytes = sample(300_000);
     let source = gated.segment(&bytes);
-    gated.copy(source, twin(source, Tier::Disk), None);
-    gated.answered().1.expect("packed");
+    gated.hold();
     gated.copy(source, twin(source, Tier::Disk), None);
     let mut wrong = twin(source, Tier::Disk);
     wrong.size = ByteCount(1);

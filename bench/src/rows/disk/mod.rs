@@ -26,7 +26,7 @@ use crate::server::Server;
 
 /// What the server may use, which is not what it takes: from 8 GiB on, segment files have 256 MiB and take payloads of
 /// 64 MiB, too.
-const DISK_BYTES: ByteCount = ByteCount(16 << 30);
+const DISK_BYTES: ByteCount = ByteCount(48 << 30);
 
 /// A size of payloads, the rows that it has, and how it is asked for.
 struct Case {

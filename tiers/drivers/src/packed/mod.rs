@@ -1,12 +1,13 @@
 //! The packed store: segment files that many replicas share (DESIGN §6).
 //!
 //! ```text
-//! transfer thread --group--> writer: places -> bytes (O_DIRECT) + records -> one fdatasync -> books -> TransferDone for each
+//! transfer thread --group--> writer: places -> bytes (O_DIRECT) + records --> syncer: one fdatasync -> books -> TransferDone for each
 //! worker thread   --drop---> books: dead -> Detached ... upkeep: file recycled -> Freed
 //! ```
 //! What the files say is in `payload_ledger::segments` (pure); this does it with real ones, for the disk's `FileStore`.
 //! - [`file`]: making, recycling and opening a segment file
 //! - [`writer`]: a group of payloads into one file
+//! - [`syncer`]: what was written onto stable storage
 //! - [`upkeep`]: recycling and compaction
 //! - [`boot`]: what an earlier run left
 //!
@@ -17,6 +18,7 @@
 
 pub(crate) mod boot;
 pub(crate) mod file;
+pub(crate) mod syncer;
 pub(crate) mod upkeep;
 pub(crate) mod writer;
 
@@ -148,6 +150,21 @@ impl Packed {
         }
     }
 
+    /// Lets go of files that the books have closed behind their lanes' backs, after a failed sync.
+    pub(crate) fn forget_closed(&self) {
+        for lane in (0..self.writers()).map(Lane::Writer).chain([Lane::Mover]) {
+            if let Some(mut file) = self.lane_if_idle(lane) {
+                let number = self.books().lane_file(lane).map(|(number, _)| number);
+                file.take_if(|file| Some(file.header.number) != number);
+            }
+        }
+    }
+
+    /// How many lanes there are: the writers' and the mover's.
+    pub(crate) fn lane_count(&self) -> usize {
+        self.lanes.len()
+    }
+
     /// How many writers' lanes there are.
     pub(crate) fn writers(&self) -> usize {
         self.lanes.len() - 1
@@ -172,9 +189,15 @@ impl Packed {
 
     /// A file for one replica alone is about to be made: it is counted, and what was only kept free is given up for it.
     pub(crate) fn own_added(&self, size: ByteCount) {
+        let mut books = self.remove_surplus(size);
+        books.own_added(size);
+    }
+
+    /// Gives up what was only kept free, as far as something of this size needs its space.
+    pub(crate) fn remove_surplus(&self, size: ByteCount) -> MutexGuard<'_, Books> {
         loop {
             let mut books = self.books();
-            let Some(surplus) = books.surplus(size) else { return books.own_added(size) };
+            let Some(surplus) = books.surplus(size) else { return books };
             drop(books);
             self.remove_free(surplus);
         }

@@ -1,13 +1,13 @@
-//! Writes a group of payloads into one segment file: one stream of bytes, one fdatasync.
+//! Writes a group of payloads into one segment file: one stream of bytes.
 //!
 //! ```text
 //! sources --pread--> 1 MiB buffers, filled across payloads' borders --hash--> io_uring writes, 8 under way
-//!         records --> a write of whole table pages beside the last of them --> one fdatasync --> books --> answers
+//!         records --> a write of whole table pages beside the last of them --> [`super::syncer`]
 //! ```
 //! Run by transfer threads; each holds a lane while it writes. A place is taken when a payload's turn comes, so a source
 //! that fails costs nothing but itself: the next payload is written over what was written of it. Records may reach the
 //! disk before their bytes do: nothing is acknowledged before both have, and a record without a row is nobody's.
-//! Whatever else fails, fails for the whole group. A file whose fdatasync failed is never written or synced again.
+//! Whatever else fails, fails for the whole group.
 //! What there is no place for is left in the group, for a file of its own.
 
 use std::fs::File;
@@ -15,6 +15,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, MutexGuard};
 
+use crossbeam::channel::Sender;
 use payload_ledger::segments::table::{Header, Record, pages_of};
 use payload_ledger::segments::{Lane, Room, Spot};
 use payload_types::effect::TransferOp;
@@ -25,6 +26,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::Packed;
 use super::file::LaneFile;
+use super::syncer::Written;
 use crate::fault::{fault, finding};
 use crate::health::Work;
 use crate::store::offset_of;
@@ -60,14 +62,17 @@ pub(crate) struct Group<'sink> {
     /// `None`: answered.
     ops: Vec<Option<TransferOp>>,
     answer: &'sink dyn Fn(&TransferOp, Result<Copied, TransferError>),
+    /// The lanes' syncers, in the order of [`Packed`]'s lanes.
+    syncers: &'sink [Sender<Written>],
 }
 
 impl<'sink> Group<'sink> {
     pub(crate) fn new(
         ops: Vec<TransferOp>,
         answer: &'sink dyn Fn(&TransferOp, Result<Copied, TransferError>),
+        syncers: &'sink [Sender<Written>],
     ) -> Self {
-        Self { ops: ops.into_iter().map(Some).collect(), answer }
+        Self { ops: ops.into_iter().map(Some).collect(), answer, syncers }
     }
 
     /// What was not answered.
@@ -86,23 +91,28 @@ struct Held<'packed> {
     packed: &'packed Packed,
     lane: Lane,
     file: MutexGuard<'packed, Option<LaneFile>>,
+    /// Places that were taken and are not handed to the syncer yet.
+    taken: u32,
 }
 
 impl Held<'_> {
-    /// Nothing more is written to the lane's file.
-    fn close(&mut self) {
-        self.packed.books().close(self.lane);
-        *self.file = None;
-        self.packed.wake();
+    /// Gives the lane's file up, with the places that were taken: what was under way may still be written there.
+    fn give_up(&mut self) {
+        if let Some(file) = self.file.take() {
+            self.packed.books().spoil(file.header.number, std::mem::take(&mut self.taken));
+            self.packed.wake();
+        }
     }
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        // What was under way may still be written: its place is given to nobody.
         if std::thread::panicking() {
-            self.close();
+            self.give_up();
         }
+        // A sync that failed meanwhile closed it in the books.
+        let number = self.packed.books().lane_file(self.lane).map(|(number, _)| number);
+        self.file.take_if(|file| Some(file.header.number) != number);
     }
 }
 
@@ -131,13 +141,8 @@ impl Packed {
         while first < group.ops.len() {
             let bytes = group.ops[first..].iter().flatten().map(|op| op.to.size.0).sum();
             match self.health.begin(Work::Bytes(ByteCount(bytes))) {
-                Ok(attempt) => match self.write_file(stores, &mut held, group, first, pipeline) {
-                    Ok(next) => {
-                        attempt.succeeded();
-                        first = next;
-                    }
-                    Err(next) => first = next,
-                },
+                // It has succeeded when it is on stable storage, which the syncer says.
+                Ok(_attempt) => first = self.write_file(stores, &mut held, group, first, pipeline),
                 Err(refusal) => {
                     for index in first..group.ops.len() {
                         if group.ops[index].is_some() {
@@ -151,8 +156,8 @@ impl Packed {
     }
 
     fn hold(&self, way: Way) -> Held<'_> {
-        let idle = |lane| Some(Held { packed: self, lane, file: self.lane_if_idle(lane)? });
-        let waited = |lane| Held { packed: self, lane, file: self.lane(lane) };
+        let idle = |lane| Some(Held { packed: self, lane, file: self.lane_if_idle(lane)?, taken: 0 });
+        let waited = |lane| Held { packed: self, lane, file: self.lane(lane), taken: 0 };
         match way {
             Way::Move => waited(Lane::Mover),
             Way::Spill => {
@@ -162,8 +167,7 @@ impl Packed {
         }
     }
 
-    /// Writes payloads from `first` on, as many as one file has room for. The index of the next one; `Err`: what was
-    /// tried before it failed.
+    /// Writes payloads from `first` on, as many as one file has room for. The index of the next one.
     fn write_file(
         &self,
         stores: &Stores,
@@ -171,7 +175,7 @@ impl Packed {
         group: &mut Group<'_>,
         first: usize,
         pipeline: &mut Pipeline,
-    ) -> Result<usize, usize> {
+    ) -> usize {
         let mut placed: Vec<Placed> = Vec::new();
         let mut stream: Option<Stream<'_>> = None;
         let mut pipeline = Some(pipeline);
@@ -181,7 +185,7 @@ impl Packed {
                 index += 1;
                 continue;
             };
-            if stream.as_ref().is_some_and(|stream| !stream.has_room(op.to.size)) {
+            if stream.as_ref().is_some_and(|stream| !self.goes_on(held.lane, stream, op.to.size)) {
                 break;
             }
             match self.put(stores, held, &op, &mut stream, &mut pipeline) {
@@ -190,35 +194,31 @@ impl Packed {
                 Err(TransferError::Source(error)) => group.answer(index, Err(TransferError::Source(error))),
                 Err(TransferError::Destination(error)) => {
                     group.answer(index, Err(TransferError::Destination(error.clone())));
-                    fail(held, group, &placed, stream, error);
-                    return Err(index + 1);
+                    fail(held, group, &placed, stream, &error);
+                    return index + 1;
                 }
             }
             index += 1;
         }
-        let Some(mut stream) = stream.filter(|_| !placed.is_empty()) else { return Ok(index) };
+        let Some(mut stream) = stream.filter(|_| !placed.is_empty()) else { return index };
         if let Err(error) = self.complete(held, &placed, &mut stream) {
-            fail(held, group, &placed, Some(stream), error);
-            return Err(index);
+            fail(held, group, &placed, Some(stream), &error);
+            return index;
         }
-        let synced = self.calls.sync(&stream.file);
-        let mut books = self.books();
-        if let Err(error) = synced {
-            books.spoilt(held.lane);
-            drop(books);
-            *held.file = None;
-            self.health.sync_failed(&error);
-            self.wake();
-            let message = format!("syncing a segment file: {error}");
-            fail(held, group, &placed, None, finding(DriverErrorKind::SyncFailed, message));
-            return Err(index);
-        }
-        placed.iter().for_each(|placed| books.written(placed.spot.extent, placed.record.size));
-        drop(books);
-        for Placed { index, spot, record } in placed {
-            group.answer(index, Ok(Copied { checksum: record.checksum, extent: Some(spot.extent) }));
-        }
-        Ok(index)
+        let ops = placed.iter().map(|Placed { index, spot, record }| {
+            let op = group.ops[*index].take().expect("it was not answered yet");
+            (op, Copied { checksum: record.checksum, extent: Some(spot.extent) })
+        });
+        held.taken = 0;
+        let written = Written { number: stream.header.number, file: stream.file, ops: ops.collect() };
+        group.syncers[self.lane_index(held.lane)].send(written).expect("the syncers outlive the writers");
+        index
+    }
+
+    /// True when the stream's file has room for another payload. A sync that failed meanwhile has closed it.
+    fn goes_on(&self, lane: Lane, stream: &Stream<'_>, size: ByteCount) -> bool {
+        let number = self.books().lane_file(lane).map(|(number, _)| number);
+        number == Some(stream.header.number) && stream.has_room(size)
     }
 
     /// One payload into the stream. `None`: there is no place for it.
@@ -233,9 +233,9 @@ impl Packed {
         assert_eq!(op.from.size, op.to.size, "a copy has the size of what it is a copy of");
         let source = Source::open(stores, op).map_err(|error| self.unreadable(op, error))?;
         let spot = match stream {
-            Some(_) => match self.books().reserve(held.lane, op.to.size) {
-                Room::Here(spot) => spot,
-                other => unreachable!("the lane is held and its file has room, and still {other:?}"),
+            Some(stream) => match self.more(held.lane, stream, op.to.size) {
+                Some(spot) => spot,
+                None => return Ok(None),
             },
             None => {
                 let unwritten = |error: io::Error| TransferError::Destination(self.unwritten(op, &error));
@@ -245,6 +245,7 @@ impl Packed {
                 }
             }
         };
+        held.taken += 1;
         let lane_file = held.file.as_ref().expect("a place is in an open file");
         assert_eq!(spot.extent.file, lane_file.header.number, "a lane is filled in the file that it has");
         let stream = stream.get_or_insert_with(|| {
@@ -272,9 +273,23 @@ impl Packed {
             Err(Failure::Source(error)) => {
                 stream.rewind(spot.extent.offset_bytes()).map_err(unwritten)?;
                 self.books().give_back(spot);
+                held.taken -= 1;
                 Err(self.unreadable(op, error))
             }
             Err(Failure::Destination(error)) => Err(unwritten(error)),
+        }
+    }
+
+    /// The place behind the stream's last one, if its file is still the lane's.
+    fn more(&self, lane: Lane, stream: &Stream<'_>, size: ByteCount) -> Option<Spot> {
+        let mut books = self.books();
+        let number = books.lane_file(lane).map(|(number, _)| number);
+        if number != Some(stream.header.number) || !stream.has_room(size) {
+            return None;
+        }
+        match books.reserve(lane, size) {
+            Room::Here(spot) => Some(spot),
+            Room::Open | Room::None => None,
         }
     }
 
@@ -305,7 +320,7 @@ impl Packed {
                             );
                             let mut books = self.books();
                             books.give_back(spot);
-                            books.spoilt(held.lane);
+                            books.spoil(header.number, 0);
                         }
                     }
                 }
@@ -326,6 +341,7 @@ impl Packed {
     /// Opens an empty file for the lane. False: the file system has no room for one, which says nothing about smaller
     /// files.
     fn open(&self, held: &mut Held<'_>) -> io::Result<bool> {
+        drop(self.remove_surplus(ByteCount::ZERO));
         for _ in 0..NUMBERS_TRIED_MAX {
             let (old, header) = {
                 let mut books = self.books();
@@ -402,13 +418,16 @@ fn fail(
     group: &mut Group<'_>,
     placed: &[Placed],
     stream: Option<Stream<'_>>,
-    error: DriverError,
+    error: &DriverError,
 ) {
     if let Some(stream) = stream {
         let first = stream.first;
         match stream.pipeline.drain() {
-            Ok(()) => held.packed.books().give_back(first),
-            Err(_) => held.close(), // the engine is replaced
+            Ok(()) => {
+                held.packed.books().give_back(first);
+                held.taken = 0;
+            }
+            Err(_) => held.give_up(), // and the engine is replaced
         }
     }
     for placed in placed {

@@ -113,6 +113,9 @@ struct File {
     phase: Phase,
     next_page: u32,
     next_slot: u32,
+    /// Places that were taken, and are neither written nor given back: until they are, the file is not recycled and not
+    /// emptied, whatever else is in it.
+    pending: u32,
     /// Pages of payloads that somebody may want, and how many payloads.
     live: u32,
     live_count: u32,
@@ -135,6 +138,7 @@ impl File {
             phase,
             next_page,
             next_slot: 0,
+            pending: 0,
             live: 0,
             live_count: 0,
             dead: 0,
@@ -151,6 +155,10 @@ impl File {
 
     fn room(&self) -> u32 {
         if self.next_slot < self.header.slots() { self.header.end_page() - self.next_page } else { 0 }
+    }
+
+    fn is_recyclable(&self) -> bool {
+        self.phase == Phase::Closed && self.live_count == 0 && self.pending == 0
     }
 
     /// Pages that are neither: of a closed file, what is lost until it is recycled.
@@ -214,7 +222,7 @@ impl Books {
 
     /// Boot: a row vouches for a payload.
     pub fn vouched(&mut self, extent: Extent, size: ByteCount) {
-        self.written(extent, size);
+        self.lives(extent, size);
     }
 
     /// Boot: no row does.
@@ -270,6 +278,7 @@ impl Books {
         let spot = Spot { extent, slot: file.next_slot };
         file.next_page += pages;
         file.next_slot += 1;
+        file.pending += 1;
         Some(spot)
     }
 
@@ -292,24 +301,50 @@ impl Books {
     /// Gives the last places back, from this one on: nothing was acknowledged there.
     pub fn give_back(&mut self, from: Spot) {
         let file = self.file(from.extent.file);
+        file.pending -= file.next_slot - from.slot;
         file.next_page = from.extent.page;
         file.next_slot = from.slot;
     }
 
     /// A payload and its record are on stable storage.
+    ///
+    /// # Panics
+    /// When no place was taken for it.
     pub fn written(&mut self, extent: Extent, size: ByteCount) {
+        let file = self.file(extent.file);
+        assert!(file.pending > 0, "{extent:?} was taken before it was written");
+        file.pending -= 1;
+        self.lives(extent, size);
+    }
+
+    fn lives(&mut self, extent: Extent, size: ByteCount) {
         let file = self.file(extent.file);
         file.live += pages_of(size);
         file.live_count += 1;
     }
 
-    /// What a sync failed for: the lane's file takes nothing more, what lives in it is moved elsewhere, and it is never
-    /// used again.
+    /// What a sync failed for, and with it all that is not written there: the lane's file takes nothing more, what lives
+    /// in it is moved elsewhere, and it is never used again.
     pub fn spoilt(&mut self, lane: Lane) {
         if let Some(number) = self.lane(lane) {
-            self.file(number).spoilt = true;
+            let pending = self.file(number).pending;
+            self.spoil(number, pending);
+        }
+    }
+
+    /// The same of a file, wherever it is open, for so many of the places that were taken there.
+    pub fn spoil(&mut self, number: NonZeroU32, places: u32) {
+        let file = self.file(number);
+        file.spoilt = true;
+        file.pending -= places;
+        if let Phase::Open(lane) = file.phase {
             self.close(lane);
         }
+    }
+
+    /// True of a file that a sync failed for.
+    pub fn is_spoilt(&self, number: NonZeroU32) -> bool {
+        self.files.get(&number).is_some_and(|file| file.spoilt)
     }
 
     /// Closes a lane's file. What is left of it is waste, until it is opened again or recycled.
@@ -397,13 +432,13 @@ impl Books {
 
     /// Files in which nothing lives: somebody may find out whether they can be used again.
     pub fn recyclable(&self) -> Vec<NonZeroU32> {
-        let is = |file: &File| file.phase == Phase::Closed && file.live_count == 0;
+        let is = |file: &File| file.is_recyclable();
         self.files.iter().filter(|(_, file)| is(file)).map(|(number, _)| *number).collect()
     }
 
     /// Somebody finds that out now. False when it is no longer so.
     pub fn recycle_begin(&mut self, number: NonZeroU32) -> bool {
-        let is = |file: &&mut File| file.phase == Phase::Closed && file.live_count == 0;
+        let is = |file: &&mut File| file.is_recyclable();
         self.files.get_mut(&number).filter(is).is_some_and(|file| {
             file.phase = Phase::Recycling;
             true
@@ -467,7 +502,8 @@ impl Books {
         let least = self.gain_min();
         let is_wasteful = self.waste() * 2 > self.geometry.waste_bytes_max();
         let best = |phases: fn(&File) -> bool| {
-            let files = self.files.iter().filter(|(_, file)| phases(file) && !file.emptying);
+            let files =
+                self.files.iter().filter(|(_, file)| phases(file) && !file.emptying && file.pending == 0);
             let victims = files.filter_map(|(number, file)| self.gain(*number, file, is_wasteful));
             victims.filter(|(gain, _)| *gain >= least).max_by_key(|(gain, _)| *gain).map(|(_, victim)| victim)
         };
