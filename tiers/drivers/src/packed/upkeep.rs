@@ -334,7 +334,7 @@ impl Upkeep {
     /// Nobody has it open: it may be used again.
     fn recycled(&mut self, number: NonZeroU32) {
         let (buried, is_surplus) = packed_of(&self.stores).books().recycled(number);
-        if is_surplus {
+        if is_surplus || !packed_of(&self.stores).takes_more {
             self.unlink(number);
             packed_of(&self.stores).books().removed(number);
         }
