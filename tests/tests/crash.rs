@@ -27,7 +27,7 @@ const OPTIONS: Options = Options {
 };
 
 /// What 50 rounds must have seen, or they prove little.
-const SEEN: [&str; 14] = [
+const SEEN: [&str; 17] = [
     "allocated",
     "commit",
     "commit unanswered",
@@ -42,6 +42,9 @@ const SEEN: [&str; 14] = [
     "killed while it started",
     "client killed",
     "stopped",
+    "segment file used again or removed",
+    "segment file emptied by compaction",
+    "payload moved by compaction",
 ];
 
 #[test]
@@ -50,8 +53,6 @@ fn given_50_rounds_of_load_and_kills_when_restarted_then_every_promise_was_kept(
     for situation in SEEN {
         assert!(passed.tally.get(situation).is_some_and(|count| *count > 0), "never seen: {situation}");
     }
-    // Each file counts, and each that is used again: a few hundred MiB went through 128 MiB of disk.
-    assert!(passed.segments > 31, "hardly a segment file was used again: {}", passed.segments);
     let most = passed.peak;
     assert!(most.memory > 1 << 20 && most.disk > 1 << 20, "the watch saw next to nothing: {most:?}");
 }

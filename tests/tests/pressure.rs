@@ -19,10 +19,17 @@ fn given_forty_times_what_fits_when_put_at_full_speed_and_killed_then_no_refusal
     let options = Options { rounds: 0, load_max: Duration::ZERO, patience: PATIENCE, keep: false };
     let passed = crash::press(0, options, PRESSURE).unwrap_or_else(|failure| panic!("{failure}"));
     // It was full all the time: evicting, discarding and reading back from both tiers.
-    for situation in ["commit", "delete", "read on RAM", "read on DISK", "discarded, expired or deleted"] {
+    for situation in [
+        "commit",
+        "delete",
+        "read on RAM",
+        "read on DISK",
+        "discarded, expired or deleted",
+        "segment file used again or removed",
+        "payload moved by compaction",
+    ] {
         assert!(passed.tally.get(situation).is_some_and(|count| *count > 10), "hardly seen: {situation}");
     }
     assert!(passed.peak.memory > CAPACITY.memory / 4 * 3, "{:?}", passed.peak);
     assert!(passed.peak.disk > CAPACITY.disk / 4, "{:?}", passed.peak);
-    assert!(passed.segments > 31, "hardly a segment file was used again: {}", passed.segments);
 }

@@ -90,14 +90,14 @@ fn main() -> ExitCode {
 fn told(seed: u64, run: impl FnOnce() -> Result<Passed, Box<Failure>>) -> ExitCode {
     let start = Instant::now();
     match run() {
-        Ok(Passed { tally, peak: Peak { memory, disk }, segments }) => {
+        Ok(Passed { tally, peak: Peak { memory, disk } }) => {
             for (name, count) in &tally {
                 println!("{count:>10}  {name}");
             }
             let (memory, disk) = (memory >> 20, disk >> 20);
             let took = start.elapsed();
             println!(
-                "seed {seed}, {took:?}: every promise was kept; at most {memory} MiB in memory, {disk} MiB on disk, {segments} segment files"
+                "seed {seed}, {took:?}: every promise was kept; at most {memory} MiB in memory, {disk} MiB on disk"
             );
             ExitCode::SUCCESS
         }

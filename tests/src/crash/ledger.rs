@@ -208,7 +208,14 @@ impl Ledger {
 
     /// Counts something that the summary shows.
     pub fn count(&mut self, name: &str) {
-        *self.tally.entry(name.to_owned()).or_default() += 1;
+        self.count_times(name, 1);
+    }
+
+    /// Counts something that was seen so often.
+    pub fn count_times(&mut self, name: &str, times: u64) {
+        if times > 0 {
+            *self.tally.entry(name.to_owned()).or_default() += times;
+        }
     }
 
     /// How often everything was seen.

@@ -64,8 +64,6 @@ pub struct Passed {
     pub tally: Tally,
     /// The most that memory and disk held.
     pub peak: Peak,
-    /// How many segment files there have been; one that was used anew counts again.
-    pub segments: usize,
 }
 
 /// A broken promise, where it was seen, and how to see it again.
@@ -198,6 +196,8 @@ impl Run {
         self.hear(&server, verified)?;
         let loaded = self.load(&mut server).await;
         self.hear(&server, loaded)?;
+        let compacted = self.count_compaction(&client).await;
+        self.hear(&server, compacted)?;
         self.end(server)?;
         self.settle_round()
     }
@@ -219,7 +219,7 @@ impl Run {
             return Err(Breach::new(Rule::Leak, format!("{item:?} is left by a server that was stopped")));
         }
         let tally = self.ledger.lock().expect("nobody panicked").tally().clone();
-        Ok(Passed { tally, peak: self.watch.peak()?, segments: self.watch.segments() })
+        Ok(Passed { tally, peak: self.watch.peak()? })
     }
 
     /// Starts a server.
@@ -289,6 +289,18 @@ impl Run {
                 "a client was refused or cut off, or the server ended by itself, before it was killed";
             return Err(Breach::new(Rule::Answers, detail));
         }
+        Ok(())
+    }
+
+    /// Counts what became of segment files since the start.
+    async fn count_compaction(&self, client: &Client) -> Result<(), Breach> {
+        let stats = client.accounting().await;
+        let stats = stats.map_err(|error| Breach::new(Rule::Books, format!("Stats: {error}")))?;
+        let segments = stats.disk_segments.unwrap_or_default();
+        let mut ledger = self.ledger.lock().expect("nobody panicked");
+        ledger.count_times("segment file used again or removed", segments.recycled_total);
+        ledger.count_times("segment file emptied by compaction", segments.emptied_total);
+        ledger.count_times("payload moved by compaction", segments.moved_total);
         Ok(())
     }
 

@@ -127,6 +127,9 @@ pub(super) async fn run(run: &mut Run, seed: u64, pressure: Pressure) -> Result<
         while !is_last && shared.put_bytes.load(Ordering::Relaxed) < kill_at && !shared.is_broken() {
             std::thread::sleep(Duration::from_millis(1));
         }
+        if !is_last {
+            run.count_compaction(&client).await?;
+        }
         let mut server = Some(server);
         if let Some(server) = server.take_if(|_| !is_last) {
             run.count("killed");
@@ -138,6 +141,7 @@ pub(super) async fn run(run: &mut Run, seed: u64, pressure: Pressure) -> Result<
         assert!(is_sound, "a client panicked; it said why");
         if let Some(server) = server {
             run.log = server.log();
+            run.count_compaction(&client).await?;
             stop(server)?;
         }
         run.settle_round()?;

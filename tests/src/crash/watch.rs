@@ -8,7 +8,7 @@
 //! have: all of that existed in the moment between them.
 //! Limit: what was unlinked while a process still maps it has no name, and is not seen.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -156,8 +156,6 @@ pub struct Peak {
 #[derive(Debug, Default)]
 struct Seen {
     peak: Peak,
-    /// Names of segment files; one that is used anew has another name.
-    segments: BTreeSet<String>,
     breach: Option<Breach>,
 }
 
@@ -190,11 +188,6 @@ impl Watch {
         let seen = self.seen.lock().expect("nobody panicked");
         seen.breach.clone().map_or(Ok(seen.peak), Err)
     }
-
-    /// How many segment files there have been; one that was used anew counts again.
-    pub fn segments(&self) -> usize {
-        self.seen.lock().expect("nobody panicked").segments.len()
-    }
 }
 
 impl Drop for Watch {
@@ -208,16 +201,15 @@ impl Drop for Watch {
 
 fn look(ground: &Ground, capacity: Peak, seen: &Mutex<Seen>) {
     let now = Peak { memory: together(|| ground.memory()), disk: together(|| ground.disk_whole()) };
-    let segments = ground.segments();
     let mut seen = seen.lock().expect("nobody panicked");
     seen.peak = Peak { memory: now.memory.max(seen.peak.memory), disk: now.disk.max(seen.peak.disk) };
     if now.memory > capacity.memory || now.disk > capacity.disk {
+        let segments = ground.segments();
         let list = segments.iter().map(|item| format!("{} {}", item.name, item.bytes));
         let detail =
             format!("{now:?} bytes, and the capacity is {capacity:?}; {:?}", list.collect::<Vec<_>>());
         seen.breach.get_or_insert(Breach::new(Rule::Capacity, detail));
     }
-    seen.segments.extend(segments.into_iter().map(|item| item.name).filter(|name| name.ends_with(".seg")));
 }
 
 #[cfg(test)]
