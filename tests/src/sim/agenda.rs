@@ -18,6 +18,8 @@ pub(super) enum Task {
     ClientCommit(PayloadKey, Option<Checksum>),
     /// A reader is done reading.
     ClientRelease(LeaseId),
+    /// The server dies.
+    Crash,
     /// The server starts.
     Boot,
     /// An event reaches a shard. `work` names the payload for which a driver or the catalog worked.

@@ -299,6 +299,17 @@ impl Oracle {
         if seen.tier == Tier::Disk {
             self.coverage.hit("lease_on_file");
         }
+        // Not by this start, and not by one that only knows what the catalog says.
+        let row = scene.catalog.rows.get(&request.key);
+        let is_bad = |replica: &payload_types::ReplicaRow| {
+            !replica.sound && (replica.tier, replica.generation) == (block.tier, block.generation)
+        };
+        if row.is_some_and(|row| row.replicas.iter().any(is_bad)) {
+            return breach(
+                Rule::WrongAnswer,
+                format!("leased {block:?}, which its row calls damaged: {row:?}"),
+            );
+        }
         if self.came_back.contains(&request.key) {
             self.coverage.hit("served_after_power_loss_undid_its_removal");
         }

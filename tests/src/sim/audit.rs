@@ -321,7 +321,7 @@ impl Oracle {
     }
 
     /// A row on its way to the catalog: is it so?
-    pub(super) fn judge_row(&self, row: &PayloadRow, scene: Scene<'_>) -> Result<(), Breach> {
+    pub(super) fn judge_row(&mut self, row: &PayloadRow, scene: Scene<'_>) -> Result<(), Breach> {
         if !matches!(row.state, PayloadState::Active | PayloadState::Durable | PayloadState::Expired) {
             return breach(Rule::Row, format!("a state that is never stored: {row:?}"));
         }
@@ -345,6 +345,9 @@ impl Oracle {
         let durable = row.replicas.iter().any(|replica| replica.tier.is_durable());
         let unsound = row.replicas.iter().any(|replica| !replica.sound);
         let volatile = row.replicas.iter().any(|replica| !replica.tier.is_durable());
+        if unsound {
+            self.coverage.hit("damaged_replica_marked_in_its_row");
+        }
         if durable && volatile && !unsound {
             return breach(Rule::Row, format!("vouches for a volatile replica without need: {row:?}"));
         }

@@ -17,6 +17,8 @@ pub enum Canary {
     AcknowledgementBeforeTransaction,
     /// A removal that is not synced yet is acknowledged as durable.
     LateAsDurable,
+    /// The same, and nobody looks at drops: it must be seen when power is lost.
+    HalfRemoval,
     /// One reply in twenty never leaves.
     LostReply,
     /// One reply in twenty leaves twice.
@@ -53,11 +55,12 @@ pub enum Canary {
 
 impl Canary {
     /// Each of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::LeaseSpillRace,
         Self::EarlyFree,
         Self::AcknowledgementBeforeTransaction,
         Self::LateAsDurable,
+        Self::HalfRemoval,
         Self::LostReply,
         Self::RepeatedReply,
         Self::VersionRegress,
@@ -84,7 +87,7 @@ impl Canary {
             Self::AcknowledgementBeforeTransaction => {
                 &[Rule::Acknowledgement, Rule::FreeBeforeDurable, Rule::CommitLost]
             }
-            Self::LateAsDurable => &[Rule::FreeBeforeDurable],
+            Self::LateAsDurable | Self::HalfRemoval => &[Rule::FreeBeforeDurable],
             Self::LostReply => &[Rule::Answers, Rule::Deadline],
             Self::RepeatedReply => &[Rule::Answers],
             Self::VersionRegress => &[Rule::Version],

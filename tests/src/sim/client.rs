@@ -169,7 +169,7 @@ impl World {
         let key = self.some_key();
         let expected_version = self.some_fence(key);
         let dice = match self.plan.churn && self.rng.chance(600) {
-            true => self.rng.pick(&[6, 7, 50, 50, 50, 60, 60, 60, 60, 60, 14, 14]),
+            true => self.rng.pick(&[6, 7, 50, 50, 50, 60, 60, 60, 60, 60, 14, 14, 87]),
             false => self.rng.below(100),
         };
         match dice {

@@ -259,7 +259,16 @@ impl World {
         if !self.compaction.offers.remove(&op.from.into()) {
             return breach(Rule::Answers, format!("{op:?} moves, and nobody asked"));
         }
+        self.crash_soon(40);
         Ok(())
+    }
+
+    /// Where servers die, this one does now and then, a moment after something that is over in a moment.
+    fn crash_soon(&mut self, permille: u64) {
+        if self.plan.crash_per_10k > 0 && self.rng.chance(permille) {
+            let at = Monotonic(self.now.0 + self.rng.between(0, 3 * MILLIS));
+            self.agenda.add(at, Task::Crash);
+        }
     }
 
     /// A move has ended.
@@ -298,6 +307,10 @@ impl World {
 
     /// A row is durable.
     pub(super) fn note_published(&mut self, row: &PayloadRow) {
+        // What a start makes of a mark shows only where it comes before the replica is written anew.
+        if row.replicas.iter().any(|replica| !replica.sound) {
+            self.crash_soon(400);
+        }
         for old in self.storage.published(row) {
             self.oracle.coverage.hit("relocation_published");
             if self.oracle.is_leased(old, self.clock()) {

@@ -163,7 +163,7 @@ impl Plan {
             think_ns: rng.pick(&[20 * MICROS, 200 * MICROS, 2 * MILLIS, 20 * MILLIS, 100 * MILLIS]),
             payloads_wanted: match crowd {
                 true => 700,
-                false if churn => rng.between(20, 70),
+                false if churn => rng.between(30, 120),
                 false => rng.pick(&[2, 6, 15, 30]),
             },
             crowd,
@@ -173,7 +173,7 @@ impl Plan {
             catalog_fault_permille: fault(rng, 150),
             churn,
             relocate_permille: if churn { rng.pick(&[0, 100, 400]) } else { rng.pick(&[0, 20, 100]) },
-            damage_permille: fault(rng, 10),
+            damage_permille: fault(rng, if churn { 30 } else { 10 }),
             crash_per_10k: if churn { rng.pick(&[0, 40, 150]) } else { rng.pick(&[0, 10, 40]) },
             power_loss_permille: rng.pick(&[0, 300, 1000]),
             slow_permille: rng.pick(&[0, 20, 200]),
@@ -190,8 +190,10 @@ impl Plan {
         self.overload = true;
         let grain = self.grain.max(4096);
         self.capacity[Tier::Ram] = Some(ByteCount(40 * grain));
-        self.capacity[Tier::Disk] = Some(ByteCount(1_000_000 * grain));
-        (self.packing, self.churn) = (None, false);
+        let disk = Geometry::new(ByteCount(1_000_000 * grain), 64 * grain);
+        self.packing = Some(disk).filter(|_| grain <= 1 << 20);
+        self.capacity[Tier::Disk] = Some(self.packing.map_or(disk.capacity(), Geometry::usable));
+        self.churn = false;
         self.watermarks = Watermarks::default();
         (self.payloads_wanted, self.crowd) = (u64::MAX, false);
         self.allocation_timeout_ms = 200;

@@ -3,13 +3,15 @@
 
 use payload_types::effect::{StorageAction, StorageOp, TransferOp};
 use payload_types::event::{Completion, Copied, DriverErrorKind, StorageDone, TransferDone, TransferError};
+use payload_types::request::Request;
+use payload_types::scrub::Scrub;
 use payload_types::{Monotonic, PayloadId, ShardIndex, Tier};
 
 use super::agenda::Task;
 use super::canary::Canary;
 use super::faults::{MILLIS, SECONDS, driver_error};
 use super::oracle::{Breach, Fact};
-use super::storage::{BlockName, Phase, is_relocation};
+use super::storage::{Block, BlockName, Phase, is_relocation};
 use super::world::{Job, NAMESPACES, World};
 
 impl World {
@@ -205,12 +207,19 @@ impl World {
     /// Somebody damages a replica behind the server's back: a hostile client, a bad disk.
     pub(super) fn damage_something(&mut self) {
         use super::storage::Damage;
+        // Files with a copy in memory, mostly, where files come and go; and somebody looks at them at once.
+        let in_memory = |name: &BlockName| {
+            let segment = self.storage.named_segment(name.id).map(|name| &self.storage.blocks[&name]);
+            name.tier == Tier::Disk && segment.is_some_and(Block::is_intact)
+        };
+        let twins = self.plan.churn && self.rng.chance(700);
         let ready: Vec<BlockName> = self
             .storage
             .blocks
             .iter()
             .filter(|(_, block)| block.phase == Phase::Ready)
             .map(|(name, _)| *name)
+            .filter(|name| !twins || in_memory(name))
             .collect();
         if ready.is_empty() {
             return;
@@ -233,6 +242,10 @@ impl World {
         self.trace.add(self.now, format_args!("{name:?} is {damage:?} from now on"));
         if let Some(fact) = self.fact_of(name.id) {
             fact.damaged = true;
+            let key = fact.key;
+            if twins {
+                self.ask(Request::Scrub(Scrub { key, tier: None, bytes_per_second: 0, seen: Vec::new() }));
+            }
         }
         debug_assert!(matches!(name.tier, Tier::Ram | Tier::Disk));
     }

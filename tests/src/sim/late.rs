@@ -16,6 +16,7 @@ use payload_types::request::{Acquire, Request};
 use payload_types::{Monotonic, PayloadId, PayloadKey, PayloadRow, Peer, PromotionPolicy, ShardIndex};
 
 use super::agenda::Task;
+use super::canary::Canary;
 use super::faults::{MILLIS, Rng, SECONDS};
 use super::oracle::{Breach, Oracle, Rule, Scene, block_name, breach};
 use super::storage::{BlockName, Damage};
@@ -118,7 +119,7 @@ impl World {
     /// one anyway.)
     pub(super) fn audit_drop(&mut self, name: BlockName) -> Result<(), Breach> {
         let late = &self.catalog.late;
-        if !name.tier.is_durable() {
+        if !name.tier.is_durable() || self.canary == Some(Canary::HalfRemoval) {
             return Ok(());
         }
         if let Some(row) = late.names(name) {

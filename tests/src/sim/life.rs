@@ -106,6 +106,9 @@ impl World {
                     return breach(Rule::Row, format!("names another place: {row:?} {block:?}"));
                 }
                 present[replica.tier] = block.is_some();
+                if block.is_some() && !replica.sound {
+                    self.oracle.coverage.hit("damaged_replica_of_an_earlier_start");
+                }
                 if present[replica.tier] {
                     vouched.insert(name);
                 }

@@ -251,6 +251,7 @@ impl World {
                 self.release(lease);
                 Ok(())
             }
+            Task::Crash => self.crash(),
             Task::Boot => self.boot(),
             Task::Deliver { shard, event, work } => {
                 if let Some(id) = work {
@@ -679,7 +680,7 @@ impl World {
         if result.is_ok() {
             self.transaction_acknowledged(&batch, sequence);
         }
-        if self.canary == Some(Canary::LateAsDurable) {
+        if matches!(self.canary, Some(Canary::LateAsDurable | Canary::HalfRemoval)) {
             sequence = 0;
         }
         for op in batch {
