@@ -112,7 +112,7 @@ fn address(server: &ServerConfig) -> Check {
 fn database(database: &DatabaseConfig) -> Check {
     const NAME: &str = "catalog";
     match database {
-        DatabaseConfig::Sqlite { path } => sqlite(path),
+        DatabaseConfig::Sqlite { path, .. } => sqlite(path),
         DatabaseConfig::Memory => Check::warning(
             NAME,
             "the catalog is kept in memory: payloads are forgotten when the server ends",
@@ -213,6 +213,8 @@ fn existing_ancestor(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use payload_catalog::Synchronous;
+
     use super::*;
     use crate::config::BindAddress;
 
@@ -237,7 +239,9 @@ mod tests {
     fn given_catalog_files_when_checked_then_foreign_ones_are_faults_and_untouched() {
         let directory = tempfile::tempdir().expect("writable");
         let path = directory.path().join("catalog.db");
-        let at = |path: &Path| database(&DatabaseConfig::Sqlite { path: path.into() });
+        let at = |path: &Path| {
+            database(&DatabaseConfig::Sqlite { path: path.into(), synchronous: Synchronous::Full })
+        };
         assert_eq!(at(&path).status, Status::Ok, "will be made");
         assert!(!path.exists(), "but not by doctor");
         std::fs::write(&path, "a letter to my aunt, by chance called catalog.db").expect("writable");

@@ -103,7 +103,7 @@ fn boot(scratch: Scratch) -> anyhow::Result<(Scratch, f64)> {
 /// Puts the rows into the catalog, and makes their files beside that.
 fn fill(scratch: &Scratch, names_per_file: usize) -> anyhow::Result<()> {
     let config = config(scratch)?;
-    let DatabaseConfig::Sqlite { path } = &config.database else {
+    let DatabaseConfig::Sqlite { path, .. } = &config.database else {
         anyhow::bail!("the row is about SQLite");
     };
     let mut store = SqliteStore::open(path, Synchronous::Full)?;

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use payload_catalog::{MemoryStore, SqliteStore, Store, Synchronous, Writer};
+use payload_catalog::{MemoryStore, SqliteStore, Store, Writer};
 use payload_drivers::{DiskWatch, Drivers, DriversConfig, Locator};
 use payload_ledger::segments::Geometry;
 use payload_reactor::preflight::{self, Status};
@@ -179,7 +179,7 @@ fn root_of_catalog(config: &Config, drivers: &Drivers, store: &mut dyn Store) ->
 
 fn store_open(database: &DatabaseConfig) -> anyhow::Result<Box<dyn Store>> {
     match database {
-        DatabaseConfig::Sqlite { path } => Ok(Box::new(SqliteStore::open(path, Synchronous::Full)?)),
+        DatabaseConfig::Sqlite { path, synchronous } => Ok(Box::new(SqliteStore::open(path, *synchronous)?)),
         DatabaseConfig::Memory => Ok(Box::new(MemoryStore::default())),
         DatabaseConfig::Postgres { .. } => {
             anyhow::bail!("database.postgres is not available in this version; use database.sqlite")

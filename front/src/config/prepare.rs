@@ -32,7 +32,7 @@ impl Config {
     /// As there; a directory that cannot be made.
     pub fn prepare(&self) -> Result<(), ConfigError> {
         self.check_supported()?;
-        if let DatabaseConfig::Sqlite { path } = &self.database
+        if let DatabaseConfig::Sqlite { path, .. } = &self.database
             && let Some(parent) = path.parent()
         {
             make_directory("database.sqlite.path", parent)?;

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use payload_catalog::Synchronous;
 use payload_reactor::preflight::Machine;
 use payload_shards::Watermarks;
 use payload_types::{ByteCount, limits};
@@ -127,7 +128,10 @@ fn database(settings: &mut Settings, data_dir: &Path) -> Result<DatabaseConfig, 
             }
             let path = path_or(settings, "database.sqlite.path", data_dir.join("catalog.db"))?;
             settings.set("database.sqlite.wal_mode", Setting::Flag(true));
-            Ok(DatabaseConfig::Sqlite { path })
+            let word = settings.text("database.sqlite.synchronous").unwrap_or_else(|| "full".to_owned());
+            let synchronous = if word == "normal" { Synchronous::Normal } else { Synchronous::Full };
+            settings.set("database.sqlite.synchronous", Setting::Text(word));
+            Ok(DatabaseConfig::Sqlite { path, synchronous })
         }
         ["database.postgres"] => {
             let Some(uri) = settings.text("database.postgres.connection_uri") else {

@@ -29,6 +29,7 @@ const NOT_POLLED: &str = "delivery does not poll";
 const ARROW_ONLY: &str = "it tunes another S3 client";
 
 static SPIN: Words = words(&["auto", "off", "on"]);
+static SYNCHRONOUS: Words = words(&["full", "normal"]);
 static FORMAT: Words = words(&["text", "json"]);
 static SCHEME: Words = words(&["https", "http"]);
 static LEVEL: Words = Words {
@@ -122,6 +123,7 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("leases.allocation_timeout", Duration, Value("1h"), "an allocation that is never committed is reclaimed after this"),
     Key::new("shutdown.drain_timeout", Duration, Value("10s"), "a graceful stop ends within this"),
     Key::new("database.sqlite.path", Path, Said("catalog.db in the data directory"), "the catalog's file"),
+    Key::new("database.sqlite.synchronous", Word(&SYNCHRONOUS), Said("full"), "normal: deletes and expiries are answered before they are synced; a loss of power may undo those of the last moment"),
     Key::new("database.sqlite.wal_mode", Flag, Said("true"), "the write-ahead log is required; false is refused"),
     Key::later("database.postgres.connection_uri", Text, "", "a PostgreSQL catalog").with_password(),
     Key::later("database.postgres.max_connections", Count(1, 1000), "8", "connections to it"),

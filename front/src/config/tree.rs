@@ -8,6 +8,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
+use payload_catalog::Synchronous;
 use payload_shards::Watermarks;
 use payload_types::ByteCount;
 
@@ -161,6 +162,8 @@ pub enum DatabaseConfig {
     Sqlite {
         /// Absolute.
         path: PathBuf,
+        /// What a removal waits for.
+        synchronous: Synchronous,
     },
     /// A server. Not built in this version: [`Config::prepare`] refuses it.
     Postgres {

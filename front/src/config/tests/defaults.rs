@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use payload_catalog::Synchronous;
 use payload_reactor::preflight::Machine;
 use payload_shards::Watermarks;
 use payload_types::ByteCount;
@@ -14,7 +15,10 @@ fn given_no_file_when_loaded_then_the_embedded_defaults() {
     let loaded = Config::load_on(&machine(), None, Path::new("/srv/d"), std::iter::empty()).expect("valid");
     let config = &loaded.config;
     assert_eq!(config.server.bind_address.to_string(), "127.0.0.1:50051");
-    assert_eq!(config.database, DatabaseConfig::Sqlite { path: "/srv/d/catalog.db".into() });
+    assert_eq!(
+        config.database,
+        DatabaseConfig::Sqlite { path: "/srv/d/catalog.db".into(), synchronous: Synchronous::Full }
+    );
     assert_eq!(config.storage.ram.capacity, ByteCount(4 * GIB), "a quarter of memory");
     assert_eq!((config.storage.ram.shm_prefix.as_str(), config.storage.ram.segment_mode), ("pm", 0o440));
     assert_eq!(config.storage.ram.watermarks, Watermarks { low: 80, high: 90 });
@@ -53,7 +57,10 @@ fn given_relative_paths_when_loaded_then_absolute_and_nothing_is_made() {
     let yaml = "database: {sqlite: {path: rel/c.db}}\nstorage: {disk: {root_path: rel/disk}}";
     let loaded = load(yaml).expect("valid");
     let here = std::env::current_dir().expect("there is one");
-    assert_eq!(loaded.config.database, DatabaseConfig::Sqlite { path: here.join("rel/c.db") });
+    assert_eq!(
+        loaded.config.database,
+        DatabaseConfig::Sqlite { path: here.join("rel/c.db"), synchronous: Synchronous::Full }
+    );
     assert_eq!(loaded.config.storage.disk.root_path, here.join("rel/disk"));
     assert!(!here.join("rel").exists());
 }

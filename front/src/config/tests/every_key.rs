@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use payload_catalog::Synchronous;
 use payload_shards::Watermarks;
 
 use super::super::key::Default;
@@ -42,6 +43,7 @@ fn given_a_file_with_every_key_when_loaded_then_the_tree_holds_what_it_says() {
     assert_eq!(config.observability.metrics_address.map(|address| address.port), Some(9464));
     assert_eq!((config.limits.allocate_wait_ms, config.limits.requests_in_flight), (500, 100));
     assert_eq!((config.limits.connections, config.leases.allocation_timeout_ms), (50, 7_200_000));
+    assert!(matches!(config.database, DatabaseConfig::Sqlite { synchronous: Synchronous::Normal, .. }));
     assert_eq!(config.storage.ram.capacity.0, 64 << 20);
     assert_eq!((config.storage.ram.shm_prefix.as_str(), config.storage.ram.segment_mode), ("pm-test", 0o660));
     assert_eq!((config.storage.disk.capacity.0, config.storage.disk.fsync), (1 << 30, false));

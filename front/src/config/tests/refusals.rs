@@ -88,6 +88,7 @@ fn given_values_of_the_wrong_kind_when_loaded_then_key_and_expectation_are_named
 fn given_refused_values_when_loaded_then_the_reason_is_given() {
     for (yaml, words) in [
         ("database: {sqlite: {wal_mode: false}}", "write-ahead log"),
+        ("database: {sqlite: {synchronous: 'off'}}", "full, normal"),
         ("database: {sqlite: {path: ':memory:'}}", "database.memory"),
         ("database: {sqlite: {path: a}, memory: {}}", "keep one"),
         ("database: {postgres: {}}", "connection_uri"),
