@@ -228,6 +228,11 @@ impl Table {
         }
     }
 
+    /// True when [`settle`](Self::settle) has something to do.
+    pub fn is_touched(&self) -> bool {
+        !self.touched.is_empty()
+    }
+
     /// Puts the payloads that were changed into the lists of victims where they belong by now. Called at the end of
     /// each step.
     pub fn settle(&mut self, now: Monotonic) {

@@ -121,6 +121,7 @@ impl Shard {
     pub(crate) fn budget_granted(&mut self, step: &mut Step<'_>, id: OpId, tier: Tier, bytes: ByteCount) {
         self.accounts[tier].grant(bytes);
         self.budget[tier].released = true;
+        self.budget_is_busy = true;
         let op = slot_key(id);
         let Some(wait) = self.ops.end_wait(op) else { return };
         if let Some(timer) = wait.timer {
@@ -196,6 +197,7 @@ impl Shard {
     ) {
         self.budget[tier].on = pressure;
         self.budget[tier].answer = Some(recall);
+        self.budget_is_busy = true;
         if let Some(order) = evict {
             self.evict(step, tier, order, work_left);
         }
@@ -205,6 +207,7 @@ impl Shard {
     pub(crate) fn release_charge(&mut self, tier: Tier, bytes: ByteCount) {
         self.accounts[tier].release(bytes);
         self.budget[tier].released = true;
+        self.budget_is_busy = true;
     }
 
     /// The end of a step: answers the arbiter's orders and gives back what is not needed.
@@ -234,6 +237,8 @@ impl Shard {
             }
             self.budget[tier].released = false;
         }
+        // Under pressure every step looks for news.
+        self.budget_is_busy = Tier::ALL.into_iter().any(|tier| self.budget[tier].on);
     }
 
     /// True when the arbiter would order other evictions than as far as it knows.

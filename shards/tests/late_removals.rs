@@ -111,7 +111,7 @@ fn given_a_late_removal_of_what_a_copy_reads_then_the_file_waits_for_both_whiche
 fn given_many_late_removals_when_durable_then_each_turn_drops_a_bounded_number_and_all_go() {
     const COUNT: u64 = 256;
     let mut world = World::new();
-    assert!(COUNT * PAGE <= CAPACITY, "they fit");
+    const { assert!(COUNT * PAGE <= CAPACITY, "they fit") };
     let keys: Vec<PayloadKey> = (0..COUNT).map(|_| world.committed(Tier::Disk, PAGE)).collect();
     for (sequence, key) in (1..).zip(keys) {
         removed(&mut world, key, sequence);

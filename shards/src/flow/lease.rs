@@ -113,13 +113,12 @@ impl Shard {
         Reply::Leased(LeaseGrant { lease, descriptor: payload.describe(true), expires_at })
     }
 
-    pub(crate) fn release(&mut self, step: &mut Step<'_>, id: LeaseId) -> Answer {
+    pub(crate) fn release(&mut self, step: &mut Step<'_>, id: LeaseId) {
         if id.shard() == self.config.shard
             && let Some(lease) = self.leases.find(id)
         {
             self.end_lease(step, lease);
         }
-        Some(Ok(Reply::Released))
     }
 
     pub(crate) fn lease_due(&mut self, step: &mut Step<'_>, lease: SlotKey) {

@@ -30,10 +30,13 @@ struct Slot<T> {
     value: Option<T>,
 }
 
+/// As many as a power of two: a slot in its chunk is found without a check.
+type Chunk<T> = Box<[Slot<T>; CHUNK_LEN as usize]>;
+
 /// At most `limit` entries of one kind.
 #[derive(Debug)]
 pub struct Slots<T> {
-    chunks: Vec<Vec<Slot<T>>>,
+    chunks: Vec<Chunk<T>>,
     free_head: u32,
     len: u32,
     limit: u32,
@@ -80,23 +83,23 @@ impl<T> Slots<T> {
 
     fn grow(&mut self) {
         let first = self.chunks.len() as u32 * CHUNK_LEN;
-        let chunk = (first..first + CHUNK_LEN)
+        let chunk: Box<[Slot<T>]> = (first..first + CHUNK_LEN)
             .map(|index| Slot {
                 generation: NonZeroU32::MAX,
                 free_next: if index + 1 < first + CHUNK_LEN { index + 1 } else { NONE },
                 value: None,
             })
             .collect();
-        self.chunks.push(chunk);
+        self.chunks.push(chunk.try_into().unwrap_or_else(|_| unreachable!("a whole chunk")));
         self.free_head = first;
     }
 
     fn slot(&self, index: u32) -> Option<&Slot<T>> {
-        self.chunks.get((index / CHUNK_LEN) as usize)?.get((index % CHUNK_LEN) as usize)
+        Some(&self.chunks.get((index / CHUNK_LEN) as usize)?[(index % CHUNK_LEN) as usize])
     }
 
     fn slot_mut(&mut self, index: u32) -> Option<&mut Slot<T>> {
-        self.chunks.get_mut((index / CHUNK_LEN) as usize)?.get_mut((index % CHUNK_LEN) as usize)
+        Some(&mut self.chunks.get_mut((index / CHUNK_LEN) as usize)?[(index % CHUNK_LEN) as usize])
     }
 
     /// The entry, unless it was removed.
