@@ -105,8 +105,6 @@ fn given_a_first_segment_file_that_cannot_be_begun_when_packed_then_typed_and_no
         (Call::Create, Answer::ReadOnly),
         (Call::Reserve, Answer::Io),
         (Call::Write, Answer::Io),
-        (Call::Sync, Answer::Io),
-        (Call::SyncDirectory, Answer::Io),
     ] {
         let (place, mut rig, faults) = faulty(IoEngine::Plain);
         let bytes = sample(100_000);
@@ -124,6 +122,37 @@ fn given_a_first_segment_file_that_cannot_be_begun_when_packed_then_typed_and_no
         faults.advance(PAUSE);
         let disk = spill(&mut rig, ram).expect("it works again");
         assert!(read(&rig, disk) == bytes);
+    }
+}
+
+#[test]
+fn given_a_failing_sync_when_many_are_packed_then_all_of_them_are_told_and_the_file_goes_when_nothing_lives_in_it()
+ {
+    for (io, call) in
+        engines().into_iter().flat_map(|io| [Call::Sync, Call::SyncDirectory].map(|call| (io, call)))
+    {
+        let (place, mut rig, faults) = faulty(io);
+        let bytes = sample(50_000);
+        let ram = committed(&mut rig, &bytes);
+        faults.fail(call, Answer::Io);
+        let copies = [(); 20].map(|()| (ram, twin(ram, Tier::Disk), None));
+        for result in rig.copy_all(&copies) {
+            let Err(TransferError::Destination(error)) = result else { panic!("{call:?}: {result:?}") };
+            // What came after it failed is refused at once.
+            let kinds = [DriverErrorKind::SyncFailed, DriverErrorKind::Io];
+            assert!(kinds.contains(&error.kind), "{call:?}: {}", error.message);
+        }
+        let state = rig.drivers.health().expect("a disk").state;
+        assert_eq!(state, DiskState::Failing(DiskFault::SyncFailed));
+        faults.end();
+        faults.advance(PAUSE);
+        let disk = spill(&mut rig, ram).expect("it works again");
+        assert!(read(&rig, disk) == bytes);
+        let files = || {
+            let names = fs::read_dir(place.root().join("segments")).expect("listed").flatten();
+            names.map(|entry| entry.path()).collect::<Vec<_>>()
+        };
+        common::eventually("nothing but the sound file", || files() == [rig.path(disk)]);
     }
 }
 

@@ -1,11 +1,11 @@
 //! Segment files: made, taken over from a recycled one, opened to be filled further.
 //!
 //! ```text
-//! made        intent log -> new file 0600 -> space reserved -> header -> file_mode -> fdatasync -> directory synced
-//! recycled    <old>.free, nobody has it open -> intent log -> <new>.seg -> header -> file_mode -> fdatasync -> ...
+//! made        intent log -> new file 0600 -> space reserved -> header -> file_mode
+//! recycled    <old>.free, nobody has it open -> intent log -> <new>.seg -> header -> file_mode
 //! ```
-//! Called by the transfer threads while they hold the lane's mutex. Nothing is written to a file before its header and
-//! its name are on stable storage: a record without them would be nobody's.
+//! Called by the transfer threads while they hold the lane's mutex. Header and name reach stable storage with the file's
+//! first group, before that is acknowledged ([`super::syncer`]): without them nobody would find it.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
@@ -34,6 +34,8 @@ pub(crate) struct LaneFile {
     pub(crate) header: Header,
     /// Shared with the engine that writes it.
     pub(crate) file: Arc<File>,
+    /// Nothing in it was handed to the syncer yet, which then puts its name on stable storage, too.
+    pub(super) is_new: bool,
     /// The table's page that the next record belongs to, as it was written last: pages are written whole.
     page: Box<[u8; PAGE]>,
 }
@@ -99,16 +101,14 @@ impl Packed {
         })
     }
 
-    /// Header, mode, stable storage.
+    /// Header and mode.
     fn begin(&self, file: File, header: Header) -> io::Result<LaneFile> {
         let mut page = [0; PAGE];
         page[..RECORD_BYTES].copy_from_slice(&header.encode());
         self.calls.write(&file, &page, 0)?;
         file.set_permissions(Permissions::from_mode(self.mode_sealed))?;
-        self.calls.sync(&file)?;
-        self.calls.sync_directory(&self.directory())?;
         go_direct(&file);
-        Ok(LaneFile { header, file: Arc::new(file), page: Box::new([0; PAGE]) })
+        Ok(LaneFile { header, file: Arc::new(file), is_new: true, page: Box::new([0; PAGE]) })
     }
 
     /// A file that has payloads, to be filled from `slot` on.
@@ -122,7 +122,7 @@ impl Packed {
         let at = slot as usize % RECORDS_PER_PAGE * RECORD_BYTES;
         file.read_exact_at(&mut page[..at], Header::record_offset(slot) - at as u64)?;
         go_direct(&file);
-        Ok(LaneFile { header, file: Arc::new(file), page })
+        Ok(LaneFile { header, file: Arc::new(file), is_new: false, page })
     }
 
     fn open_to_write(&self, path: &Path) -> io::Result<File> {

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! writer --group, written--> [ lane's queue ] --all that wait for one file--> one fdatasync --> books --> answers
+//!                                                                 a new file's directory, too
 //! ```
 //! A file whose fdatasync failed is spoilt: whatever else waits for it fails untried, and it is never synced again.
 //! Takes no lane: a writer may wait for this thread, and this thread never for a writer.
@@ -32,6 +33,8 @@ pub(crate) struct Written {
     pub(crate) number: NonZeroU32,
     /// Open as long as its places are pending.
     pub(crate) file: Arc<File>,
+    /// It is the file's first: the file's name is put on stable storage with it.
+    pub(crate) is_first: bool,
     pub(crate) ops: Vec<(TransferOp, Copied)>,
 }
 
@@ -43,12 +46,9 @@ pub(crate) fn run(stores: &Stores, lane: &Receiver<Written>, sink: &CompletionSi
         let mut batch = vec![first];
         batch.extend(lane.try_iter().take(GROUPS_WAITING_MAX));
         for groups in batch.chunk_by(|one, other| one.number == other.number) {
-            let file = &groups[0];
-            let ops = || groups.iter().flat_map(|group| &group.ops);
-            let synced =
-                catch_unwind(AssertUnwindSafe(|| packed.sync(file.number, &file.file, ops().count(), ops)))
-                    .unwrap_or_else(|panic| Err(panicked(&*panic)));
-            for (op, copied) in ops() {
+            let synced = catch_unwind(AssertUnwindSafe(|| packed.sync(groups)))
+                .unwrap_or_else(|panic| Err(panicked(&*panic)));
+            for (op, copied) in groups.iter().flat_map(|group| &group.ops) {
                 let result = synced.clone().map(|()| *copied).map_err(TransferError::Destination);
                 answer(stores, sink, op, result);
             }
@@ -57,17 +57,20 @@ pub(crate) fn run(stores: &Stores, lane: &Receiver<Written>, sink: &CompletionSi
 }
 
 impl Packed {
-    fn sync<'ops, I: Iterator<Item = &'ops (TransferOp, Copied)>>(
-        &self,
-        number: NonZeroU32,
-        file: &File,
-        places: usize,
-        ops: impl Fn() -> I,
-    ) -> Result<(), DriverError> {
+    /// Puts groups in one file on stable storage.
+    fn sync(&self, groups: &[Written]) -> Result<(), DriverError> {
+        let Written { number, ref file, .. } = groups[0];
+        let ops = || groups.iter().flat_map(|group| &group.ops);
+        let is_new = groups.iter().any(|group| group.is_first);
+        let places = ops().count();
         let places = u32::try_from(places).expect("a few groups");
         let attempt = self.health.watch(ByteCount(ops().map(|(op, _)| op.to.size.0).sum()));
         let is_lost = self.books().is_spoilt(number);
-        let synced = if is_lost { Ok(()) } else { self.calls.sync(file) };
+        let directory = || if is_new { self.calls.sync_directory(&self.directory()) } else { Ok(()) };
+        let synced = if is_lost { Ok(()) } else { self.calls.sync(file).and_then(|()| directory()) };
+        if let Err(error) = &synced {
+            self.health.sync_failed(error);
+        }
         let mut books = self.books();
         let message = match synced {
             // It may have become so meanwhile, by another lane that filled it further.
@@ -80,10 +83,7 @@ impl Packed {
                 attempt.succeeded();
                 return Ok(());
             }
-            Err(error) => {
-                self.health.sync_failed(&error);
-                format!("syncing a segment file: {error}")
-            }
+            Err(error) => format!("syncing a segment file: {error}"),
         };
         books.spoil(number, places);
         drop(books);

@@ -210,7 +210,9 @@ impl Packed {
             (op, Copied { checksum: record.checksum, extent: Some(spot.extent) })
         });
         held.taken = 0;
-        let written = Written { number: stream.header.number, file: stream.file, ops: ops.collect() };
+        let is_first = held.file.as_mut().is_some_and(|file| std::mem::take(&mut file.is_new));
+        let Stream { header: Header { number, .. }, file, .. } = stream;
+        let written = Written { number, file, is_first, ops: ops.collect() };
         group.syncers[self.lane_index(held.lane)].send(written).expect("the syncers outlive the writers");
         index
     }
