@@ -204,7 +204,7 @@ impl Limbo {
 
     /// Takes in what an earlier run of the server left, whose name is gone already. One with a file of its own is there
     /// because somebody has it open; one in a segment file waits for that to be recycled.
-    pub fn adopt(&mut self, replica: ReplicaRef) {
+    pub fn adopt(&mut self, replica: ReplicaRef) -> SlotKey {
         let kept = Kept { synced: false, sound: false };
         let key = self.insert(replica, None, Users::default(), kept, true);
         list::unlink(&mut self.entries, &mut self.queue, key);
@@ -212,6 +212,7 @@ impl Limbo {
         if replica.extent.is_none() {
             self.overdue(key);
         }
+        key
     }
 
     fn queue_if_unused(&mut self, key: SlotKey) {

@@ -343,11 +343,13 @@ fn given_dead_records_and_held_files_when_adopted_then_they_are_charged_until_fr
         (1..=20).map(|number| dead(number, Some(extent(1, number as u32)))).collect();
     let held = dead(99, None);
     for replica in packed.iter().chain([&held]) {
-        world.shard.adopt_held(*replica);
+        world.shard.adopt_held(world.now, *replica);
     }
     assert_eq!(disk(&world), 21 * PAGES);
     assert_eq!(world.shard.budget_held()[Tier::Disk].0, 21 * PAGES, "the arbiter is told");
     assert_eq!(world.shard.supply(Tier::Disk).leaving, 20 * PAGES, "the held one is somebody's");
+    world.pass(payload_shards::limbo::PACKED_FREED_SOON_MS + 10);
+    assert_eq!(world.shard.supply(Tier::Disk).leaving, 0, "by now it is a reader who keeps their file");
     assert!(world.shard.is_quiet(), "no driver is told to drop what it reported itself");
     for replica in packed.iter().chain([&held]) {
         let (tier, generation) = (replica.tier, replica.generation);

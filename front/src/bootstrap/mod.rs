@@ -60,7 +60,7 @@ impl Node {
         let (mut held, mut held_bytes) = (0_u64, ByteCount(0));
         for replica in drivers.held() {
             (held, held_bytes.0) = (held + 1, held_bytes.0 + replica.size.in_pages().0);
-            shards[usize::from(replica.id.shard(config.shards.count).0)].adopt_held(replica);
+            shards[usize::from(replica.id.shard(config.shards.count).0)].adopt_held(clock::now(), replica);
         }
         tracing::info!(
             epoch = epoch.0,

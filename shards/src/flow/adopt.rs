@@ -5,7 +5,7 @@ use payload_types::{Health, Now, PayloadRow, PerTier, Tier};
 
 use crate::limbo::Users;
 use crate::payload::{Payload, Replica, Terms};
-use crate::shard::Shard;
+use crate::shard::{Shard, Timer};
 
 /// What became of a row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,10 +22,15 @@ impl Shard {
     /// Takes over what an earlier run left and no row names: what clients still hold, which has lost its name, and what
     /// lies in segment files that were not recycled yet. It is charged until a driver has freed it. There may be very
     /// many of the latter; what limbo has no room for is not charged, and freed unnoticed.
-    pub fn adopt_held(&mut self, replica: ReplicaRef) {
+    pub fn adopt_held(&mut self, now: Now, replica: ReplicaRef) {
         if self.limbo_has_room() {
             self.accounts[replica.tier].adopt(replica.size.in_pages());
-            self.limbo.adopt(replica);
+            let entry = self.limbo.adopt(replica);
+            // In a segment file it is free soon, as after any drop, unless a reader keeps the file.
+            let due = now.monotonic.plus_millis(crate::limbo::PACKED_FREED_SOON_MS);
+            if replica.extent.is_some() && self.wheel.arm(due, Timer::Limbo(entry)).is_none() {
+                self.limbo.overdue(entry);
+            }
         }
     }
 

@@ -329,7 +329,8 @@ impl World {
                     extent: Some(Extent { file: NonZeroU32::MAX, page: 0 }),
                 };
                 let shard = usize::from(old.id.shard(self.shard_count()).0);
-                self.cores[shard].shard.adopt_held(replica);
+                let now = self.clock();
+                self.cores[shard].shard.adopt_held(now, replica);
             }
         }
     }
@@ -390,7 +391,7 @@ impl World {
 
     /// After the rows: what no row names is handed to the shards and charged until it is free.
     pub(super) fn adopt_dead(&mut self, cores: &mut [Core], vouched: &BTreeSet<BlockName>) {
-        let shard_count = cores.len() as u16;
+        let (now, shard_count) = (self.clock(), cores.len() as u16);
         for (name, block) in &self.storage.blocks {
             let BlockName { tier, id, generation } = *name;
             let shard = id.shard(shard_count);
@@ -405,7 +406,7 @@ impl World {
                 let packed = extent.is_some();
                 self.oracle.coverage.hit(if packed { "dead_record_adopted" } else { "held_block_adopted" });
                 let replica = ReplicaRef { tier, id, generation, size, extent };
-                cores[usize::from(shard.0)].shard.adopt_held(replica);
+                cores[usize::from(shard.0)].shard.adopt_held(now, replica);
                 if !packed {
                     let (shard, name) = (usize::from(shard.0), *name);
                     let at = Monotonic(block.mapped_until().0 + self.rng.between(0, 300) * MILLIS);
