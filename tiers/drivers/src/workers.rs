@@ -3,6 +3,7 @@
 //! ```text
 //! submit --a lane a tier---> worker_threads each create, seal, sync, detach --retire lane--> its retire thread
 //!        --transfer lane--> transfer_threads  copies, each thread with its own ring and staging
+//!                             '--groups for a segment file--> a sync thread for each lane of `packed`
 //! ```
 //! A thread ends when its lane is closed and empty, so what was submitted is always carried out. A panic is answered
 //! with an `Io` error (a drop is handed to the retire thread), so that no completion is ever lost.

@@ -1,4 +1,5 @@
-//! Replicas as files of their own: what segments and disk files have in common.
+//! Replicas as files of their own: what segments and disk files have in common. A disk's store has a [`Packed`] for those
+//! that share files; here they are only opened.
 //!
 //! ```text
 //! create:  intent log -> new file 0600 -> space reserved -> 0660          seal:  check -> read-only -> [sync]

@@ -4,7 +4,8 @@
 //! spill     segment --pread--> staging --hash--> io_uring writes (8 x 1 MiB) --> draft file  --> named
 //! promote   file --io_uring reads (8 x 1 MiB)--> staging --hash--> pwrite --> draft segment --> named
 //! ```
-//! Run by transfer threads, one copy at a time on each. While the disk works on eight chunks the processor works on
+//! What goes into a segment file is written by [`crate::packed::writer`]; this reads it from there, and makes files of
+//! one replica. Run by transfer threads, one copy at a time on each. While the disk works on eight chunks the processor works on
 //! the ninth, in order. The hash is of the very bytes that are submitted: a client that changes or truncates its
 //! segment meanwhile gets a copy that is what its checksum says, or a `Source` error, and never a signal for us.
 //!
