@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use common::{Place, Rig, eventually, replica, sample, twin};
 use payload_drivers::{Drivers, OpenError};
-use payload_ledger::segments::table::{Header, RECORD_BYTES};
+use payload_ledger::segments::table::{Header, RECORD_BYTES, Record};
 use payload_types::effect::ReplicaRef;
 use payload_types::event::{Completion, StorageDone};
 use payload_types::{ByteCount, Extent, Generation, ShardIndex, Tier};
@@ -415,4 +415,70 @@ fn given_all_files_gone_at_a_stop_when_started_again_then_their_numbers_are_not_
         drivers.reclaim();
         assert!(names(&place).is_empty(), "{:?}", names(&place));
     }
+}
+
+/// The log that names files 1 to `count`, as the store writes it.
+fn log_of(count: u32) -> Vec<u8> {
+    let sealed = |mut bytes: [u8; 48]| {
+        let sum = xxhash_rust::xxh3::xxh3_64(&bytes[..40]);
+        bytes[40..].copy_from_slice(&sum.to_le_bytes());
+        bytes
+    };
+    let mut header = [0; 48];
+    header[..8].copy_from_slice(b"PMINTENT");
+    (header[8], header[12]) = (1, Tier::Disk as u8);
+    let mut log = sealed(header).to_vec();
+    for number in 1..=count {
+        let mut record = [0; 48];
+        (record[0], record[1]) = (1, Tier::Disk as u8);
+        record[20..24].copy_from_slice(&number.to_be_bytes());
+        record[24..28].copy_from_slice(&number.to_le_bytes());
+        log.extend_from_slice(&sealed(record));
+    }
+    log
+}
+
+#[test]
+fn given_a_million_records_when_started_then_every_one_is_found_and_what_no_row_names_is_held() {
+    const FILES: u32 = 16;
+    let mut place = place();
+    place.config.disk_capacity = Some(ByteCount(64 << 30));
+    let root = place.open().root_id().expect("a root").to_owned();
+    let root = u128::from_str_radix(&root, 16).expect("hexadecimal").to_be_bytes();
+    let mut rows = Vec::new();
+    for number in 1..=FILES {
+        let number = std::num::NonZeroU32::new(number).expect("not 0");
+        let header = Header { number, data_bytes: 256 << 20, root };
+        let mut table = Vec::new();
+        for slot in 0..header.slots() {
+            let ReplicaRef { id, generation, .. } = replica(Tier::Disk, 1);
+            let (size, checksum) = (ByteCount(4096), payload_types::Checksum(0));
+            let page = header.first_page() + slot;
+            table.extend_from_slice(&header.record(slot, &Record { id, generation, size, checksum, page }));
+            let extent = Some(Extent { file: number, page });
+            rows.push(ReplicaRef { tier: Tier::Disk, id, generation, size, extent });
+        }
+        let file = File::create(path(&place, number)).expect("made");
+        file.set_len(header.file_bytes()).expect("sized");
+        file.write_all_at(&header.encode(), 0).expect("written");
+        file.write_all_at(&table, Header::record_offset(0)).expect("written");
+    }
+    fs::write(place.root().join("payload-manager.segments"), log_of(FILES)).expect("written");
+    let start = std::time::Instant::now();
+    let mut drivers = place.open();
+    let read = start.elapsed();
+    assert_eq!(drivers.named(Tier::Disk), rows.len());
+    let mut verifier = drivers.verifier();
+    let mut found = 0;
+    // All but one in a thousand.
+    for batch in rows.chunks(1024) {
+        verifier.verify(&batch[1..], |_, is_there| found += usize::from(is_there));
+    }
+    let batches = rows.len().div_ceil(1024);
+    assert_eq!(found, rows.len() - batches);
+    drop(verifier);
+    let verified = start.elapsed();
+    let tally = drivers.reclaim();
+    println!("{} records: read {read:?}, verified {verified:?}, all {:?}", rows.len(), start.elapsed());
+    assert_eq!((tally[Tier::Disk].held as usize, drivers.held().count()), (batches, batches));
 }

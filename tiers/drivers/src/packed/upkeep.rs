@@ -6,6 +6,7 @@
 //! victim --> lanes closed, table read --> Relocate to the shard of each that lives, 16 at a time, at its pace
 //!                  shard: TransferOp --> copied to the mover's file, the old place dropped when nobody needs it
 //!                         Stay       --> asked again in 100 ms ... 5 s
+//!                  moved and still there: asked again in 5 s ... 320 s (leases, or the copy was not wanted after all)
 //! ```
 //! **Why the proof is made twice.** The first lease says that nobody has the file open. Somebody who looked the name up
 //! before it was taken away waits in open(2) for that lease to end, and has the file then: the second one, asked for
@@ -15,8 +16,8 @@
 //! One thread. It closes lanes (waiting for their writers) and takes the books for moments; the sink may hold it up
 //! while a shard's lane is full. Whoever waits for space waits for the catalog and the copies, never for its pauses: an
 //! answer wakes it at once. What it has begun at shutdown the next start does anew.
-//! Limits: `RELOCATIONS_MAX` unanswered; [`EMPTYING_MAX`] files whose list of replicas is in memory, 64 bytes each,
-//! 4 MiB a file at worst; one descriptor.
+//! Limits: `RELOCATIONS_MAX` unanswered; one file whose replicas are asked for and [`EMPTYING_MAX`] of which some stay, 48
+//! bytes each, 3 MiB a file at worst; of what was moved and is not dead yet 60 bytes each; one descriptor.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fs::{File, OpenOptions, Permissions};
@@ -57,6 +58,11 @@ const HELD_DOUBLINGS: u32 = 12;
 const STAY_FIRST: Duration = Duration::from_millis(100);
 const STAY_LAST: Duration = Duration::from_secs(5);
 const STAY_DOUBLINGS: u32 = 6;
+
+/// The same for what was moved and is still there: leases hold it, or its shard did not want the copy after all. 5 s x 2^6
+/// = 320 s.
+const MOVED_FIRST: Duration = Duration::from_secs(5);
+const MOVED_DOUBLINGS: u32 = 6;
 
 /// After so many times (35 s) another file may be the better one.
 const STAYS_MAX: u32 = 12;
@@ -130,14 +136,72 @@ struct Emptying {
     /// How often they stayed, and when they are asked for again.
     stays: u32,
     due: Instant,
+    /// Moved, and not known to be dead: asked for again some time later. How often that was, and when it is.
+    moved: Vec<ReplicaRef>,
+    moved_looks: u32,
+    moved_due: Instant,
+    /// What was ever moved.
+    moved_ever: HashSet<Generation>,
     /// Asked for and not answered.
     unanswered: usize,
 }
 
 impl Emptying {
-    /// When what stays is asked for again, if anything does.
+    fn new(ahead: Vec<ReplicaRef>) -> Self {
+        let now = Instant::now();
+        Self {
+            ahead: ahead.into(),
+            stayed: Vec::new(),
+            stays: 0,
+            due: now,
+            moved: Vec::new(),
+            moved_looks: 0,
+            moved_due: now,
+            moved_ever: HashSet::new(),
+            unanswered: 0,
+        }
+    }
+
+    /// When what is still there is asked for again, if anything is.
     fn asks_again(&self) -> Option<Instant> {
-        (!self.stayed.is_empty() && self.ahead.is_empty()).then_some(self.due)
+        if !self.ahead.is_empty() || self.unanswered > 0 {
+            return None;
+        }
+        let stayed = (!self.stayed.is_empty()).then_some(self.due);
+        let moved = (!self.moved.is_empty()).then_some(self.moved_due);
+        [stayed, moved].into_iter().flatten().min()
+    }
+
+    fn answered(&mut self, replica: ReplicaRef, is_moved: bool) {
+        self.unanswered -= 1;
+        let pause = |first: Duration, times: u32, doublings| first.saturating_mul(1 << times.min(doublings));
+        if is_moved {
+            self.moved_ever.insert(replica.generation);
+        }
+        if self.moved_ever.contains(&replica.generation) {
+            if self.moved.is_empty() {
+                self.moved_due = Instant::now() + pause(MOVED_FIRST, self.moved_looks, MOVED_DOUBLINGS);
+                self.moved_looks += 1;
+            }
+            self.moved.push(replica);
+        } else {
+            if self.stayed.is_empty() {
+                self.due = Instant::now() + pause(STAY_FIRST, self.stays, STAY_DOUBLINGS).min(STAY_LAST);
+                self.stays += 1;
+            }
+            self.stayed.push(replica);
+        }
+    }
+
+    /// Asks again for what is due and not dead.
+    fn again(&mut self, now: Instant, dead: &HashSet<Generation>) {
+        let lives = |replica: &ReplicaRef| !dead.contains(&replica.generation);
+        if self.due <= now {
+            self.ahead.extend(self.stayed.drain(..).filter(lives));
+        }
+        if self.moved_due <= now {
+            self.ahead.extend(self.moved.drain(..).filter(lives));
+        }
     }
 }
 
@@ -376,8 +440,7 @@ impl Upkeep {
         self.emptying.retain(|number, file| {
             if !books.is_alive(*number) && file.unanswered == 0 {
                 // It is recycled as soon as nobody has it open.
-                file.ahead.clear();
-                file.stayed.clear();
+                *file = Emptying::new(Vec::new());
                 return books.has(*number);
             }
             if file.ahead.is_empty() {
@@ -386,13 +449,11 @@ impl Upkeep {
             if file.asks_again().is_none_or(|due| due > now) {
                 return true;
             }
-            if file.stays > STAYS_MAX && file.unanswered == 0 {
+            if file.stays > STAYS_MAX {
                 books.emptying_ended(*number);
                 return false;
             }
-            let dead: HashSet<Generation> = books.buried(*number).collect();
-            file.stayed.retain(|replica| !dead.contains(&replica.generation));
-            file.ahead.extend(file.stayed.drain(..));
+            file.again(now, &books.buried(*number).collect());
             true
         });
     }
@@ -409,8 +470,7 @@ impl Upkeep {
             Ok(mut ahead) => {
                 let dead: HashSet<Generation> = packed_of(&self.stores).books().buried(number).collect();
                 ahead.retain(|replica| !dead.contains(&replica.generation));
-                let (stayed, due) = (Vec::new(), Instant::now());
-                let file = Emptying { ahead: ahead.into(), stayed, stays: 0, due, unanswered: 0 };
+                let file = Emptying::new(ahead);
                 self.emptying.insert(number, file);
             }
             // It stays marked, so that it is not chosen again.
@@ -485,16 +545,8 @@ impl Upkeep {
             figures.moved_bytes.fetch_add(replica.size.0, Ordering::Relaxed);
         }
         let Some(file) = self.emptying.get_mut(&number) else { return };
-        file.unanswered -= 1;
+        file.answered(replica, is_moved);
         self.is_look_wanted |= file.unanswered == 0 && file.ahead.is_empty();
-        if !is_moved {
-            if file.stayed.is_empty() {
-                file.due = Instant::now()
-                    + STAY_FIRST.saturating_mul(1 << file.stays.min(STAY_DOUBLINGS)).min(STAY_LAST);
-                file.stays += 1;
-            }
-            file.stayed.push(replica);
-        }
     }
 }
 

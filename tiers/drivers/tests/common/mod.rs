@@ -2,6 +2,8 @@
 //! completions as they come. Dropping it removes what the test left.
 #![allow(dead_code)] // every test binary uses its own part
 
+pub mod fake;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
