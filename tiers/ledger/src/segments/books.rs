@@ -504,7 +504,11 @@ impl Books {
         let best = |phases: fn(&File) -> bool| {
             let files =
                 self.files.iter().filter(|(_, file)| phases(file) && !file.emptying && file.pending == 0);
-            let victims = files.filter_map(|(number, file)| self.gain(*number, file, is_wasteful));
+            // What lives in a file that a sync failed for is safest elsewhere, whatever that gains.
+            let victims = files.filter_map(|(number, file)| {
+                let (gain, victim) = self.gain(*number, file, is_wasteful)?;
+                Some((if file.spoilt { u32::MAX } else { gain }, victim))
+            });
             victims.filter(|(gain, _)| *gain >= least).max_by_key(|(gain, _)| *gain).map(|(_, victim)| victim)
         };
         // What died in a file that is still being filled comes last.
