@@ -8,8 +8,8 @@
 //! ones many a call, as whoever has thousands of them would.
 //!
 //! The floors of the small rows write payload by payload, as many in flight and as many for one fdatasync as the
-//! server is asked for at a time: what it could do at best. The first round makes the server's segment files, and is
-//! not counted; those after it write into recycled ones.
+//! server is asked for at a time: what it could do at best. They overwrite space that exists; so does the server, once
+//! its segment files were written and recycled, for which rounds go before that are not counted.
 
 mod moves;
 
@@ -27,6 +27,9 @@ use crate::server::Server;
 /// What the server may use, which is not what it takes: from 8 GiB on, segment files have 256 MiB and take payloads of
 /// 64 MiB, too.
 const DISK_BYTES: ByteCount = ByteCount(48 << 30);
+
+/// What is spilled and deleted first: two lanes' files of 260 MiB, twice, and as much again while they are recycled.
+const WARM_BYTES: u64 = 2 << 30;
 
 /// A size of payloads, the rows that it has, and how it is asked for.
 struct Case {
@@ -99,9 +102,7 @@ fn run_small(
             // As much in flight as for the large ones, and at least as many blocks.
             depth: (IO_DEPTH << 20).div_ceil(block_bytes).clamp(IO_DEPTH, ids_per_call),
             rounds: if context.quick { 3 } else { 5 },
-            note: format!(
-                "{payloads} a round, {ids_per_call} a call, 4 calls in flight"
-            ),
+            note: format!("{payloads} a round, {ids_per_call} a call, 4 calls in flight"),
         },
     )
 }
@@ -125,7 +126,14 @@ fn run(context: &Context, findings: &mut Findings, case: Case) -> anyhow::Result
     let mut ours = None;
     if rows.iter().any(|row| context.wants(row)) {
         match Ours::start(context, case.load) {
-            Ok(started) => ours = Some(started),
+            Ok(mut started) => {
+                for turn in 0..WARM_BYTES.div_ceil(case.load.bytes()) as usize {
+                    started.moves.put(turn)?;
+                    started.moves.spill()?;
+                    started.moves.delete()?;
+                }
+                ours = Some(started);
+            }
             Err(error) => findings.absent_all(&rows, &error),
         }
     }
