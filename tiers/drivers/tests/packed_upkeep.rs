@@ -8,7 +8,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::fake::{FakeShard, Rng};
-use common::{Place, path_of};
+use common::{Place, Rig, eventually, path_of, replica, twin};
+use payload_drivers::Drivers;
+use payload_drivers::faults::{Answer, Call, Faults};
+use payload_types::effect::ReplicaRef;
 use payload_types::limits::RELOCATIONS_MAX;
 use payload_types::{ByteCount, PayloadId, Tier};
 
@@ -261,6 +264,38 @@ fn given_random_puts_drops_moves_readers_and_restarts_when_run_then_bytes_and_ca
     for seed in seeds {
         random_run(seed, 1_500);
     }
+}
+
+#[test]
+fn given_a_file_whose_sync_failed_when_the_disk_works_again_then_what_lives_in_it_is_moved_and_it_is_removed()
+{
+    let place = place();
+    let faults = Faults::new();
+    let mut drivers = Drivers::open_faulty(place.config.clone(), faults.clone()).expect("opened");
+    drivers.reclaim();
+    let mut rig = Rig::started(drivers);
+    let ram = replica(Tier::Ram, MIB as u64);
+    rig.create(ram).expect("created");
+    rig.seal(ram, false).expect("sealed");
+    let pack = |rig: &mut Rig, from| {
+        let to = twin(from, Tier::Disk);
+        rig.copied(from, to, None).map(|copied| ReplicaRef { extent: copied.extent, ..to })
+    };
+    let old = pack(&mut rig, ram).expect("packed");
+    faults.fail(Call::Sync, Answer::Io);
+    pack(&mut rig, ram).expect_err("it cannot be synced");
+    faults.end();
+    faults.advance(Duration::from_secs(60));
+    let other = pack(&mut rig, ram).expect("the disk works again");
+    assert_ne!(other.extent.map(|extent| extent.file), old.extent.map(|extent| extent.file));
+    eventually("a move is asked for", || !rig.is_freed(old) && rig.relocations.contains(&old));
+    let new = pack(&mut rig, old).expect("moved");
+    assert!(new.extent.is_some());
+    let path = path_of(&rig.drivers, old);
+    assert!(path.exists());
+    rig.detach(old);
+    rig.wait_until_freed(old);
+    assert!(!path.exists() && !path.with_extension("free").exists(), "it is not used again");
 }
 
 #[test]

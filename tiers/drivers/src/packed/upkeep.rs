@@ -298,7 +298,8 @@ impl Upkeep {
                 self.review(now);
                 self.choose();
             }
-            let is_dirty = !self.emptying.is_empty() || packed_of(&self.stores).books().dead_bytes().0 > 0;
+            let is_dirty =
+                !is_sound || !self.emptying.is_empty() || packed_of(&self.stores).books().dead_bytes().0 > 0;
             let now = Instant::now();
             self.look_due = now + LOOK_PAUSE;
             self.tick_due = is_dirty.then(|| now + TICK);
