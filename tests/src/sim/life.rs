@@ -129,6 +129,48 @@ impl World {
         Ok(vouched)
     }
 
+    /// What drivers were doing happened, or not, or half.
+    fn end_jobs(&mut self) {
+        self.leave_jobs();
+        if self.catalog.crash(happened, self.power_loss, &mut self.rng) {
+            self.oracle.coverage.hit("power_loss_undid_removals");
+        }
+        self.catalog_running = false;
+        let wrong = self.storage.crash(self.power_loss, &mut self.rng);
+        for id in wrong {
+            if let Some(fact) = self.fact_of(id) {
+                fact.damaged = true;
+            }
+        }
+        self.forget_compaction();
+        self.oracle.crash();
+        self.client.crash();
+        self.works.clear();
+        self.asks_open = 0;
+        self.cores.clear();
+        self.agenda.crash();
+        let at = Monotonic(self.now.0 + self.rng.between(5, 3000) * MILLIS);
+        self.agenda.add(at, Task::Boot);
+        Ok(())
+    }
+
+    /// What drivers were doing at a crash happened, or half of it, or did not.
+    fn leave_jobs(&mut self) {
+        let mut half = Vec::new();
+        for (_, job) in std::mem::take(&mut self.jobs) {
+            match (self.rng.below(4), job) {
+                (0..=1, job) => drop(self.job_outcome(&job, false)),
+                (2, Job::Transfer(op)) if op.to.tier == Tier::Disk => half.push(op),
+                _ => {}
+            }
+        }
+        // Those that are in the middle of being written come after those that ended.
+        for op in half {
+            let lane = self.lane_of(&op);
+            self.storage.half_write(&op, lane);
+        }
+    }
+
     /// The server dies, with or without the machine.
     pub(super) fn crash(&mut self) -> Result<(), Breach> {
         self.power_loss = self.rng.chance(self.plan.power_loss_permille);
@@ -155,19 +197,7 @@ impl World {
                 "crash_with_transaction_that_did_not"
             });
         }
-        let mut half = Vec::new();
-        for (_, job) in std::mem::take(&mut self.jobs) {
-            match (self.rng.below(4), job) {
-                (0..=1, job) => drop(self.job_outcome(&job, false)),
-                (2, Job::Transfer(op)) if op.to.tier == Tier::Disk => half.push(op),
-                _ => {}
-            }
-        }
-        // Those that are in the middle of being written come after those that ended.
-        for op in half {
-            let lane = self.lane_of(&op);
-            self.storage.half_write(&op, lane);
-        }
+        self.end_jobs();
         let detaching: Vec<BlockName> = self
             .storage
             .blocks
@@ -181,26 +211,6 @@ impl World {
                 self.storage.finish_detach(name, shard);
             }
         }
-        if self.catalog.crash(happened, self.power_loss, &mut self.rng) {
-            self.oracle.coverage.hit("power_loss_undid_removals");
-        }
-        self.catalog_running = false;
-        let wrong = self.storage.crash(self.power_loss, &mut self.rng);
-        for id in wrong {
-            if let Some(fact) = self.fact_of(id) {
-                fact.damaged = true;
-            }
-        }
-        self.forget_compaction();
-        self.oracle.crash();
-        self.client.crash();
-        self.works.clear();
-        self.asks_open = 0;
-        self.cores.clear();
-        self.agenda.crash();
-        let at = Monotonic(self.now.0 + self.rng.between(5, 3000) * MILLIS);
-        self.agenda.add(at, Task::Boot);
-        Ok(())
     }
 
     // ---- the end ----
