@@ -129,31 +129,6 @@ impl World {
         Ok(vouched)
     }
 
-    /// What drivers were doing happened, or not, or half.
-    fn end_jobs(&mut self) {
-        self.leave_jobs();
-        if self.catalog.crash(happened, self.power_loss, &mut self.rng) {
-            self.oracle.coverage.hit("power_loss_undid_removals");
-        }
-        self.catalog_running = false;
-        let wrong = self.storage.crash(self.power_loss, &mut self.rng);
-        for id in wrong {
-            if let Some(fact) = self.fact_of(id) {
-                fact.damaged = true;
-            }
-        }
-        self.forget_compaction();
-        self.oracle.crash();
-        self.client.crash();
-        self.works.clear();
-        self.asks_open = 0;
-        self.cores.clear();
-        self.agenda.crash();
-        let at = Monotonic(self.now.0 + self.rng.between(5, 3000) * MILLIS);
-        self.agenda.add(at, Task::Boot);
-        Ok(())
-    }
-
     /// What drivers were doing at a crash happened, or half of it, or did not.
     fn leave_jobs(&mut self) {
         let mut half = Vec::new();
@@ -168,6 +143,19 @@ impl World {
         for op in half {
             let lane = self.lane_of(&op);
             self.storage.half_write(&op, lane);
+        }
+        let detaching: Vec<BlockName> = self
+            .storage
+            .blocks
+            .iter()
+            .filter(|(_, block)| block.phase == Phase::Dropping)
+            .map(|(name, _)| *name)
+            .collect();
+        for name in detaching {
+            if self.rng.chance(500) {
+                let shard = self.shard_of(name);
+                self.storage.finish_detach(name, shard);
+            }
         }
     }
 
@@ -197,20 +185,27 @@ impl World {
                 "crash_with_transaction_that_did_not"
             });
         }
-        self.end_jobs();
-        let detaching: Vec<BlockName> = self
-            .storage
-            .blocks
-            .iter()
-            .filter(|(_, block)| block.phase == Phase::Dropping)
-            .map(|(name, _)| *name)
-            .collect();
-        for name in detaching {
-            if self.rng.chance(500) {
-                let shard = self.shard_of(name);
-                self.storage.finish_detach(name, shard);
+        self.leave_jobs();
+        if self.catalog.crash(happened, self.power_loss, &mut self.rng) {
+            self.oracle.coverage.hit("power_loss_undid_removals");
+        }
+        self.catalog_running = false;
+        let wrong = self.storage.crash(self.power_loss, &mut self.rng);
+        for id in wrong {
+            if let Some(fact) = self.fact_of(id) {
+                fact.damaged = true;
             }
         }
+        self.forget_compaction();
+        self.oracle.crash();
+        self.client.crash();
+        self.works.clear();
+        self.asks_open = 0;
+        self.cores.clear();
+        self.agenda.crash();
+        let at = Monotonic(self.now.0 + self.rng.between(5, 3000) * MILLIS);
+        self.agenda.add(at, Task::Boot);
+        Ok(())
     }
 
     // ---- the end ----
