@@ -26,7 +26,8 @@ fn given_1024_descriptors_when_10000_segments_are_made_spilled_and_dropped_then_
         assert!(status.success());
         return;
     }
-    let place = Place::new();
+    let mut place = Place::new();
+    place.config.disk_capacity = Some(payload_types::ByteCount(256 << 20)); // and what is spilled is packed
     let mut rig = Rig::start(&place);
     let segments: Vec<_> = (0..10_000).map(|_| replica(Tier::Ram, 4096)).collect();
     for segment in &segments {
@@ -35,7 +36,8 @@ fn given_1024_descriptors_when_10000_segments_are_made_spilled_and_dropped_then_
     }
     assert_eq!(place.segments().len(), 10_000);
     for segment in segments.iter().step_by(100) {
-        rig.copy(*segment, twin(*segment, Tier::Disk), None).expect("spilled");
+        let copied = rig.copied(*segment, twin(*segment, Tier::Disk), None).expect("spilled");
+        assert!(copied.extent.is_some());
     }
     let descriptors = std::fs::read_dir("/proc/self/fd").expect("listed").count();
     assert!(descriptors < 64, "{descriptors} descriptors are open");

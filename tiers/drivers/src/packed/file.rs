@@ -21,8 +21,8 @@ use super::{Packed, name_in_log};
 use crate::sys;
 use crate::transfer::go_direct;
 
-/// While it is opened for writing, its owner may write; nobody who may read it is kept out.
-const MODE_OWNER_WRITES: u32 = 0o200;
+/// While it is opened for writing, its owner may; nobody who may read it is kept out.
+const MODE_OWNER: u32 = 0o600;
 
 const PAGE: usize = PAGE_BYTES as usize;
 
@@ -114,7 +114,7 @@ impl Packed {
     /// A file that has payloads, to be filled from `slot` on.
     pub(super) fn reopen(&self, header: Header, slot: u32) -> io::Result<LaneFile> {
         let path = self.path(header.number);
-        fs::set_permissions(&path, Permissions::from_mode(self.mode_sealed | MODE_OWNER_WRITES))?;
+        fs::set_permissions(&path, Permissions::from_mode(self.mode_sealed | MODE_OWNER))?;
         let file = self.open_to_write(&path);
         fs::set_permissions(&path, Permissions::from_mode(self.mode_sealed))?;
         let file = file?;

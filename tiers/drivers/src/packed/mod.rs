@@ -6,7 +6,7 @@
 //! ```
 //! What the files say is in `payload_ledger::segments` (pure); this does it with real ones, for the disk's `FileStore`.
 //! - [`file`]: making, recycling and opening a segment file
-//! - [`writer`]: a group of payloads into one file
+//! - [`writer`]: a group of payloads into one file, as one [`stream`]
 //! - [`syncer`]: what was written onto stable storage
 //! - [`upkeep`]: recycling and compaction
 //! - [`boot`]: what an earlier run left
@@ -18,6 +18,7 @@
 
 pub(crate) mod boot;
 pub(crate) mod file;
+mod stream;
 pub(crate) mod syncer;
 pub(crate) mod upkeep;
 pub(crate) mod writer;

@@ -315,8 +315,10 @@ impl Upkeep {
     // ---- recycling ----
 
     fn recycle_all(&mut self, now: Instant) {
+        packed_of(&self.stores).forget_closed();
         let recyclable = packed_of(&self.stores).books().recyclable();
-        self.held.retain(|number, _| recyclable.contains(number));
+        // They come in the order of their numbers.
+        self.held.retain(|number, _| recyclable.binary_search(number).is_ok());
         for number in recyclable {
             let refusals = match self.held.get(&number) {
                 Some((due, _)) if *due > now => continue,
