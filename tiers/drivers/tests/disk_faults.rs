@@ -133,6 +133,7 @@ fn given_any_write_call_that_fails_when_allocated_on_disk_then_typed_and_nothing
     ];
     for (call, answer) in cases {
         let (place, mut rig, faults) = plain();
+        faults.available(1 << 40); // other programs' files come and go
         faults.fail(call, answer);
         let (fault, kind) = meaning(call, answer);
         let error = rig.create(replica(Tier::Disk, 10_000)).expect_err("it fails");
@@ -141,6 +142,7 @@ fn given_any_write_call_that_fails_when_allocated_on_disk_then_typed_and_nothing
         assert!(place.files().is_empty(), "{:?}", place.files());
         rig.create(replica(Tier::Ram, 10_000)).expect("memory is no disk");
         faults.end();
+        faults.available(1 << 40);
         assert_eq!(rig.create(replica(Tier::Disk, 10_000)).expect_err("too early").kind, kind);
         faults.advance(PAUSE);
         rig.create(replica(Tier::Disk, 10_000)).expect("it works again");
