@@ -244,10 +244,10 @@ async fn given_a_disk_root_that_is_not_ours_when_started_then_refused_and_untouc
     place.start().stop();
     let marker = place.path().join("disk/payload-manager.root");
     let sound = fs::read_to_string(&marker).expect("every root has its marker");
-    let later = sound.replace("format: 1", "format: 999");
+    let later = sound.replace("format: ", "format: 99");
     assert_ne!(later, sound);
     for (text, word) in [
-        (later, "999"),
+        (later, "format 99"),
         ("\0\0\0".to_owned(), "payload-manager.root"),
         (String::new(), "payload-manager.root"),
     ] {
