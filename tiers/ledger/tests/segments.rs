@@ -448,14 +448,14 @@ fn given_a_sync_that_failed_when_the_file_is_emptied_then_it_is_removed_and_neve
 }
 
 #[test]
-fn given_a_file_that_a_sync_failed_for_when_something_lives_in_it_then_it_is_emptied_though_nothing_is_dead() {
+fn given_a_file_that_a_sync_failed_for_when_something_lives_in_it_then_it_is_emptied_though_nothing_is_dead()
+{
     let geometry = Geometry::of_capacity(ByteCount(128 << 20)).expect("large enough");
     let mut books = Books::new(geometry);
     let lane = Lane::Writer(0);
     let size = ByteCount(3 * PAGE_BYTES);
     let open = |books: &mut Books| {
-        let header =
-            Header { number: books.number_next(), data_bytes: geometry.data_bytes(), root: [1; 16] };
+        let header = Header { number: books.number_next(), data_bytes: geometry.data_bytes(), root: [1; 16] };
         books.opened(lane, header, None);
     };
     open(&mut books);
