@@ -32,6 +32,7 @@ fn place() -> Place {
     Place::new()
         .with("STORAGE__DISK__CAPACITY_BYTES", &CAPACITY.to_string())
         .with("STORAGE__DISK__FILE_MODE", "0440")
+        .with("STORAGE__DISK__PACKING", "on")
         .with("STORAGE__DISK__COMPACTION_BYTES_PER_SECOND", "0")
 }
 
@@ -451,7 +452,7 @@ async fn given_a_full_disk_of_packed_payloads_when_more_comes_then_refused_withi
 
 #[tokio::test]
 async fn given_files_that_clients_may_write_when_spilled_then_each_payload_has_its_own() {
-    let place = place().with("STORAGE__DISK__FILE_MODE", "0660");
+    let place = place().with("STORAGE__DISK__FILE_MODE", "0660").with("STORAGE__DISK__PACKING", "auto");
     let server = place.start();
     let v1 = V1::connect(&server).await;
     let all = stored(&v1, 13, [10_000; 20]).await;
@@ -462,5 +463,16 @@ async fn given_files_that_clients_may_write_when_spilled_then_each_payload_has_i
     for Stored { id, bytes } in &all {
         assert_eq!(peer.ask_bytes("read", id), answer(DISK, bytes));
     }
+    all_identical(&v1, &all).await;
+}
+
+#[tokio::test]
+async fn given_no_word_on_packing_when_spilled_then_only_a_server_that_is_not_root_packs() {
+    let place = place().with("STORAGE__DISK__PACKING", "auto");
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    let all = stored(&v1, 14, [10_000; 20]).await;
+    let alone = if payload_drivers::runs_as_root() { 20 } else { 0 };
+    assert_eq!(own_files(&place).len(), alone);
     all_identical(&v1, &all).await;
 }
