@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
-use common::{Place, Rig, engines, replica, sample, twin};
+use common::{Place, Rig, committed, engines, read, replica, sample, twin};
 use payload_drivers::faults::{Call, Faults};
 use payload_drivers::{DriverOp, Drivers, IoEngine, checksum};
 use payload_types::effect::{ReplicaRef, StorageAction, StorageOp, TransferOp};
@@ -37,32 +37,10 @@ fn rigs() -> Vec<(Place, Rig)> {
     engines().into_iter().map(start).collect()
 }
 
-/// A committed segment with these bytes.
-fn committed(rig: &mut Rig, bytes: &[u8]) -> ReplicaRef {
-    let replica = replica(Tier::Ram, bytes.len() as u64);
-    rig.create(replica).expect("created");
-    OpenOptions::new()
-        .write(true)
-        .open(rig.path(replica))
-        .and_then(|file| file.write_all_at(bytes, 0))
-        .expect("written");
-    rig.seal(replica, false).expect("sealed");
-    replica
-}
-
 /// A copy that is packed: with its extent.
 fn packed(target: ReplicaRef, copied: Copied) -> ReplicaRef {
     assert!(copied.extent.is_some(), "{target:?} lies in a segment file");
     ReplicaRef { extent: copied.extent, ..target }
-}
-
-/// What a client would read.
-fn read(rig: &Rig, replica: ReplicaRef) -> Vec<u8> {
-    let mut bytes = vec![0; replica.size.0 as usize];
-    let offset = replica.extent.map_or(0, payload_types::Extent::offset_bytes);
-    let file = fs::File::open(rig.path(replica)).expect("a client may open it");
-    file.read_exact_at(&mut bytes, offset).expect("it is there");
-    bytes
 }
 
 fn segment_files(place: &Place) -> usize {
@@ -74,7 +52,8 @@ fn given_sizes_around_pages_and_chunks_when_packed_and_promoted_then_every_byte_
     for (place, mut rig) in rigs() {
         let sizes = [1, 4095, 4096, 4097, 65_536, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, PAYLOAD_MAX];
         let samples: Vec<Vec<u8>> = sizes.iter().map(|size| sample(*size)).collect();
-        let sources: Vec<ReplicaRef> = samples.iter().map(|bytes| committed(&mut rig, bytes)).collect();
+        let sources: Vec<ReplicaRef> =
+            samples.iter().map(|bytes| committed(&mut rig, Tier::Ram, bytes)).collect();
         let targets: Vec<ReplicaRef> = sources.iter().map(|source| twin(*source, Tier::Disk)).collect();
         let copies: Vec<_> =
             sources.iter().zip(&targets).map(|(source, target)| (*source, *target, None)).collect();
@@ -97,7 +76,7 @@ fn given_sizes_around_pages_and_chunks_when_packed_and_promoted_then_every_byte_
         }
         assert_eq!(segment_files(&place), 1, "they share a file");
         assert!(place.files().is_empty(), "{:?}", place.files());
-        let large = committed(&mut rig, &sample(PAYLOAD_MAX + 1));
+        let large = committed(&mut rig, Tier::Ram, &sample(PAYLOAD_MAX + 1));
         let alone = twin(large, Tier::Disk);
         assert_eq!(rig.copied(large, alone, None).expect("copied").extent, None, "larger ones have a file");
         assert_eq!(place.files(), [rig.path(alone)]);
@@ -109,7 +88,7 @@ fn given_payloads_that_move_to_another_segment_file_when_read_then_they_are_the_
     for (_place, mut rig) in rigs() {
         for size in [1, 4097, (1 << 20) + 5, PAYLOAD_MAX - 1] {
             let bytes = sample(size);
-            let ram = committed(&mut rig, &bytes);
+            let ram = committed(&mut rig, Tier::Ram, &bytes);
             let target = twin(ram, Tier::Disk);
             let old = packed(target, rig.copied(ram, target, None).expect("packed"));
             let target = twin(old, Tier::Disk);
@@ -317,7 +296,7 @@ fn given_an_operation_that_makes_the_driver_panic_when_packed_then_every_one_is_
 fn given_a_flipped_bit_in_a_segment_file_when_promoted_or_verified_then_corrupt_and_never_delivered() {
     for (place, mut rig) in rigs() {
         let bytes = sample(100_000);
-        let ram = committed(&mut rig, &bytes);
+        let ram = committed(&mut rig, Tier::Ram, &bytes);
         let target = twin(ram, Tier::Disk);
         let disk = packed(target, rig.copied(ram, target, None).expect("packed"));
         rig.detach(ram);
@@ -340,7 +319,7 @@ fn given_a_flipped_bit_in_a_segment_file_when_promoted_or_verified_then_corrupt_
 fn given_a_packed_replica_when_dropped_then_its_name_is_free_at_once_and_a_sync_of_one_is_nothing_to_do() {
     for (_place, mut rig) in rigs() {
         let bytes = sample(10_000);
-        let ram = committed(&mut rig, &bytes);
+        let ram = committed(&mut rig, Tier::Ram, &bytes);
         let [first, second] = [(); 2].map(|()| {
             let target = twin(ram, Tier::Disk);
             packed(target, rig.copied(ram, target, None).expect("packed"))
@@ -362,7 +341,7 @@ fn given_a_packed_replica_when_dropped_then_its_name_is_free_at_once_and_a_sync_
 fn given_no_room_for_another_segment_file_when_copied_then_it_gets_a_file_of_its_own() {
     for (place, mut rig) in rigs() {
         let bytes = sample(50_000);
-        let ram = committed(&mut rig, &bytes);
+        let ram = committed(&mut rig, Tier::Ram, &bytes);
         // All but 8 MiB are a file that a client writes: what is left is not enough for one more segment file.
         rig.create(replica(Tier::Disk, CAPACITY.0 - (8 << 20))).expect("created");
         let alone = twin(ram, Tier::Disk);

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::{Place, Rig, engines, replica, sample, twin};
+use common::{Place, Rig, committed, engines, read, sample, twin};
 use payload_drivers::faults::{Answer, Call, Faults};
 use payload_drivers::{Drivers, IoEngine, checksum};
 use payload_types::effect::ReplicaRef;
@@ -26,23 +26,6 @@ fn faulty(io: IoEngine) -> (Place, Rig, Faults) {
     let faults = Faults::new();
     let drivers = Drivers::open_faulty(place.config.clone(), faults.clone()).expect("opened");
     (place, Rig::started(drivers), faults)
-}
-
-fn committed(rig: &mut Rig, bytes: &[u8]) -> ReplicaRef {
-    let replica = replica(Tier::Ram, bytes.len() as u64);
-    rig.create(replica).expect("created");
-    let file = OpenOptions::new().write(true).open(rig.path(replica)).expect("opened");
-    file.write_all_at(bytes, 0).expect("written");
-    rig.seal(replica, true).expect("sealed");
-    replica
-}
-
-fn read(rig: &Rig, replica: ReplicaRef) -> Vec<u8> {
-    let mut bytes = vec![0; replica.size.0 as usize];
-    let offset = replica.extent.map_or(0, payload_types::Extent::offset_bytes);
-    let file = fs::File::open(rig.path(replica)).expect("a client may open it");
-    file.read_exact_at(&mut bytes, offset).expect("it is there");
-    bytes
 }
 
 /// Packs it.
@@ -71,7 +54,7 @@ fn given_any_write_call_that_fails_when_packed_then_typed_nothing_lost_and_it_wo
         let what = format!("{io:?} {call:?} {answer:?} after {passing}");
         let (_place, mut rig, faults) = faulty(io);
         let bytes = sample(1_500_000);
-        let ram = committed(&mut rig, &bytes);
+        let ram = committed(&mut rig, Tier::Ram, &bytes);
         let first = spill(&mut rig, ram).expect("the disk is sound");
         faults.fail_after(passing, call, answer);
         let error = match spill(&mut rig, ram) {
@@ -108,7 +91,7 @@ fn given_a_first_segment_file_that_cannot_be_begun_when_packed_then_typed_and_no
     ] {
         let (place, mut rig, faults) = faulty(IoEngine::Plain);
         let bytes = sample(100_000);
-        let ram = committed(&mut rig, &bytes);
+        let ram = committed(&mut rig, Tier::Ram, &bytes);
         faults.fail(call, answer);
         let error = match spill(&mut rig, ram) {
             Err(TransferError::Destination(error)) => error,
@@ -133,7 +116,7 @@ fn given_a_failing_sync_when_many_are_packed_then_all_of_them_are_told_and_the_f
     {
         let (place, mut rig, faults) = faulty(io);
         let bytes = sample(50_000);
-        let ram = committed(&mut rig, &bytes);
+        let ram = committed(&mut rig, Tier::Ram, &bytes);
         faults.fail(call, Answer::Io);
         let copies = [(); 20].map(|()| (ram, twin(ram, Tier::Disk), None));
         for result in rig.copy_all(&copies) {
@@ -161,7 +144,7 @@ fn given_too_little_room_for_a_segment_file_when_packed_then_it_gets_a_file_of_i
     for io in engines() {
         let (place, mut rig, faults) = faulty(io);
         let bytes = sample(100_000);
-        let ram = committed(&mut rig, &bytes);
+        let ram = committed(&mut rig, Tier::Ram, &bytes);
         faults.available(1_000_000);
         let alone = twin(ram, Tier::Disk);
         let copied = rig.copied(ram, alone, Some(checksum(&bytes))).expect("copied");
@@ -181,7 +164,7 @@ fn given_short_writes_and_reads_when_packed_and_promoted_then_every_byte_passes(
         faults.shorten(60_000);
         for size in [1, 70_000, 2 << 20] {
             let bytes = sample(size);
-            let ram = committed(&mut rig, &bytes);
+            let ram = committed(&mut rig, Tier::Ram, &bytes);
             let disk = spill(&mut rig, ram).expect("short writes are resumed");
             assert!(read(&rig, disk) == bytes, "{size} bytes");
             rig.detach(ram);
@@ -199,11 +182,11 @@ fn given_a_client_that_cuts_and_rewrites_its_segment_while_it_is_packed_then_a_t
         let bytes = sample(2 << 20);
         let (mut copies, mut errors) = (0, 0);
         for round in 0..40 {
-            let source = committed(&mut rig, &bytes);
+            let source = committed(&mut rig, Tier::Ram, &bytes);
             let path = rig.path(source);
             fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o660)).expect("kept");
             let producer = OpenOptions::new().write(true).open(&path).expect("opened");
-            let quiet = committed(&mut rig, &sample(round * 1000 + 1));
+            let quiet = committed(&mut rig, Tier::Ram, &sample(round * 1000 + 1));
             let targets = [source, quiet].map(|source| twin(source, Tier::Disk));
             let is_over = AtomicBool::new(false);
             let results = std::thread::scope(|scope| {

@@ -7,24 +7,11 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{Place, Rig, engines, replica, sample, twin};
+use common::{Place, Rig, committed, engines, sample, twin};
 use payload_drivers::checksum;
 use payload_types::effect::ReplicaRef;
 use payload_types::event::{DriverErrorKind, TransferError};
 use payload_types::{ByteCount, Checksum, Tier};
-
-/// A committed replica with these bytes.
-fn committed(rig: &mut Rig, tier: Tier, bytes: &[u8]) -> ReplicaRef {
-    let replica = replica(tier, bytes.len() as u64);
-    rig.create(replica).expect("created");
-    OpenOptions::new()
-        .write(true)
-        .open(rig.path(replica))
-        .and_then(|file| file.write_all_at(bytes, 0))
-        .expect("written");
-    rig.seal(replica, false).expect("sealed");
-    replica
-}
 
 fn rigs() -> Vec<(Place, Rig)> {
     let start = |io| {

@@ -5,6 +5,7 @@
 pub mod fake;
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -256,6 +257,28 @@ pub fn replica(tier: Tier, size: u64) -> ReplicaRef {
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let id = PayloadId::mint((1_700_000_000_000 << 12) + number, number.wrapping_mul(0x9E37_79B9_7F4A_7C15));
     ReplicaRef { tier, id, generation: Generation(number), size: ByteCount(size), extent: None }
+}
+
+/// A committed replica with these bytes.
+pub fn committed(rig: &mut Rig, tier: Tier, bytes: &[u8]) -> ReplicaRef {
+    let replica = replica(tier, bytes.len() as u64);
+    rig.create(replica).expect("created");
+    fs::OpenOptions::new()
+        .write(true)
+        .open(rig.path(replica))
+        .and_then(|file| file.write_all_at(bytes, 0))
+        .expect("written");
+    rig.seal(replica, false).expect("sealed");
+    replica
+}
+
+/// What a client would read.
+pub fn read(rig: &Rig, replica: ReplicaRef) -> Vec<u8> {
+    let mut bytes = vec![0; replica.size.0 as usize];
+    let offset = replica.extent.map_or(0, payload_types::Extent::offset_bytes);
+    let file = fs::File::open(rig.path(replica)).expect("a client may open it");
+    file.read_exact_at(&mut bytes, offset).expect("it is there");
+    bytes
 }
 
 /// The same payload on another tier.
