@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::sys::{self, Signal};
@@ -264,6 +265,25 @@ impl Drop for Place {
             }
         }
     }
+}
+
+/// What `payloadctl --json` says of a server.
+///
+/// # Panics
+/// As [`ended`].
+pub fn payloadctl(server: &Server, args: &[&str]) -> Output {
+    let mut command = Command::new(program("payloadctl"));
+    command.args(args).arg("--json").env("PAYLOAD_MANAGER_ADDR", &server.address);
+    ended(command)
+}
+
+/// The objects that a program wrote, one a line.
+///
+/// # Panics
+/// When it wrote something else.
+pub fn objects(output: &Output) -> Vec<Value> {
+    let text = std::str::from_utf8(&output.stdout).expect("UTF-8");
+    text.lines().map(|line| serde_json::from_str(line).expect("one object a line")).collect()
 }
 
 /// Runs a program that ends by itself.

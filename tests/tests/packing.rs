@@ -5,13 +5,12 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
 use payload_client::{AcquireOptions, Client};
 use payload_ledger::segments::Geometry;
 use payload_tests::crash::FREE_FILES_MAX;
 use payload_tests::peer::{Peer, answer};
-use payload_tests::server::{Place, Server, ended, eventually, program};
+use payload_tests::server::{Place, eventually, objects, payloadctl};
 use payload_tests::v1::{DISK, RAM, V1, acquisition, content, id, refused, spilled};
 use payload_types::limits::{PAGE_BYTES, SPILL_IDS_MAX};
 use payload_types::{ByteCount, PayloadId};
@@ -19,7 +18,6 @@ use payload_wire::pb::core::v1::PayloadId as Id;
 use payload_wire::pb::core::v1::payload_descriptor::Location;
 use payload_wire::pb::operations::v1::TierAccounting;
 use payload_wire::pb::runtime::v1 as rt;
-use serde_json::Value;
 use tonic::Code;
 
 const MIB: u64 = 1 << 20;
@@ -112,17 +110,6 @@ async fn disk(v1: &V1) -> TierAccounting {
 
 fn uuid(id: &Id) -> PayloadId {
     PayloadId::from_slice(&id.value).expect("16 bytes")
-}
-
-fn payloadctl(server: &Server, args: &[&str]) -> Output {
-    let mut command = Command::new(program("payloadctl"));
-    command.args(args).arg("--json").env("PAYLOAD_MANAGER_ADDR", &server.address);
-    ended(command)
-}
-
-fn objects(output: &Output) -> Vec<Value> {
-    let text = String::from_utf8(output.stdout.clone()).expect("UTF-8");
-    text.lines().map(|line| serde_json::from_str(line).expect("one object a line")).collect()
 }
 
 /// One bit of a committed payload turns.

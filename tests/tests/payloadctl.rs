@@ -6,7 +6,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use payload_tests::server::{Place, Server, ended, eventually, program};
+use payload_tests::server::{Place, Server, ended, eventually, objects, program};
 use payload_tests::sys::{self, Signal};
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_64;
@@ -61,10 +61,6 @@ impl Ctl {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("UTF-8")
-}
-
-fn objects(output: &Output) -> Vec<Value> {
-    text(&output.stdout).lines().map(|line| serde_json::from_str(line).expect("one object a line")).collect()
 }
 
 #[track_caller]

@@ -4,25 +4,14 @@
 use std::fs;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
-use payload_tests::server::{Place, Server, ended, eventually, may_mount, program};
+use payload_tests::server::{Place, Server, eventually, may_mount, objects, payloadctl};
 use payload_tests::v1::{DISK, RAM, V1, allocation, content, id, refused, spill_refused, spilled};
 use payload_types::PayloadId;
 use payload_wire::pb::core::v1::PayloadId as Id;
 use serde_json::Value;
 use tonic::Code;
-
-fn payloadctl(server: &Server, args: &[&str]) -> Output {
-    let mut command = Command::new(program("payloadctl"));
-    command.args(args).arg("--json").env("PAYLOAD_MANAGER_ADDR", &server.address);
-    ended(command)
-}
-
-fn objects(output: &Output) -> Vec<Value> {
-    let text = String::from_utf8(output.stdout.clone()).expect("UTF-8");
-    text.lines().map(|line| serde_json::from_str(line).expect("one object a line")).collect()
-}
 
 /// The root's state as `payloadctl stats` tells it.
 fn disk(server: &Server) -> Value {

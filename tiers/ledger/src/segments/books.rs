@@ -263,10 +263,11 @@ impl Books {
             self.reopen(lane, number);
             return Room::Here(self.take(number, pages).expect("it was chosen for its room"));
         }
-        if opens {
-            self.close(lane);
+        if !opens {
+            return Room::None;
         }
-        if opens { Room::Open } else { Room::None }
+        self.close(lane);
+        Room::Open
     }
 
     fn take(&mut self, number: NonZeroU32, pages: u32) -> Option<Spot> {
