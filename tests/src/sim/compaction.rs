@@ -37,6 +37,8 @@ pub(super) struct Compaction {
     emptying: Option<Emptying>,
     /// Files with a pass on the agenda for when nobody has them open.
     watched: BTreeSet<NonZeroU32>,
+    /// The last pass on the agenda that comes because time passes.
+    tick_due: Monotonic,
     /// The pause after a file that was not emptied.
     pause: u64,
 }
@@ -73,7 +75,18 @@ impl World {
             self.choose_victim();
         }
         self.offer_more();
+        self.tick();
         Ok(())
+    }
+
+    /// While something is dead there is a pass every second, as in the drivers: files of their own may fill the disk
+    /// meanwhile, and make worth it what was not.
+    fn tick(&mut self) {
+        let is_dirty = self.storage.segments.books().is_some_and(|books| books.dead_bytes().0 > 0);
+        if is_dirty && self.compaction.tick_due <= self.now {
+            self.compaction.tick_due = Monotonic(self.now.0 + SECONDS);
+            self.compact_later(self.compaction.tick_due);
+        }
     }
 
     fn recycle(&mut self) -> Result<(), Breach> {
@@ -95,7 +108,6 @@ impl World {
             }
             self.recycle_file(number)?;
         }
-        self.recycle_early();
         Ok(())
     }
 
@@ -149,20 +161,6 @@ impl World {
             return wrong("named by a row");
         }
         Ok(())
-    }
-
-    /// A planted bug: what was moved is gone at once, whoever leases its old place.
-    fn recycle_early(&mut self) {
-        if self.canary != Some(Canary::RecycledWhileLeased) {
-            return;
-        }
-        let now = self.clock();
-        let leased = self.storage.blocks.iter().find(|(name, block)| {
-            block.extent.is_some() && !block.charged && self.oracle.is_leased(**name, now)
-        });
-        if let Some(name) = leased.map(|(name, _)| *name) {
-            self.storage.blocks.remove(&name);
-        }
     }
 
     fn choose_victim(&mut self) {
@@ -315,6 +313,10 @@ impl World {
             self.oracle.coverage.hit("relocation_published");
             if self.oracle.is_leased(old, self.clock()) {
                 self.oracle.coverage.hit("lease_kept_an_old_extent");
+                // A planted bug: what was moved is gone at once, whoever leases its old place.
+                if self.canary == Some(Canary::RecycledWhileLeased) {
+                    self.storage.blocks.remove(&old);
+                }
             }
             let (_, charged) = self.storage.disk_bytes();
             if self.plan.packing.is_some_and(|geometry| charged * 100 >= geometry.usable().0 * 95) {
