@@ -108,6 +108,10 @@ pub struct TransferOp {
     pub expected: Option<Checksum>,
     /// Data and directory of the destination on stable storage before the completion.
     pub sync: bool,
+    /// The source is known to be damaged, and is only moved out of the way: its bytes are copied as they are, with zeroes
+    /// where they cannot be read, and not compared. The copy answers with the checksum that they should have, so it is
+    /// found damaged as its source was.
+    pub salvage: bool,
 }
 
 /// One change of the catalog. Idempotent, keyed by (key, version): a row is never replaced by one of an older

@@ -15,6 +15,7 @@ pub mod ids;
 pub mod limits;
 pub mod peer;
 pub mod policy;
+pub mod record;
 pub mod reply;
 pub mod report;
 pub mod request;

@@ -107,6 +107,24 @@ pub const OPAQUE_BYTES_MAX: usize = 1 << 20;
 /// One gRPC message: the largest legal request is 1 MiB of opaque bytes, twice, with room for the rest.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
+/// Entries, events or edges of one answer, in encoded bytes: what one message may be, less 64 KiB for what is around them.
+pub const ANSWER_BYTES_MAX: usize = MESSAGE_BYTES_MAX - (64 << 10);
+
+/// Names of streams, of their namespaces and of consumer groups: 255 bytes (behaviour.md).
+pub const NAME_BYTES_MAX: usize = 255;
+
+/// Other texts that clients attach (schema, actor, reason, operation, role, tags): long enough for a page of prose; what
+/// is longer belongs into opaque bytes.
+pub const TEXT_BYTES_MAX: usize = 64 << 10;
+
+/// Entries of one Read or GetRange (behaviour.md).
+pub const STREAM_READ_MAX: usize = 10_000;
+
+/// ListPayloadMetadataEvents: entries of a page when none is asked for, and at most; as listings of payloads.
+pub const EVENT_PAGE_DEFAULT: usize = LIST_PAGE_DEFAULT;
+/// See [`EVENT_PAGE_DEFAULT`].
+pub const EVENT_PAGE_MAX: usize = LIST_PAGE_MAX;
+
 /// Integers that the store keeps as signed 64 bits.
 pub const STORED_INTEGER_MAX: u64 = i64::MAX as u64;
 
