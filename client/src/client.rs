@@ -275,6 +275,8 @@ impl Client {
             min_lease_duration_ms: options.lease_ms_min,
             mode: runtime::LeaseMode::Read.into(),
             expected_version: options.expected_version.map(|version| version.0),
+            // `mapping` opens read-only, and maps at the offset.
+            accepts_packed: true,
         };
         Lease::decode(self.answer(self.data().acquire_read_lease(self.request(request)).await)?)
     }

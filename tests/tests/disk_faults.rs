@@ -211,6 +211,7 @@ impl Node {
             policy: PromotionPolicy::Blocking,
             duration_ms: 0,
             expected_version: None,
+            accepts_packed: true,
             nonce: LeaseNonce([3; 10]),
             owner: Peer::UNKNOWN,
         };

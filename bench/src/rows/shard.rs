@@ -152,6 +152,7 @@ impl World {
             policy: PromotionPolicy::Blocking,
             duration_ms: 0,
             expected_version: None,
+            accepts_packed: true,
             nonce: LeaseNonce(nonce),
             owner: Peer::UNKNOWN,
         };

@@ -273,6 +273,7 @@ fn pace(shards: &ReactorHandle, shard_count: u16, keys: &[PayloadKey], tally: &A
                 policy: PromotionPolicy::Blocking,
                 duration_ms: 0,
                 expected_version: None,
+                accepts_packed: true,
                 nonce: mint.lease_nonce(),
                 owner: Peer::UNKNOWN,
             };

@@ -132,6 +132,8 @@ pub struct Acquire {
     pub duration_ms: u64,
     /// Version fencing.
     pub expected_version: Option<Version>,
+    /// It never sets a file's length, so it may be shown a place in a file that others share.
+    pub accepts_packed: bool,
     /// The unguessable part of the lease id.
     pub nonce: LeaseNonce,
     /// Who asks.

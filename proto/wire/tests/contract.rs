@@ -253,6 +253,7 @@ fn given_our_own_fields_when_read_then_they_are_the_ones_agreed_on() {
     }
     own.sort();
     let agreed = [
+        "AcquireReadLeaseRequest.accepts_packed = 1001",
         "AcquireReadLeaseRequest.expected_version = 1000",
         "CommitPayloadRequest.checksum_xxh3_64 = 1000",
         "DeleteRequest.expected_version = 1000",

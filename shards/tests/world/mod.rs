@@ -272,16 +272,21 @@ pub fn allocation(key: PayloadKey, tier: Tier, size: u64) -> Request {
 }
 
 pub fn acquire(key: PayloadKey, min_tier: Option<Tier>) -> Request {
-    let (policy, nonce) = (PromotionPolicy::Blocking, LeaseNonce([3; 10]));
-    Request::Acquire(Acquire {
+    Request::Acquire(acquisition(key, min_tier))
+}
+
+/// What our client asks for.
+pub fn acquisition(key: PayloadKey, min_tier: Option<Tier>) -> Acquire {
+    Acquire {
         key,
         min_tier,
-        policy,
+        policy: PromotionPolicy::Blocking,
         duration_ms: 0,
         expected_version: None,
-        nonce,
+        accepts_packed: true,
+        nonce: LeaseNonce([3; 10]),
         owner: Peer::UNKNOWN,
-    })
+    }
 }
 
 pub fn promote(key: PayloadKey, target: Tier) -> Request {

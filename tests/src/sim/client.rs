@@ -188,6 +188,7 @@ impl World {
                 policy: self.rng.pick(&[PromotionPolicy::Blocking, PromotionPolicy::BestEffort]),
                 duration_ms: self.rng.pick(&[0, 1, 5, 100, 3_000, u64::MAX / 4]),
                 expected_version,
+                accepts_packed: self.rng.chance(600),
                 nonce: self.nonce(),
                 owner: Peer::UNKNOWN,
             }),

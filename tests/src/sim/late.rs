@@ -178,6 +178,7 @@ impl World {
                 policy: PromotionPolicy::BestEffort,
                 duration_ms: 0,
                 expected_version: None,
+                accepts_packed: true,
                 nonce,
                 owner: Peer::UNKNOWN,
             }));

@@ -32,6 +32,7 @@ pub fn acquire(
     let policy = enums::promotion_policy("promotion_policy", request.promotion_policy)?;
     let duration_ms = storable("min_lease_duration_ms", request.min_lease_duration_ms)?;
     let expected_version = fence(request.expected_version)?;
+    let accepts_packed = request.accepts_packed;
     // Clients rely on this code also for numbers that the contract does not list.
     match pb::LeaseMode::try_from(request.mode) {
         Ok(pb::LeaseMode::Unspecified | pb::LeaseMode::Read) => {}
@@ -42,7 +43,16 @@ pub fn acquire(
             )));
         }
     }
-    Ok(Request::Acquire(Acquire { key, min_tier, policy, duration_ms, expected_version, nonce, owner }))
+    Ok(Request::Acquire(Acquire {
+        key,
+        min_tier,
+        policy,
+        duration_ms,
+        expected_version,
+        accepts_packed,
+        nonce,
+        owner,
+    }))
 }
 
 /// Decodes ReleaseLease. An id that no shard ever granted is fine.
@@ -75,6 +85,7 @@ mod tests {
             policy: PromotionPolicy::Blocking,
             duration_ms: 0,
             expected_version: None,
+            accepts_packed: false,
             nonce: NONCE,
             owner: Peer::UNKNOWN,
         };
@@ -89,6 +100,7 @@ mod tests {
             min_lease_duration_ms: 10_000_000,
             mode: 1,
             expected_version: Some(12),
+            accepts_packed: true,
             ..request()
         };
         let expected = Acquire {
@@ -97,6 +109,7 @@ mod tests {
             policy: PromotionPolicy::BestEffort,
             duration_ms: 10_000_000,
             expected_version: Some(Version(12)),
+            accepts_packed: true,
             nonce: NONCE,
             owner: Peer::UNKNOWN,
         };
