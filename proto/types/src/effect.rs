@@ -90,7 +90,7 @@ pub enum StorageAction {
 }
 
 /// Copy a replica's bytes into a new replica, hashing them on the way: on another tier, or from a segment file to
-/// another one of the same disk root, which is the answer to `Completion::Relocate`.
+/// another place of the same disk root, which is the answer to `Completion::Relocate` unless it is `alone`.
 ///
 /// The destination is made by the copy (intent log, private name, full size), gets its name when it is complete
 /// and read-only, and is gone without a trace when the copy fails. Answered by `TransferDone`.
@@ -112,6 +112,8 @@ pub struct TransferOp {
     /// where they cannot be read, and not compared. The copy answers with the checksum that they should have, so it is
     /// found damaged as its source was.
     pub salvage: bool,
+    /// Into a file of its own: `Copied::extent` is `None`, whatever would have room for it.
+    pub alone: bool,
 }
 
 /// One change of the catalog. Idempotent, keyed by (key, version): a row is never replaced by one of an older
