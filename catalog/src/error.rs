@@ -37,6 +37,7 @@ impl StoreError {
     }
 
     /// The same error, its sentence begun with `prefix`.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
     pub(crate) fn prefixed(self, prefix: &str) -> Self {
         let join = |text: String| format!("{prefix}: {text}");
         match self {

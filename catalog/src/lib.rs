@@ -15,14 +15,18 @@ mod error;
 mod faulty;
 mod memory;
 mod recovery;
+#[cfg(feature = "sqlite")]
 mod sqlite;
 mod store;
+mod synchronous;
 mod writer;
 
 pub use error::StoreError;
 pub use faulty::{Fault, Faulty};
 pub use memory::MemoryStore;
 pub use recovery::{distribute, partition};
-pub use sqlite::{SqliteStore, Synchronous};
+#[cfg(feature = "sqlite")]
+pub use sqlite::SqliteStore;
 pub use store::{Store, storable, supersedes};
+pub use synchronous::Synchronous;
 pub use writer::{AckSink, Writer, WriterHandle, WriterStats};

@@ -26,28 +26,8 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 
 use crate::error::StoreError;
 use crate::store::{EPOCH_MAX, Store, epochs_exhausted, storable};
+use crate::synchronous::Synchronous;
 use errors::{committing, rolled_back};
-
-/// What `apply_late` waits for. All that `apply` makes is on stable storage when it returns, with either.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[non_exhaustive]
-pub enum Synchronous {
-    /// That the log was synced to stable storage.
-    #[default]
-    Full,
-    /// Nothing: `PRAGMA synchronous=NORMAL` for that transaction.
-    Normal,
-}
-
-impl Synchronous {
-    /// As SQLite calls it.
-    fn word(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Normal => "normal",
-        }
-    }
-}
 
 /// See the module. The fields drop in this order: the lock outlives the connection.
 pub struct SqliteStore {

@@ -17,7 +17,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use payload_catalog::{MemoryStore, SqliteStore, Store, Writer};
+#[cfg(feature = "sqlite")]
+use payload_catalog::SqliteStore;
+use payload_catalog::{MemoryStore, Store, Writer};
 use payload_drivers::{DiskWatch, Drivers, DriversConfig, Locator};
 use payload_ledger::segments::Geometry;
 use payload_reactor::preflight::{self, Status};
@@ -179,7 +181,14 @@ fn root_of_catalog(config: &Config, drivers: &Drivers, store: &mut dyn Store) ->
 
 fn store_open(database: &DatabaseConfig) -> anyhow::Result<Box<dyn Store>> {
     match database {
+        #[cfg(feature = "sqlite")]
         DatabaseConfig::Sqlite { path, synchronous } => Ok(Box::new(SqliteStore::open(path, *synchronous)?)),
+        #[cfg(not(feature = "sqlite"))]
+        DatabaseConfig::Sqlite { .. } => {
+            anyhow::bail!(
+                "this server was built without SQLite; build it with the feature `sqlite`, or use database.postgres"
+            )
+        }
         DatabaseConfig::Memory => Ok(Box::new(MemoryStore::default())),
         DatabaseConfig::Postgres { .. } => {
             anyhow::bail!("database.postgres is not available in this version; use database.sqlite")
