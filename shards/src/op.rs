@@ -5,7 +5,7 @@
 //!   Allocate:  budget -> create                -> answered
 //!   Commit:    seal   -> catalog               -> answered
 //!   Copy:      budget -> copy -> catalog       -> published     requests that wait are parked with the payload
-//!   (within a tier: without the budget step)
+//!   (a relocation: without the budget step)
 //!   Sync:      sync                            -> noted
 //!   Verify:    read                            -> answered, or the next replica
 //!   Mark:      catalog                         -> the failure that it marks is told, or a copy makes it good
@@ -165,7 +165,7 @@ pub enum Removal {
     Void,
 }
 
-/// A copy to another tier, or, for the disk store's compaction, to another place on the same one.
+/// A copy to another tier, into a file of its own, or, for the disk store's compaction, to another segment file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Copy {
     /// Read from here.
@@ -180,6 +180,8 @@ pub struct Copy {
     pub step: Step,
     /// The faster replicas stay: it only writes a damaged one anew, or moves one.
     pub keeps_source: bool,
+    /// Within DISK, into a file of its own: a client that sets lengths is to lease it.
+    pub alone: bool,
 }
 
 impl Copy {
@@ -188,10 +190,10 @@ impl Copy {
         self.from.tier.is_faster_than(self.to.tier)
     }
 
-    /// True for a move within a tier. It charges nothing: what it makes takes over the charge of what it replaces, and
-    /// whichever of the two is dropped is in limbo without one. It is no use of the payload, either.
+    /// True for what the disk store wished to be moved. It charges nothing: what it makes takes over the charge of what
+    /// it replaces, and whichever of the two is dropped is in limbo without one. It is no use of the payload, either.
     pub fn is_relocation(&self) -> bool {
-        self.from.tier == self.to.tier
+        self.from.tier == self.to.tier && !self.alone
     }
 }
 

@@ -243,6 +243,11 @@ impl Payload {
         })
     }
 
+    /// True when its fastest replica lies in a file that others share.
+    pub fn shows_packed(&self) -> bool {
+        self.extent.is_some() && self.fastest() == Some(Tier::Disk)
+    }
+
     /// What a client is told; `with_location` is false where the bytes must not be read.
     pub fn describe(&self, with_location: bool) -> Descriptor {
         let tier = self.tier();

@@ -1,7 +1,7 @@
 //! AcquireReadLease, ReleaseLease, ResolveSnapshot, and the end of leases.
 //!
 //! A lease pins one replica. It is granted on what is there now, whatever else is being done to the payload; only a
-//! caller that insists on a faster tier waits.
+//! caller that insists on a faster tier waits, and one that may not see what is there ([`super::apart`]).
 
 use payload_ledger::SlotKey;
 use payload_ledger::list::Ends;
@@ -23,22 +23,25 @@ impl Shard {
         }))
     }
 
-    pub(crate) fn acquire(&mut self, step: &mut Step<'_>, caller: Caller, request: Acquire) -> Answer {
-        match self.try_acquire(step, &caller, &request) {
+    pub(crate) fn acquire(&mut self, step: &mut Step<'_>, mut caller: Caller, request: Acquire) -> Answer {
+        match self.try_acquire(step, &mut caller, &request) {
             Ok((slot, Progress::There)) => Some(Ok(self.grant(step, slot, &request))),
             Ok((slot, Progress::Waits(joined))) => {
-                let request = Request::Acquire(Acquire { expected_version: None, ..request });
+                // What is to be promoted in the background was told so: from here on any tier will do.
+                let min_tier = request.min_tier.filter(|_| request.policy == PromotionPolicy::Blocking);
+                let request = Request::Acquire(Acquire { min_tier, expected_version: None, ..request });
                 self.park(slot, joined, caller, request)
             }
             Err(error) => Some(Err(error)),
         }
     }
 
-    /// Finds out whether a lease can be granted now, and promotes if that is what the caller insists on.
+    /// Finds out whether a lease can be granted now. If not, starts what makes it so: a promotion if the caller insists on
+    /// one, or a file of its own for what the caller may not be shown.
     fn try_acquire(
         &mut self,
         step: &mut Step<'_>,
-        caller: &Caller,
+        caller: &mut Caller,
         request: &Acquire,
     ) -> Result<(SlotKey, Progress), PayloadError> {
         let slot = self.find_readable(step, request.key)?;
@@ -49,27 +52,25 @@ impl Shard {
                 limits::LEASES_PER_SHARD_MAX
             )));
         }
-        let Some(wanted) = request.min_tier else { return Ok((slot, Progress::There)) };
-        let present = self.table.at(slot).tier();
-        if present <= wanted {
-            return Ok((slot, Progress::There));
-        }
-        self.check_capacity(wanted, self.table.at(slot).size)?;
-        match request.policy {
-            PromotionPolicy::Blocking => {
-                self.move_up(step, slot, wanted, caller).map(|progress| (slot, progress))
+        if let Some(wanted) = request.min_tier
+            && wanted.is_faster_than(self.table.at(slot).tier())
+        {
+            self.check_capacity(wanted, self.table.at(slot).size)?;
+            if request.policy == PromotionPolicy::Blocking {
+                return self.move_up(step, slot, wanted, caller).map(|progress| (slot, progress));
             }
-            PromotionPolicy::BestEffort => {
-                let promote = Request::Promote {
-                    key: request.key,
-                    target: wanted,
-                    policy: PromotionPolicy::Blocking,
-                    expected_version: None,
-                };
-                self.in_background(step, promote, None);
-                Ok((slot, Progress::There))
-            }
+            let promote = Request::Promote {
+                key: request.key,
+                target: wanted,
+                policy: PromotionPolicy::Blocking,
+                expected_version: None,
+            };
+            self.in_background(step, promote, None);
         }
+        if !request.accepts_packed && self.table.at(slot).shows_packed() {
+            return self.move_apart(step, slot, caller).map(|progress| (slot, progress));
+        }
+        Ok((slot, Progress::There))
     }
 
     /// The payload with this key, if it is committed and its bytes are good.

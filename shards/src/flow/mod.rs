@@ -2,6 +2,7 @@
 
 pub mod adopt;
 mod allocate;
+mod apart;
 mod catalog;
 mod commit;
 mod copy;

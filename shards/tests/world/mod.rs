@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use payload_shards::{Arbiter, Outbox, Shard, ShardConfig};
 use payload_types::effect::{
-    BudgetRequest, CatalogOp, Effect, ReplyTo, StorageAction, StorageOp, TransferOp,
+    BudgetRequest, CatalogOp, Effect, ReplicaRef, ReplyTo, StorageAction, StorageOp, TransferOp,
 };
 use payload_types::event::{CatalogAck, Completion, Copied, Event, StorageDone, TransferDone};
 use payload_types::reply::{LeaseGrant, Reply, ReplyResult};
@@ -234,6 +234,17 @@ impl World {
         self.ask(Request::Pin { key, duration_ms: None, owner: Peer::UNKNOWN }).expect("pinned");
         self.ask(Request::Commit { key, checksum: None }).expect("committed");
         key
+    }
+
+    /// Committed in RAM and spilled to this extent; on DISK alone.
+    pub fn packed(&mut self, at: Extent, size: u64) -> (PayloadKey, ReplicaRef) {
+        let key = self.committed(Tier::Ram, size);
+        let number = self.send(spill(key, DISK, false));
+        let to = self.transfers[0].to;
+        self.transfer_to(Ok(Copied { checksum: Checksum(7), extent: Some(at) }));
+        self.settle();
+        self.answer(number).expect("answered").expect("spilled");
+        (key, ReplicaRef { extent: Some(at), ..to })
     }
 
     pub fn lease(&mut self, key: PayloadKey) -> LeaseGrant {
