@@ -142,18 +142,6 @@ fn given_anything_in_the_way_when_asked_to_move_then_it_stays() {
 }
 
 #[test]
-fn given_a_payload_found_damaged_when_asked_to_move_then_it_stays() {
-    let mut world = World::new();
-    let (key, old) = packed(&mut world, extent(1, 2));
-    relocate(&mut world, old);
-    world.transfer_to(Err(TransferError::Source(broken(DriverErrorKind::Corrupt))));
-    world.settle();
-    assert_eq!(world.ask(world::acquire(key, None)).expect_err("marked").kind, ErrorKind::DataLoss);
-    assert!(stays(&mut world, old));
-    assert_eq!(disk(&world), PAGES);
-}
-
-#[test]
 fn given_as_many_relocations_as_upkeep_has_slots_when_another_is_wanted_then_it_stays() {
     let mut config = world::config(1);
     config.capacity[Tier::Disk] = Some(ByteCount(1 << 24));
@@ -268,6 +256,64 @@ fn given_a_damaged_extent_with_a_sound_copy_in_memory_when_relocated_then_it_is_
     world.settle();
     assert_eq!(disk(&world), PAGES);
     world.ask(spill(key, DISK, false)).expect("spilled");
+    assert_eq!(world.describe(key).location, Some(Location::Packed(extent(3, 1))));
+    world.shard.check_accounting().expect("balanced");
+}
+
+#[test]
+fn given_a_payload_without_a_sound_replica_when_its_file_is_emptied_then_it_is_moved_as_it_is_and_never_served()
+ {
+    let mut world = World::new();
+    let (key, old) = packed(&mut world, extent(1, 2));
+    relocate(&mut world, old);
+    assert!(!world.transfers[0].salvage, "nothing bad is known of it");
+    world.transfer_to(Err(TransferError::Source(broken(DriverErrorKind::Corrupt))));
+    world.settle();
+    let lost = |world: &mut World| world.ask(world::acquire(key, None)).expect_err("never served").kind;
+    assert_eq!(lost(&mut world), ErrorKind::DataLoss);
+    relocate(&mut world, old);
+    let TransferOp { to, salvage, expected, .. } = world.transfers[0];
+    assert_eq!((salvage, expected), (true, Some(Checksum(7))), "without a claim, and it keeps its checksum");
+    world.transfer_to(copied(extent(2, 9)));
+    let CatalogChange::Put(row) = &world.catalog[0].change else { panic!("a row is stored") };
+    let row = (**row).clone();
+    assert_eq!((row.health, row.checksum), (Health::Damaged, Some(Checksum(7))));
+    assert_eq!(row.replicas[0].extent, Some(extent(2, 9)));
+    world.ack_one(Ok(()));
+    assert_eq!(dropped(&world), [old], "its file can be used again");
+    world.settle();
+    assert_eq!((disk(&world), lost(&mut world)), (PAGES, ErrorKind::DataLoss));
+    world.shard.check_accounting().expect("balanced");
+
+    let mut next = World::with(world::config(2));
+    next.shard.adopt(next.now, row, PerTier([false, false, true, false]));
+    assert_eq!(lost(&mut next), ErrorKind::DataLoss, "after a start, too");
+    relocate(&mut next, ReplicaRef { extent: Some(extent(2, 9)), ..to });
+    assert!(next.transfers[0].salvage);
+}
+
+#[test]
+fn given_a_damaged_extent_that_cannot_be_written_anew_when_its_file_is_emptied_then_memory_goes_on_standing_in()
+ {
+    let mut world = World::new();
+    let (key, old) = packed(&mut world, extent(1, 2));
+    world.ask(promote(key, Tier::Ram)).expect("promoted");
+    relocate(&mut world, old);
+    world.transfer_to(Err(TransferError::Source(broken(DriverErrorKind::Corrupt))));
+    world.ack_one(Ok(()));
+    world.transfer_to(Err(TransferError::Destination(broken(DriverErrorKind::Full))));
+    relocate(&mut world, old);
+    assert!(world.transfers[0].salvage);
+    world.transfer_to(copied(extent(2, 9)));
+    let CatalogChange::Put(row) = &world.catalog[0].change else { panic!("a row is stored") };
+    let shown: Vec<_> = row.replicas.iter().map(|row| (row.tier, row.sound)).collect();
+    assert_eq!((row.health, shown), (Health::Good, vec![(Tier::Ram, true), (Tier::Disk, false)]));
+    world.settle();
+    let number = world.send(spill(key, DISK, false));
+    assert_eq!(world.transfers[0].from.tier, Tier::Ram, "it is no twin: a spill writes it anew");
+    world.transfer_to(copied(extent(3, 1)));
+    world.settle();
+    world.answer(number).expect("answered").expect("spilled");
     assert_eq!(world.describe(key).location, Some(Location::Packed(extent(3, 1))));
     world.shard.check_accounting().expect("balanced");
 }

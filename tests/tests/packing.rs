@@ -326,6 +326,36 @@ async fn given_a_leased_payload_when_compacted_then_the_lease_reads_its_old_plac
 }
 
 #[tokio::test]
+async fn given_a_damaged_payload_when_all_around_it_dies_then_its_file_is_used_again_and_it_stays_data_loss() {
+    let place = place();
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    let mut all = stored(&v1, 21, [200_000; 80]).await;
+    let Stored { id: lost, bytes: mut rotten } = all.remove(5);
+    let (old, offset) = place_of(&v1, &lost).await;
+    flip(&old, offset + 100_000);
+    rotten[100_000] ^= 0x10;
+    assert_eq!(payloadctl(&server, &["scrub"]).status.code(), Some(1));
+    refused(v1.acquire(acquisition(&lost)).await, Code::DataLoss, &["anew"]);
+    for one in &all {
+        v1.delete(&one.id, false).await.expect("deleted");
+    }
+    eventually("it is moved out of the way", async || (!segments(&place).contains(&old)).then_some(())).await;
+    refused(v1.acquire(acquisition(&lost)).await, Code::DataLoss, &["anew"]);
+    server.kill();
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    refused(v1.acquire(acquisition(&lost)).await, Code::DataLoss, &["anew"]);
+    let told = payloadctl(&server, &["explain", &uuid(&lost).to_string()]);
+    let copy = &objects(&told)[0]["replicas"][0];
+    let (path, offset) = (copy["place"].as_str().expect("text"), copy["offset_bytes"].as_u64());
+    let mut left = vec![0; rotten.len()];
+    File::open(path).and_then(|file| file.read_exact_at(&mut left, offset.expect("packed"))).expect("there");
+    assert!(left == rotten, "whoever wants to save what is left of it finds it as it was");
+    v1.delete(&lost, false).await.expect("deleted");
+}
+
+#[tokio::test]
 async fn given_a_file_that_is_kept_open_beyond_its_lease_when_all_in_it_died_then_it_is_not_written_again() {
     let place = place();
     let server = place.start();

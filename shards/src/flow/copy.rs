@@ -153,8 +153,12 @@ impl Shard {
     pub(crate) fn transfer(&mut self, step: &mut Step<'_>, op: SlotKey) {
         let Some(Op { payload, kind: Kind::Copy(copy), .. }) = self.ops.get_mut(op) else { return };
         copy.step = op::Step::Driver;
-        let expected = self.table.at(*payload).checksum();
+        let payload = self.table.at(*payload);
+        let expected = payload.checksum();
         let Copy { from, to, sync, .. } = *copy;
+        // What is known to be damaged is moved as it is, and stays so.
+        let is_unsound = payload.replicas[from.tier].is_some_and(|replica| replica.unsound);
+        let salvage = copy.is_relocation() && (payload.health == Health::Damaged || is_unsound);
         step.out.push(Effect::Transfer(TransferOp {
             shard: self.config.shard,
             op: op_id(op),
@@ -162,6 +166,8 @@ impl Shard {
             to,
             expected,
             sync,
+            salvage,
+            alone: false,
         }));
     }
 
@@ -246,13 +252,16 @@ impl Shard {
         let learned = payload.checksum().is_none();
         payload.set_checksum(Some(checksum));
         let row = if copy.to.tier.is_durable() {
-            let others = |row: &ReplicaRow| row.tier.is_durable() && row.tier != copy.to.tier;
+            // What is moved is as sound as it was, and so is what stands in for it.
+            let is_moved = copy.is_relocation();
+            let unsound = is_moved && payload.replicas[copy.to.tier].is_some_and(|replica| replica.unsound);
+            let others = |row: &ReplicaRow| (row.tier.is_durable() || is_moved) && row.tier != copy.to.tier;
             let mut replicas: Vec<ReplicaRow> = payload.replica_rows().into_iter().filter(others).collect();
             replicas.push(ReplicaRow {
                 tier: copy.to.tier,
                 generation: copy.to.generation,
                 synced: copy.sync,
-                sound: true,
+                sound: !unsound,
                 extent: copy.to.extent,
             });
             replicas.sort_by_key(|row| row.tier);
@@ -303,8 +312,8 @@ impl Shard {
         if copy.is_relocation() {
             let old = old.expect("a replica stays while it is moved");
             assert_eq!(old.generation, copy.from.generation, "nothing else works on the payload meanwhile");
-            // It has been on this tier for as long as the other one was.
-            new.made_s = old.made_s;
+            // It has been on this tier for as long as the other one was, and is what that was.
+            (new.made_s, new.unsound) = (old.made_s, old.unsound);
             self.retire_as(slot, copy.to.tier, false, false);
         } else {
             // One that could not be brought to stable storage is written anew, and replaced here.

@@ -6,10 +6,12 @@
 //!           \-> Stay: it is gone, or something else works on its payload, or it is about to be removed
 //! ```
 //! An ordinary copy ([`super::copy`]) but for this: it charges nothing, is no use and no eviction, changes no state,
-//! and no request joins it. Leases and pins do not hold it up; leases keep the old extent until they end.
+//! and no request joins it. Leases and pins do not hold it up; leases keep the old extent until they end. What is known
+//! to be damaged is moved as it is (`TransferOp::salvage`) and stays marked: else it would keep a whole file, and all that
+//! is dead in it, until somebody deletes it.
 
 use payload_types::effect::{Effect, ReplicaRef, StorageAction, StorageOp};
-use payload_types::{Health, OpId, PayloadState};
+use payload_types::{OpId, PayloadState};
 
 use payload_ledger::SlotKey;
 
@@ -19,22 +21,18 @@ use crate::shard::{Shard, Step};
 impl Shard {
     /// Follows the wish of the disk store, or says that it cannot be followed now.
     pub(crate) fn relocate(&mut self, step: &mut Step<'_>, replica: ReplicaRef) {
-        if let Some(slot) = self.table.find_replica(replica).filter(|slot| self.may_relocate(*slot, replica))
-        {
+        if let Some(slot) = self.table.find_replica(replica).filter(|slot| self.may_relocate(*slot)) {
             return self.start_relocation(step, slot, replica);
         }
         let (shard, op) = (self.config.shard, OpId { index: u32::MAX, generation: 0 });
         step.out.push(Effect::Storage(StorageOp { shard, op, replica, action: StorageAction::Stay }));
     }
 
-    fn may_relocate(&self, slot: SlotKey, replica: ReplicaRef) -> bool {
+    fn may_relocate(&self, slot: SlotKey) -> bool {
         let payload = self.table.at(slot);
-        let current = payload.replicas[replica.tier].expect("it was found by this replica");
         // DURABLE is the one state of a committed payload with a file to which nothing is being done.
         payload.state == PayloadState::Durable
             && payload.op.is_none()
-            && payload.health == Health::Good
-            && !current.unsound
             && self.ops.has_room(Class::Upkeep)
             && self.limbo_has_room()
     }

@@ -288,6 +288,9 @@ impl Oracle {
         if held.content != fact.content && held.damage == Damage::None && !fact.damaged {
             return breach(Rule::CommitLost, format!("leased {block:?} has other bytes: {held:?}"));
         }
+        if held.salvaged {
+            return breach(Rule::WrongAnswer, format!("leased {block:?}, a copy of damaged bytes: {held:?}"));
+        }
         // A forced delete that is on its way ends the leases that it finds when it begins.
         let doomed = self.pending.values().any(
             |pending| matches!(pending.request, Request::Delete { key, force: true, .. } if key == request.key),

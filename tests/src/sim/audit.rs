@@ -338,6 +338,9 @@ impl Oracle {
             if replica.extent != block.extent {
                 return breach(Rule::Row, format!("names another place: {row:?} {block:?}"));
             }
+            if block.salvaged && replica.sound && row.health == Health::Good {
+                return breach(Rule::Row, format!("vouches for what was damaged: {row:?} {block:?}"));
+            }
             if replica.synced && !block.synced {
                 return breach(Rule::Row, format!("says synced, and it is not: {row:?} {block:?}"));
             }

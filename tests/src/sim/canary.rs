@@ -51,11 +51,13 @@ pub enum Canary {
     PackedFreedEarly,
     /// The row of a moved replica still names the place that it was moved from.
     RowNamesOldExtent,
+    /// The row of a damaged payload that was moved says that it is sound.
+    SalvagedAsSound,
 }
 
 impl Canary {
     /// Each of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::LeaseSpillRace,
         Self::EarlyFree,
         Self::AcknowledgementBeforeTransaction,
@@ -77,6 +79,7 @@ impl Canary {
         Self::RelocationChargedTwice,
         Self::PackedFreedEarly,
         Self::RowNamesOldExtent,
+        Self::SalvagedAsSound,
     ];
 
     /// The rules by which it may be noticed: what it breaks itself, not what breaks later because of it.
@@ -104,6 +107,7 @@ impl Canary {
             Self::RelocationChargedTwice => &[Rule::Accounting, Rule::Leak, Rule::Budget],
             Self::PackedFreedEarly => &[Rule::Accounting],
             Self::RowNamesOldExtent => &[Rule::FreeBeforeDurable, Rule::CommitLost],
+            Self::SalvagedAsSound => &[Rule::Row],
         }
     }
 

@@ -14,14 +14,14 @@ use payload_ledger::segments::table::Record;
 use payload_ledger::segments::{Buried, Lane};
 use payload_types::effect::{ReplicaRef, TransferOp};
 use payload_types::event::{Completion, StorageDone};
-use payload_types::{Extent, Monotonic, PayloadKey, PayloadRow, ShardIndex, Tier, limits};
+use payload_types::{Extent, Monotonic, PayloadRow, ShardIndex, Tier, limits};
 
 use super::agenda::Task;
 use super::canary::Canary;
 use super::faults::{MICROS, MILLIS, SECONDS};
 use super::oracle::{Breach, Rule, breach};
 use super::storage::{Block, BlockName, Phase};
-use super::world::{Core, NAMESPACES, World};
+use super::world::{Core, World};
 
 /// The longest pause before a file is tried again whose replicas did not all move.
 const PAUSE_MAX_NS: u64 = 10 * SECONDS;
@@ -421,28 +421,11 @@ impl World {
         self.compact_soon();
     }
 
-    /// What is charged for nobody's good and held by nobody, while somebody waits for so many bytes. A damaged payload
-    /// cannot be moved: its file stays until it is deleted.
+    /// What is charged for nobody's good and held by nobody, while somebody waits for so many bytes.
     pub(super) fn dead_and_not_freed(&self, wanted: u64) -> Option<String> {
-        let packed = || {
-            let packed = self.storage.blocks.iter();
-            packed.filter_map(|(name, block)| Some((name, block, block.extent?.file)))
-        };
-        let is_damaged = |name: &BlockName| {
-            let mut keys =
-                NAMESPACES.iter().map(|namespace| PayloadKey { namespace: *namespace, id: name.id });
-            keys.any(|key| self.oracle.facts.get(&key).is_some_and(|fact| fact.damaged))
-        };
-        let stuck: BTreeSet<NonZeroU32> = packed()
-            .filter(|(name, block, _)| block.phase == Phase::Ready && is_damaged(name))
-            .map(|(_, _, file)| file)
-            .collect();
-        let bytes: u64 = packed()
-            .filter(|(_, block, file)| {
-                block.charged && block.phase == Phase::Detached && !stuck.contains(file)
-            })
-            .map(|(_, block, _)| block.size.in_pages().0)
-            .sum();
+        let dead = |block: &&Block| block.extent.is_some() && block.charged && block.phase == Phase::Detached;
+        let dead = self.storage.blocks.values().filter(dead);
+        let bytes: u64 = dead.map(|block| block.size.in_pages().0).sum();
         (bytes > 0 && bytes >= wanted)
             .then(|| format!("{bytes} are dead and not free: {:?}", self.compaction))
     }

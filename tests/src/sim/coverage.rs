@@ -33,6 +33,7 @@ pub const SITUATIONS: &[&str] = &[
     "crash_with_effects_in_the_outbox",
     "create_failed",
     "damaged_replica_marked_in_its_row",
+    "damaged_replica_moved",
     "damaged_replica_of_an_earlier_start",
     "data_loss_answered",
     "dead_record_adopted",

@@ -124,6 +124,9 @@ impl World {
         if skipped && let Some(made) = self.storage.blocks.get_mut(&op.to.into()) {
             made.synced = false;
         }
+        if op.salvage && result.is_ok() {
+            self.oracle.coverage.hit("damaged_replica_moved");
+        }
         match &mut result {
             Ok(Copied { extent: Some(_), .. }) => self.oracle.coverage.hit("packed"),
             Ok(_) if op.to.tier == Tier::Disk && self.plan.packs(op.to.size) => {

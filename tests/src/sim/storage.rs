@@ -81,6 +81,8 @@ pub(super) struct Block {
     pub(super) synced: bool,
     sync_broken: bool,
     pub(super) damage: Damage,
+    /// It is a copy of what was known to be damaged: nobody may take it for sound.
+    pub(super) salvaged: bool,
     /// A Transfer makes, or made it.
     is_copy: bool,
     /// Ops under way that use it.
@@ -101,6 +103,7 @@ impl Block {
             synced: false,
             sync_broken: false,
             damage: Damage::None,
+            salvaged: false,
             is_copy: false,
             jobs: 0,
             readers: BTreeMap::new(),
@@ -206,7 +209,7 @@ impl Storage {
 
     pub(super) fn begin_transfer(&mut self, op: &TransferOp) -> Result<(), Breach> {
         let moves = is_relocation(op);
-        let makes_sense = op.from.tier != op.to.tier || moves && op.from.extent.is_some() && op.sync;
+        let makes_sense = if moves { op.from.extent.is_some() && op.sync } else { !op.salvage };
         if op.from.id != op.to.id || op.from.size != op.to.size || op.to.extent.is_some() || !makes_sense {
             return breach(Rule::DropInUse, format!("a copy that makes no sense: {op:?}"));
         }
@@ -340,8 +343,8 @@ impl Storage {
         let source = self.blocks.get_mut(&op.from.into()).expect("an op holds it");
         source.jobs -= 1;
         let (content, damage) = (source.content, source.damage);
-        let natural = source.natural_error();
-        let wrong = op.expected.is_some_and(|expected| expected.0 != content);
+        let natural = source.natural_error().filter(|_| !op.salvage);
+        let wrong = op.expected.is_some_and(|expected| expected.0 != content) && !op.salvage;
         let error = match (natural, fault) {
             (Some(kind), _) => Some(TransferError::Source(driver_error(kind))),
             (None, Some(fault)) => Some(fault),
@@ -375,7 +378,7 @@ impl Storage {
         let made = self.blocks.get_mut(&op.to.into()).expect("it was begun");
         made.extent = spot.map(|spot| spot.extent);
         // A copy of damaged bytes is damaged bytes, whatever nobody could know.
-        (made.content, made.damage) = (content, damage);
+        (made.content, made.damage, made.salvaged) = (content, damage, op.salvage);
         (made.phase, made.sealed) = (Phase::Ready, true);
         made.synced = (op.sync || spot.is_some()) && to_disk;
         if is_relocation(op)
@@ -383,7 +386,8 @@ impl Storage {
         {
             books.moved(extent, op.from.size);
         }
-        Ok(Copied { checksum: Checksum(content), extent: spot.map(|spot| spot.extent) })
+        let checksum = op.expected.filter(|_| op.salvage).unwrap_or(Checksum(content));
+        Ok(Copied { checksum, extent: spot.map(|spot| spot.extent) })
     }
 
     /// A crash comes while a copy to a segment file is being written: its record may be there, whole or torn.

@@ -127,8 +127,8 @@ pub(crate) fn run_transfers(
             }
             ops.push(op);
         }
-        // A promotion, for which a client waits, is not kept behind it.
-        if let Some(op) = taken.take_if(|op| op.to.tier != Tier::Disk) {
+        // A promotion, or a copy for a lease, is not kept behind it: a client waits for it.
+        if let Some(op) = taken.take_if(|op| op.to.tier != Tier::Disk || op.alone) {
             copier.copy_alone(&op);
         }
         copier.write_together(way, ops);
@@ -182,7 +182,9 @@ pub(crate) fn answer(
     op: &TransferOp,
     result: Result<Copied, TransferError>,
 ) {
-    if let (Some(packed), Some(extent), Tier::Disk) = (stores.packed(), op.from.extent, op.to.tier) {
+    if let (Some(packed), Some(extent), Tier::Disk, false) =
+        (stores.packed(), op.from.extent, op.to.tier, op.alone)
+    {
         if result.is_ok() {
             packed.books().moved(extent, op.from.size);
         }

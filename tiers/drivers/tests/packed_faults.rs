@@ -158,6 +158,47 @@ fn given_too_little_room_for_a_segment_file_when_packed_then_it_gets_a_file_of_i
 }
 
 #[test]
+fn given_a_damaged_replica_when_salvaged_then_what_can_be_read_moves_as_it_is_with_the_checksum_it_should_have()
+ {
+    for (io, is_alone) in engines().into_iter().flat_map(|io| [(io, false), (io, true)]) {
+        let (_place, mut rig, faults) = faulty(io);
+        let bytes = sample(1_500_000);
+        let ram = committed(&mut rig, Tier::Ram, &bytes);
+        let old = spill(&mut rig, ram).expect("packed");
+        let begin = old.extent.expect("packed").offset_bytes();
+        let path = rig.path(old);
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o640)).expect("ours");
+        let file = OpenOptions::new().write(true).open(&path).expect("opened");
+        file.write_all_at(&[bytes[70_000] ^ 1], begin + 70_000).expect("a bit turns");
+        if is_alone {
+            faults.available(4 << 20); // no room for another segment file
+        }
+        let sum = Some(checksum(&bytes));
+        let refused = rig.copied(old, twin(old, Tier::Disk), sum);
+        let Err(TransferError::Source(error)) = refused else { panic!("{refused:?}") };
+        assert_eq!(error.kind, DriverErrorKind::Corrupt);
+        let mut wanted = bytes.clone();
+        wanted[70_000] ^= 1;
+        let target = twin(old, Tier::Disk);
+        let copied = rig.salvaged(old, target, sum).expect("moved");
+        assert_eq!((Some(copied.checksum), copied.extent.is_none()), (sum, is_alone));
+        assert!(read(&rig, ReplicaRef { extent: copied.extent, ..target }) == wanted, "as it is");
+
+        // Somebody cuts the file off within the payload.
+        file.set_len(begin + 1_000_000).expect("cut");
+        let target = twin(old, Tier::Disk);
+        let copied = rig.salvaged(old, target, sum).expect("moved");
+        let whole_pages = 1_000_000 / 4096 * 4096;
+        wanted[whole_pages..].fill(0);
+        assert_eq!(Some(copied.checksum), sum);
+        assert!(
+            read(&rig, ReplicaRef { extent: copied.extent, ..target }) == wanted,
+            "zeroes for what is gone"
+        );
+    }
+}
+
+#[test]
 fn given_short_writes_and_reads_when_packed_and_promoted_then_every_byte_passes() {
     for io in engines() {
         let (_place, mut rig, faults) = faulty(io);

@@ -25,7 +25,7 @@ use crate::stores::Stores;
 use crate::sys::staging::SLOTS;
 use crate::transfer::engine::Direction;
 use crate::transfer::pipeline::{ALIGNMENT, Pipeline};
-use crate::transfer::{go_direct, unread};
+use crate::transfer::{go_direct, salvage, unread};
 
 /// Where a payload comes from.
 pub(super) struct Source {
@@ -33,22 +33,29 @@ pub(super) struct Source {
     offset: u64,
     /// Whole pages are read, past the page cache.
     is_direct: bool,
+    /// It is damaged, and what can be read of it is enough.
+    is_salvage: bool,
 }
 
 impl Source {
     pub(super) fn open(stores: &Stores, op: &TransferOp) -> Result<Self, DriverError> {
-        let (file, _) = stores.get(op.from.tier)?.open(&op.from)?;
+        let file = stores.get(op.from.tier)?.open_source(op)?;
         let is_direct = op.from.extent.is_some();
         if is_direct {
             go_direct(&file);
         }
-        Ok(Self { file, offset: offset_of(&op.from), is_direct })
+        Ok(Self { file, offset: offset_of(&op.from), is_direct, is_salvage: op.salvage })
     }
 
     /// Fills `buffer`, of which the first `length` bytes are the payload's.
     fn read(&self, buffer: &mut [u8], length: usize, done: u64) -> io::Result<()> {
         let wanted = if self.is_direct { buffer.len() } else { length };
-        self.file.read_exact_at(&mut buffer[..wanted], self.offset + done)
+        let (buffer, offset) = (&mut buffer[..wanted], self.offset + done);
+        if self.is_salvage {
+            salvage(&self.file, buffer, offset);
+            return Ok(());
+        }
+        self.file.read_exact_at(buffer, offset)
     }
 }
 

@@ -28,8 +28,8 @@ use super::syncer::Written;
 use crate::fault::{fault, finding};
 use crate::health::Work;
 use crate::stores::Stores;
-use crate::transfer::mismatch;
 use crate::transfer::pipeline::Pipeline;
+use crate::transfer::vouched;
 
 /// Payloads of one group: their records are one page of the table.
 pub(crate) const GROUP_OPS_MAX: usize = 64;
@@ -121,7 +121,7 @@ struct Placed {
 impl Packed {
     /// How a copy comes into a segment file; `None`: it does not.
     pub(crate) fn way(&self, op: &TransferOp) -> Option<Way> {
-        let fits = self.takes_more && op.to.size <= self.payload_max && op.to.size.0 > 0;
+        let fits = self.takes_more && !op.alone && op.to.size <= self.payload_max && op.to.size.0 > 0;
         match (op.from.tier, op.to.tier) {
             (Tier::Ram, Tier::Disk) if fits => Some(Way::Spill),
             (Tier::Disk, Tier::Disk) if fits => Some(Way::Move),
@@ -250,10 +250,7 @@ impl Packed {
             Stream::new(pipeline, lane_file, spot)
         });
         let copied = stream.put(&source, op);
-        let checksum = copied.and_then(|checksum| match op.expected {
-            Some(expected) if expected != checksum => Err(Failure::Source(mismatch(op, checksum, expected))),
-            _ => Ok(checksum),
-        });
+        let checksum = copied.and_then(|checksum| vouched(op, checksum).map_err(Failure::Source));
         let unwritten = |error: io::Error| TransferError::Destination(self.unwritten(op, &error));
         match checksum {
             Ok(checksum) => {

@@ -22,7 +22,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use payload_types::effect::ReplicaRef;
+use payload_types::effect::{ReplicaRef, TransferOp};
 use payload_types::event::{DriverError, DriverErrorKind};
 use payload_types::{ByteCount, Extent, Generation, PayloadId};
 
@@ -282,6 +282,24 @@ impl FileStore {
     /// # Errors
     /// `Missing` when there is no regular file of ours, `Truncated` when it ends before the replica does.
     pub(crate) fn open(&self, replica: &ReplicaRef) -> Result<(File, Metadata), DriverError> {
+        let (file, metadata) = self.open_cut(replica)?;
+        if metadata.len() < offset_of(replica) + replica.size.0 {
+            let (id, tier) = (replica.id, replica.tier);
+            let found = ByteCount(metadata.len().saturating_sub(offset_of(replica)));
+            let message = format!("{id} on {tier} has {found}; {} were allocated", replica.size);
+            return Err(finding(DriverErrorKind::Truncated, message));
+        }
+        Ok((file, metadata))
+    }
+
+    /// What a copy reads: a whole file, or for a salvage whatever is left of it.
+    pub(crate) fn open_source(&self, op: &TransferOp) -> Result<File, DriverError> {
+        let opened = if op.salvage { self.open_cut(&op.from) } else { self.open(&op.from) };
+        opened.map(|(file, _)| file)
+    }
+
+    /// As [`open`](Self::open), wherever the file ends.
+    fn open_cut(&self, replica: &ReplicaRef) -> Result<(File, Metadata), DriverError> {
         let (id, tier) = (replica.id, replica.tier);
         let mut options = OpenOptions::new();
         options.read(true).custom_flags(sys::HANDLE_WITH_CARE);
@@ -298,11 +316,6 @@ impl FileStore {
                 let message =
                     format!("{id} on {tier} was replaced by something that is not the server's file");
                 Err(finding(DriverErrorKind::Missing, message))
-            }
-            Ok((_, metadata)) if metadata.len() < offset_of(replica) + replica.size.0 => {
-                let found = ByteCount(metadata.len().saturating_sub(offset_of(replica)));
-                let message = format!("{id} on {tier} has {found}; {} were allocated", replica.size);
-                Err(finding(DriverErrorKind::Truncated, message))
             }
             Ok(opened) => Ok(opened),
             // A symlink in its place (O_NOFOLLOW).

@@ -65,7 +65,7 @@ fn copy(
     to: &FileStore,
     pipeline: &mut Pipeline,
 ) -> Result<Checksum, TransferError> {
-    let (source, _) = from.open(&op.from).map_err(TransferError::Source)?;
+    let source = from.open_source(op).map_err(TransferError::Source)?;
     let draft = Draft::begin(to, op.to).map_err(TransferError::Destination)?;
     let copied = match (op.from.tier, op.to.tier) {
         (Tier::Ram, Tier::Disk) => spill(op, &source, to, &draft, pipeline),
@@ -75,12 +75,7 @@ fn copy(
             Err(TransferError::Destination(finding(DriverErrorKind::Io, message)))
         }
     };
-    let checksum = copied?;
-    if let Some(expected) = op.expected
-        && expected != checksum
-    {
-        return Err(TransferError::Source(mismatch(op, checksum, expected)));
-    }
+    let checksum = vouched(op, copied?).map_err(TransferError::Source)?;
     draft.publish(op.sync).map_err(TransferError::Destination)?;
     Ok(checksum)
 }
@@ -135,13 +130,22 @@ fn read(
     let mut hasher = Xxh3::new();
     let failed = |error: &io::Error| TransferError::Source(unread(&op.from, error));
     let begin = offset_of(&op.from);
-    read_ordered(source, begin, op.from.size, pipeline, failed, |offset, bytes| {
+    let mut take = |offset, bytes: &[u8]| {
         hasher.update(bytes);
         draft.file.write_all_at(bytes, offset).map_err(|error| {
             let tried = format!("writing {} to {}", op.to.id, op.to.tier);
             TransferError::Destination(to.failed(tried, &error, op.to.size))
         })
-    })?;
+    };
+    if op.salvage {
+        for index in 0..chunk_count(op.from.size) {
+            let buffer = &mut pipeline.buffer(0)[..chunk_length(op.from.size, index)];
+            salvage(&source, buffer, begin + chunk_offset(index));
+            take(chunk_offset(index), buffer)?;
+        }
+    } else {
+        read_ordered(source, begin, op.from.size, pipeline, failed, take)?;
+    }
     Ok(Checksum(hasher.digest()))
 }
 
@@ -193,10 +197,32 @@ pub(crate) fn go_direct(file: &File) {
     }
 }
 
-/// A source whose bytes are not what was committed.
-pub(crate) fn mismatch(op: &TransferOp, found: Checksum, expected: Checksum) -> DriverError {
-    let message = format!("{} on {} has checksum {found}; it must be {expected}", op.from.id, op.from.tier);
-    finding(DriverErrorKind::Corrupt, message)
+/// The checksum of a copy whose source had this one. What is salvaged has the one that it should have, so that nobody
+/// takes it for sound.
+///
+/// # Errors
+/// `Corrupt` when the source's bytes are not what was committed.
+pub(crate) fn vouched(op: &TransferOp, found: Checksum) -> Result<Checksum, DriverError> {
+    match op.expected {
+        Some(expected) if expected != found && !op.salvage => {
+            let (id, tier) = (op.from.id, op.from.tier);
+            let message = format!("{id} on {tier} has checksum {found}; it must be {expected}");
+            Err(finding(DriverErrorKind::Corrupt, message))
+        }
+        expected => Ok(expected.unwrap_or(found)),
+    }
+}
+
+/// Reads what can be read of a damaged source, a page at a time, with zeroes for the rest.
+pub(crate) fn salvage(source: &File, buffer: &mut [u8], offset: u64) {
+    if source.read_exact_at(buffer, offset).is_ok() {
+        return;
+    }
+    for (page, number) in buffer.chunks_mut(ALIGNMENT).zip(0..) {
+        if source.read_exact_at(page, offset + number * ALIGNMENT as u64).is_err() {
+            page.fill(0);
+        }
+    }
 }
 
 /// A source that ends early was cut by somebody; anything else is the system's error.

@@ -138,7 +138,8 @@ impl FakeShard {
 
     fn copy(&mut self, from: ReplicaRef, to: ReplicaRef, source: usize, copying: Copying) {
         let expected = Some(checksum(&self.sources[source].1));
-        let op = TransferOp { shard: ShardIndex(0), op: op_id(), from, to, expected, sync: true };
+        let op =
+            TransferOp { shard: ShardIndex(0), op: op_id(), from, to, expected, sync: true, salvage: false, alone: false };
         self.copies.insert(op.op, copying);
         self.hand_in(DriverOp::Transfer(op));
     }

@@ -206,13 +206,42 @@ impl Rig {
         self.copy_all(&[(from, to, expected)]).pop().expect("one answer")
     }
 
+    /// Moves what is known to be damaged.
+    pub fn salvaged(
+        &mut self,
+        from: ReplicaRef,
+        to: ReplicaRef,
+        expected: Option<Checksum>,
+    ) -> Result<Copied, TransferError> {
+        let op =
+            TransferOp { shard: ShardIndex(0), op: op_id(), from, to, expected, sync: true, salvage: true, alone: false };
+        assert_eq!(self.drivers.submit(DriverOp::Transfer(op)), Ok(()));
+        loop {
+            match self.next() {
+                Completion::Transfer(TransferDone { op: done, result }) if done == op.op => return result,
+                Completion::Storage(done) => self.early.push(done),
+                Completion::Relocate(replica) => self.relocations.push(replica),
+                other => panic!("drivers do not send {other:?}"),
+            }
+        }
+    }
+
     /// Submits copies at once, and waits for all of them: in their order.
     pub fn copy_all(
         &mut self,
         copies: &[(ReplicaRef, ReplicaRef, Option<Checksum>)],
     ) -> Vec<Result<Copied, TransferError>> {
         let submit = |&(from, to, expected): &(ReplicaRef, ReplicaRef, Option<Checksum>)| {
-            let op = TransferOp { shard: ShardIndex(0), op: op_id(), from, to, expected, sync: true };
+            let op = TransferOp {
+                shard: ShardIndex(0),
+                op: op_id(),
+                from,
+                to,
+                expected,
+                sync: true,
+                salvage: false,
+                alone: false,
+            };
             assert_eq!(self.drivers.submit(DriverOp::Transfer(op)), Ok(()));
             op.op
         };
