@@ -1,4 +1,5 @@
-//! Copies: the one engine behind promote, spill, prefetch, leases that insist on a tier, and relocation.
+//! Copies: the one engine behind promote, spill, prefetch, leases that insist on a tier or on a file of its own, and
+//! relocation.
 //!
 //! ```text
 //!   budget --> driver copies and hashes --> row stored (durable target) --> new state published, old replicas retired
@@ -12,6 +13,7 @@ use payload_types::{
     Checksum, ErrorKind, Health, Now, OpId, PayloadError, PayloadState, Pin, ReplicaRow, Tier,
 };
 
+use crate::flow::apart;
 use crate::flow::commit::{data_loss, unavailable};
 use crate::limbo::{Kept, Users};
 use crate::op::{self, Class, Copy, Kind, Mark, Op, op_id, slot_key};
@@ -104,7 +106,7 @@ impl Shard {
         true
     }
 
-    /// Starts a copy of the fastest replica.
+    /// Starts a copy of the fastest replica: to another tier, or into a file of its own.
     pub(crate) fn start_copy(
         &mut self,
         step: &mut Step<'_>,
@@ -125,7 +127,8 @@ impl Shard {
         let sync = sync || payload.replicas[to].is_some();
         let from = payload.replica_ref(payload.tier()).expect("the fastest replica");
         let to = ReplicaRef { tier: to, generation: self.mint_generation(), extent: None, ..from };
-        let copy = Copy { from, to, sync, evicts, step: op::Step::Budget, keeps_source: false };
+        let alone = from.tier == to.tier;
+        let copy = Copy { from, to, sync, evicts, step: op::Step::Budget, keeps_source: false, alone };
         let op = self.ops.start(Op::new(slot, class, Kind::Copy(copy)));
         self.table.update(slot, |payload| {
             payload.op = Some(op);
@@ -155,7 +158,7 @@ impl Shard {
         copy.step = op::Step::Driver;
         let payload = self.table.at(*payload);
         let expected = payload.checksum();
-        let Copy { from, to, sync, .. } = *copy;
+        let Copy { from, to, sync, alone, .. } = *copy;
         // What is known to be damaged is moved as it is, and stays so.
         let is_unsound = payload.replicas[from.tier].is_some_and(|replica| replica.unsound);
         let salvage = copy.is_relocation() && (payload.health == Health::Damaged || is_unsound);
@@ -167,7 +170,7 @@ impl Shard {
             expected,
             sync,
             salvage,
-            alone: false,
+            alone,
         }));
     }
 
@@ -208,6 +211,7 @@ impl Shard {
         let (slot, mut copy) = (*payload, *copy);
         self.release_source(copy, op);
         if let Ok(Copied { extent, .. }) = result {
+            assert!(extent.is_none() || !copy.alone, "the driver was told to give it a file of its own");
             copy.to.extent = extent;
             copy.sync |= extent.is_some();
             self.ops.get_mut(op).expect("the copy has not ended").kind = Kind::Copy(copy);
@@ -316,7 +320,8 @@ impl Shard {
             (new.made_s, new.unsound) = (old.made_s, old.unsound);
             self.retire_as(slot, copy.to.tier, false, false);
         } else {
-            // One that could not be brought to stable storage is written anew, and replaced here.
+            // One that could not be brought to stable storage is written anew, and one that shared a file has its own now:
+            // both are replaced here.
             self.retire(slot, copy.to.tier, false);
         }
         self.table.update(slot, |payload| {
@@ -335,7 +340,9 @@ impl Shard {
         if copy.is_relocation() {
             return self.end_op(op, None);
         }
-        self.count_copy(copy);
+        if !copy.alone {
+            self.count_copy(copy);
+        }
         let payload = self.table.at(slot);
         let held = payload.lease_count > 0 || payload.pin != Pin::None;
         if !copy.is_spill() {
@@ -388,7 +395,8 @@ impl Shard {
     pub(crate) fn copy_failed(&mut self, now: Now, op: SlotKey, error: &PayloadError) {
         let ended = self.ops.get(op).expect("the copy has not ended");
         let slot = ended.payload;
-        if matches!(&ended.kind, Kind::Copy(copy) if copy.evicts) {
+        let Kind::Copy(copy) = ended.kind else { unreachable!("only copies fail like this") };
+        if copy.evicts {
             self.pass_over(now, slot);
         }
         if matches!(self.table.at(slot).state, PayloadState::Spilling | PayloadState::Evicting) {
@@ -397,6 +405,7 @@ impl Shard {
                 payload.version = payload.version.next();
             });
         }
+        let error = if copy.alone { &apart::refused(error) } else { error };
         self.end_op(op, Some(error));
     }
 

@@ -39,7 +39,8 @@ impl Shard {
 
     fn start_relocation(&mut self, step: &mut Step<'_>, slot: SlotKey, from: ReplicaRef) {
         let to = ReplicaRef { generation: self.mint_generation(), extent: None, ..from };
-        let copy = Copy { from, to, sync: true, evicts: false, step: op::Step::Driver, keeps_source: true };
+        let (step_first, keeps_source) = (op::Step::Driver, true);
+        let copy = Copy { from, to, sync: true, evicts: false, step: step_first, keeps_source, alone: false };
         let op = self.ops.start(Op::new(slot, Class::Upkeep, Kind::Copy(copy)));
         self.table.update(slot, |payload| {
             payload.op = Some(op);
