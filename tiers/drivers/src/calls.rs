@@ -26,6 +26,12 @@ pub(crate) trait Calls: Send + Sync {
     /// Writes all of `bytes`; the transfer threads write through [`Calls::engine`].
     fn write(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()>;
 
+    /// Reads at most so many bytes of a record table, fewer where the file ends.
+    fn read_table(&self, file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// True when nobody else has a segment file open or mapped.
+    fn nobody_else_has_it(&self, file: &File) -> io::Result<bool>;
+
     /// The file's bytes on stable storage.
     fn sync(&self, file: &File) -> io::Result<()>;
 
@@ -67,6 +73,14 @@ impl Calls for System {
 
     fn write(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
         file.write_all_at(bytes, offset)
+    }
+
+    fn read_table(&self, file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        file.read_at(buffer, offset)
+    }
+
+    fn nobody_else_has_it(&self, file: &File) -> io::Result<bool> {
+        sys::nobody_else_has_it(file)
     }
 
     fn sync(&self, file: &File) -> io::Result<()> {

@@ -36,6 +36,10 @@ pub enum Call {
     SyncDirectory,
     /// The name of a finished copy.
     Rename,
+    /// The record table of a segment file.
+    ReadTable,
+    /// The proof that nobody has a segment file open.
+    Lease,
 }
 
 /// What the system is made to answer.
@@ -47,6 +51,8 @@ pub enum Answer {
     NoSpace,
     /// EROFS.
     ReadOnly,
+    /// EINVAL: what a file system says that has no leases.
+    Unsupported,
 }
 
 impl Answer {
@@ -55,6 +61,7 @@ impl Answer {
             Self::Io => libc::EIO,
             Self::NoSpace => libc::ENOSPC,
             Self::ReadOnly => libc::EROFS,
+            Self::Unsupported => libc::EINVAL,
         })
     }
 }
@@ -172,6 +179,16 @@ impl Calls for Faulty {
     fn write(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.faults.before(Call::Write)?;
         self.system.write(file, bytes, offset)
+    }
+
+    fn read_table(&self, file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.faults.before(Call::ReadTable)?;
+        self.system.read_table(file, buffer, offset)
+    }
+
+    fn nobody_else_has_it(&self, file: &File) -> io::Result<bool> {
+        self.faults.before(Call::Lease)?;
+        self.system.nobody_else_has_it(file)
     }
 
     fn sync(&self, file: &File) -> io::Result<()> {

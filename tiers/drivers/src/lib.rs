@@ -298,7 +298,8 @@ impl Drivers {
     }
 
     /// Boot: what [`reclaim`](Self::reclaim) found that clients still hold, and what no row names in segment files that
-    /// are yet to be recycled. It takes space until then; the shard of its id hears of that as of what it dropped itself
+    /// are yet to be recycled; files of these that could not be read, which are free at the next start at the earliest. It
+    /// takes space until then; the shard of its id hears of that as of what it dropped itself
     /// ([`StorageDone::Freed`]), and is charged until then. To be asked before [`start`](Self::start).
     ///
     /// [`StorageDone::Freed`]: payload_types::event::StorageDone::Freed

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! read     each file that the intent log names: header, then its table to the first thing that is no record
-//!            not there, being made: forgotten   unreadable: left alone   newer format: no start
+//!            not there, being made: forgotten   newer format: no start
+//!            unreadable: left alone, charged whole, its rows wait for a start that can read it
 //! vouch    a row's {id, generation, size, page} is compared with the record there     any threads, no lock
 //! adopt    the books take every record over: vouched for, or dead; what was being made is removed
 //!          once, afterwards; the tables are freed. Files that have room are filled further as the books see fit
@@ -19,7 +20,7 @@ use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::num::NonZeroU32;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -100,8 +101,11 @@ impl Tables {
     /// When a file was written by a later version.
     pub(crate) fn read(packed: &Packed) -> Result<Self, OpenError> {
         let named = packed.live.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
-        let numbers: Vec<NonZeroU32> =
-            named.keys().filter_map(|(id, generation)| number_in_log(*id, *generation)).collect();
+        let sizes: HashMap<NonZeroU32, u64, RandomState> = named
+            .iter()
+            .filter_map(|((id, generation), named)| Some((number_in_log(*id, *generation)?, named.size.0)))
+            .collect();
+        let numbers: Vec<NonZeroU32> = sizes.keys().copied().collect();
         let mut tables =
             Self { files: HashMap::default(), unreadable: HashMap::default(), gone: Vec::new(), records: 0 };
         for (number, outcome) in read_all(packed, &numbers)? {
@@ -112,7 +116,8 @@ impl Tables {
                 }
                 Outcome::Unreadable { bytes } => {
                     packed.health.read_failed();
-                    tables.unreadable.insert(number, bytes);
+                    // Of one that cannot even be opened, what the log says.
+                    tables.unreadable.insert(number, if bytes > 0 { bytes } else { sizes[&number] });
                 }
                 Outcome::Gone => tables.gone.push(number),
             }
@@ -145,6 +150,7 @@ impl Tables {
     }
 
     /// The books take everything over. Answers what nobody vouched for, as replicas; `shard_of` is told when it is free.
+    /// With them come the files that could not be read, whole: they are not free before another start.
     pub(crate) fn adopt(
         self,
         packed: &Packed,
@@ -172,6 +178,7 @@ impl Tables {
         }
         for (number, bytes) in self.unreadable {
             books.left_alone(number, ByteCount(bytes));
+            dead.push(name_in_log(number, bytes));
         }
         for number in self.gone {
             books.left_alone(number, ByteCount(0));
@@ -211,11 +218,11 @@ impl Tables {
 }
 
 /// What lives or lived in a file, for compaction.
-pub(super) fn replicas_of(path: &Path, header: Header) -> io::Result<Vec<ReplicaRef>> {
-    let file = open(path)?;
+pub(super) fn replicas_of(packed: &Packed, header: Header) -> io::Result<Vec<ReplicaRef>> {
+    let file = open(&packed.path(header.number))?;
     let mut buffer = Vec::new();
-    read_piece(&file, 0, PIECE_FIRST, &mut buffer)?;
-    let reader = read_table(&file, header, &mut buffer)?;
+    packed.read_piece(&file, 0, PIECE_FIRST, &mut buffer)?;
+    let reader = packed.read_table(&file, header, &mut buffer)?;
     let replica = |Entry { id, generation, size, page, .. }| {
         let extent = Some(Extent { file: header.number, page });
         ReplicaRef { tier: Tier::Disk, id, generation, size, extent }
@@ -284,8 +291,8 @@ pub(super) fn is_absence(error: &io::Error) -> bool {
 
 fn unreadable(number: NonZeroU32, bytes: u64, error: &io::Error) -> Outcome {
     tracing::error!(
-        "segment file {number:08x} cannot be read ({error}): it is left alone, and what lies in it is not served until \
-         a start that can read it"
+        "segment file {number:08x} cannot be read ({error}): it is left alone and charged, and what lies in it is LOST \
+         until a start that can read it; see `dmesg`, and start again once the disk is well"
     );
     Outcome::Unreadable { bytes }
 }
@@ -308,7 +315,7 @@ fn read_file(
     is_private: bool,
     buffer: &mut Vec<u8>,
 ) -> io::Result<Result<Option<Table>, u32>> {
-    read_piece(file, 0, PIECE_FIRST, buffer)?;
+    packed.read_piece(file, 0, PIECE_FIRST, buffer)?;
     let decoded = buffer.first_chunk::<RECORD_BYTES>().map(|bytes| Header::decode(bytes, &packed.root));
     let (header, is_certain) = match decoded {
         Some(Ok(header)) if header.number == number => (header, true),
@@ -320,7 +327,7 @@ fn read_file(
             None => return Ok(Ok(None)),
         },
     };
-    let reader = read_table(file, header, buffer)?;
+    let reader = packed.read_table(file, header, buffer)?;
     let Reader { slots, mut entries, is_damaged, .. } = reader;
     if !is_certain && entries.is_empty() {
         return Ok(Ok(None));
@@ -337,39 +344,41 @@ fn read_file(
     Ok(Ok(Some(Table { header, slots, is_sound, is_private, length, entries })))
 }
 
-/// Reads a table to its end; `buffer` has the start of the file.
-fn read_table(file: &File, header: Header, buffer: &mut Vec<u8>) -> io::Result<Reader> {
-    let mut reader = Reader::new(header);
-    let table_bytes = header.slots() as usize * RECORD_BYTES;
-    // From here on the buffer holds the piece of the table that begins at `done`.
-    buffer.drain(..buffer.len().min(TABLE_OFFSET as usize));
-    let (mut done, mut piece) = (0, PIECE_FIRST);
-    loop {
-        buffer.truncate((buffer.len() - buffer.len() % RECORD_BYTES).min(table_bytes - done));
-        done += buffer.len();
-        if !reader.take(buffer) || buffer.is_empty() || done == table_bytes {
-            break;
+impl Packed {
+    /// Reads a table to its end; `buffer` has the start of the file.
+    fn read_table(&self, file: &File, header: Header, buffer: &mut Vec<u8>) -> io::Result<Reader> {
+        let mut reader = Reader::new(header);
+        let table_bytes = header.slots() as usize * RECORD_BYTES;
+        // From here on the buffer holds the piece of the table that begins at `done`.
+        buffer.drain(..buffer.len().min(TABLE_OFFSET as usize));
+        let (mut done, mut piece) = (0, PIECE_FIRST);
+        loop {
+            buffer.truncate((buffer.len() - buffer.len() % RECORD_BYTES).min(table_bytes - done));
+            done += buffer.len();
+            if !reader.take(buffer) || buffer.is_empty() || done == table_bytes {
+                break;
+            }
+            piece = (piece * 2).min(PIECE_LAST);
+            self.read_piece(file, TABLE_OFFSET + done as u64, piece, buffer)?;
         }
-        piece = (piece * 2).min(PIECE_LAST);
-        read_piece(file, TABLE_OFFSET + done as u64, piece, buffer)?;
+        Ok(reader)
     }
-    Ok(reader)
-}
 
-/// Reads up to so many bytes, fewer where the file ends.
-fn read_piece(file: &File, offset: u64, bytes: usize, buffer: &mut Vec<u8>) -> io::Result<usize> {
-    buffer.resize(bytes, 0);
-    let mut done = 0;
-    while done < bytes {
-        match file.read_at(&mut buffer[done..], offset + done as u64) {
-            Ok(0) => break,
-            Ok(read) => done += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+    /// Reads up to so many bytes, fewer where the file ends.
+    fn read_piece(&self, file: &File, offset: u64, bytes: usize, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        buffer.resize(bytes, 0);
+        let mut done = 0;
+        while done < bytes {
+            match self.calls.read_table(file, &mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(read) => done += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
         }
+        buffer.truncate(done);
+        Ok(done)
     }
-    buffer.truncate(done);
-    Ok(done)
 }
 
 /// Reads a table piece by piece.

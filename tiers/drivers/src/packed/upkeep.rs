@@ -59,8 +59,8 @@ const STAY_FIRST: Duration = Duration::from_millis(100);
 const STAY_LAST: Duration = Duration::from_secs(5);
 const STAY_DOUBLINGS: u32 = 6;
 
-/// The same for what was moved and is still there: leases hold it, or its shard did not want the copy after all. 5 s x 2^6
-/// = 320 s.
+/// The same for what was moved and is still there: leases hold it, or its shard did not want the copy after all; and for
+/// tables that could not be read. 5 s x 2^6 = 320 s.
 const MOVED_FIRST: Duration = Duration::from_secs(5);
 const MOVED_DOUBLINGS: u32 = 6;
 
@@ -213,6 +213,8 @@ pub(crate) struct Upkeep {
     /// Files that somebody has open: when they are looked at again, and how often they were.
     held: BTreeMap<NonZeroU32, (Instant, u32)>,
     emptying: BTreeMap<NonZeroU32, Emptying>,
+    /// Files whose table could not be read: when that is tried again, and how often it was.
+    unreadable: BTreeMap<NonZeroU32, (Instant, u32)>,
     /// Replicas that shards were asked to move, and the file they are in.
     asked: HashMap<Generation, NonZeroU32>,
     /// When what was asked for should have been copied.
@@ -234,6 +236,7 @@ impl Upkeep {
             sink,
             held: BTreeMap::new(),
             emptying: BTreeMap::new(),
+            unreadable: BTreeMap::new(),
             asked: HashMap::new(),
             paced: now,
             is_look_wanted: true,
@@ -356,7 +359,7 @@ impl Upkeep {
         let packed = packed_of(&self.stores);
         let (public, free) = (packed.path(number), packed.path_free(number));
         if let Some(file) = self.open_ours(&public)? {
-            if let Some(proof) = unless_alone(&file) {
+            if let Some(proof) = self.unless_alone(&file) {
                 return Ok(proof);
             }
             packed.calls.rename(&public, &free)?;
@@ -376,7 +379,7 @@ impl Upkeep {
 
     fn prove_free(&self, free: &Path) -> io::Result<Proof> {
         let Some(file) = self.open_ours(free)? else { return Ok(Proof::Unlink) };
-        if let Some(proof) = unless_alone(&file) {
+        if let Some(proof) = self.unless_alone(&file) {
             return Ok(proof);
         }
         drop(file);
@@ -384,6 +387,23 @@ impl Upkeep {
         let file = OpenOptions::new().write(true).custom_flags(sys::HANDLE_WITH_CARE).open(free)?;
         packed_of(&self.stores).calls.write(&file, &[0; PAGE_BYTES as usize], 0)?;
         Ok(Proof::Free)
+    }
+
+    /// What to do with a file that is not proven to be the server's alone; `None` when it is.
+    fn unless_alone(&self, file: &File) -> Option<Proof> {
+        match packed_of(&self.stores).calls.nobody_else_has_it(file) {
+            Ok(true) => None,
+            Ok(false) => Some(Proof::Held),
+            Err(error) => {
+                if !UNPROVABLE_REPORTED.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        "this filesystem cannot prove that a file is unused ({error}); segment files are not used again, \
+                         and space that clients still map is counted as free"
+                    );
+                }
+                Some(Proof::Unlink)
+            }
+        }
     }
 
     /// `None` when there is no such file, or it is not ours: somebody removed it or put another in its place.
@@ -440,6 +460,9 @@ impl Upkeep {
     /// Looks again at what stayed, and gives up where another file may be the better one.
     fn review(&mut self, now: Instant) {
         let mut books = packed_of(&self.stores).books();
+        let is_due = |(_, (due, _)): &(&NonZeroU32, &(Instant, u32))| *due <= now;
+        self.unreadable.iter().filter(is_due).for_each(|(number, _)| books.emptying_ended(*number));
+        self.unreadable.retain(|number, _| books.has(*number));
         self.emptying.retain(|number, file| {
             if !books.is_alive(*number) && file.unanswered == 0 {
                 // It is recycled as soon as nobody has it open.
@@ -469,21 +492,28 @@ impl Upkeep {
             return;
         }
         let Some((number, header)) = self.begin() else { return };
-        match boot::replicas_of(&packed_of(&self.stores).path(number), header) {
+        match boot::replicas_of(packed_of(&self.stores), header) {
             Ok(mut ahead) => {
+                self.unreadable.remove(&number);
                 let dead: HashSet<Generation> = packed_of(&self.stores).books().buried(number).collect();
                 ahead.retain(|replica| !dead.contains(&replica.generation));
                 let file = Emptying::new(ahead);
                 self.emptying.insert(number, file);
             }
-            // It stays marked, so that it is not chosen again.
+            // It stays marked for now, so that it is not chosen again.
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
                     packed_of(&self.stores).health.read_failed();
                 }
-                tracing::error!(
-                    "the table of segment file {number:08x} cannot be read ({error}): it is not emptied"
-                );
+                let (due, times) = self.unreadable.entry(number).or_insert((Instant::now(), 0));
+                if *times == 0 {
+                    tracing::error!(
+                        "the table of segment file {number:08x} cannot be read ({error}): it is not emptied for now, and \
+                         what is dead in it stays charged; see `dmesg`"
+                    );
+                }
+                *due = Instant::now() + MOVED_FIRST.saturating_mul(1 << (*times).min(MOVED_DOUBLINGS));
+                *times += 1;
             }
         }
     }
@@ -555,21 +585,4 @@ impl Upkeep {
 
 fn packed_of(stores: &Stores) -> &Packed {
     stores.packed().expect("upkeep runs only where there are segment files")
-}
-
-/// What to do with a file that is not proven to be the server's alone; `None` when it is.
-fn unless_alone(file: &File) -> Option<Proof> {
-    match sys::nobody_else_has_it(file) {
-        Ok(true) => None,
-        Ok(false) => Some(Proof::Held),
-        Err(error) => {
-            if !UNPROVABLE_REPORTED.swap(true, Ordering::Relaxed) {
-                tracing::warn!(
-                    "this filesystem cannot prove that a file is unused ({error}); segment files are not used again, \
-                     and space that clients still map is counted as free"
-                );
-            }
-            Some(Proof::Unlink)
-        }
-    }
 }
