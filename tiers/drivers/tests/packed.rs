@@ -130,7 +130,16 @@ impl Gated {
     fn copy(&mut self, from: ReplicaRef, to: ReplicaRef, expected: Option<Checksum>) {
         self.asked += 1;
         let op = OpId { index: self.asked, generation: 1 };
-        let op = TransferOp { shard: ShardIndex(0), op, from, to, expected, sync: false, salvage: false, alone: false };
+        let op = TransferOp {
+            shard: ShardIndex(0),
+            op,
+            from,
+            to,
+            expected,
+            sync: false,
+            salvage: false,
+            alone: false,
+        };
         assert_eq!(self.drivers.submit(DriverOp::Transfer(op)), Ok(()));
     }
 

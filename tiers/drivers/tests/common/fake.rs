@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use payload_drivers::faults::Faults;
 use payload_drivers::{DriverOp, Drivers, checksum};
 use payload_ledger::segments::Geometry;
 use payload_types::effect::{ReplicaRef, StorageAction, StorageOp, TransferOp};
@@ -86,7 +87,17 @@ pub struct FakeShard {
 impl FakeShard {
     /// With a source of each of these sizes.
     pub fn start(place: Place, seed: u64, sizes: &[usize]) -> Self {
-        let mut drivers = place.open();
+        let drivers = place.open();
+        Self::started(place, drivers, seed, sizes)
+    }
+
+    /// On a disk that fails as it is told to.
+    pub fn start_faulty(place: Place, faults: &Faults, seed: u64, sizes: &[usize]) -> Self {
+        let drivers = Drivers::open_faulty(place.config.clone(), faults.clone()).expect("opened");
+        Self::started(place, drivers, seed, sizes)
+    }
+
+    fn started(place: Place, mut drivers: Drivers, seed: u64, sizes: &[usize]) -> Self {
         drivers.reclaim();
         let mut rig = Rig::started(drivers);
         let sources = sizes.iter().map(|size| {
@@ -138,8 +149,16 @@ impl FakeShard {
 
     fn copy(&mut self, from: ReplicaRef, to: ReplicaRef, source: usize, copying: Copying) {
         let expected = Some(checksum(&self.sources[source].1));
-        let op =
-            TransferOp { shard: ShardIndex(0), op: op_id(), from, to, expected, sync: true, salvage: false, alone: false };
+        let op = TransferOp {
+            shard: ShardIndex(0),
+            op: op_id(),
+            from,
+            to,
+            expected,
+            sync: true,
+            salvage: false,
+            alone: false,
+        };
         self.copies.insert(op.op, copying);
         self.hand_in(DriverOp::Transfer(op));
     }

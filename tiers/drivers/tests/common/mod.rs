@@ -213,8 +213,16 @@ impl Rig {
         to: ReplicaRef,
         expected: Option<Checksum>,
     ) -> Result<Copied, TransferError> {
-        let op =
-            TransferOp { shard: ShardIndex(0), op: op_id(), from, to, expected, sync: true, salvage: true, alone: false };
+        let op = TransferOp {
+            shard: ShardIndex(0),
+            op: op_id(),
+            from,
+            to,
+            expected,
+            sync: true,
+            salvage: true,
+            alone: false,
+        };
         assert_eq!(self.drivers.submit(DriverOp::Transfer(op)), Ok(()));
         loop {
             match self.next() {
