@@ -25,9 +25,15 @@ pub enum StoreError {
     /// The file or its directory cannot be written.
     #[error("{0}")]
     ReadOnly(String),
-    /// Another server has the store open.
+    /// Another server has the store open, or a server's name.
     #[error("{0}")]
     Locked(String),
+    /// Another server has started under this one's name since: nothing of the batch was stored, nor will anything be.
+    #[error("{0}")]
+    Fenced(String),
+    /// The database server does not let this one in: user, password, database, privileges.
+    #[error("{0}")]
+    Refused(String),
 }
 
 impl StoreError {
@@ -49,6 +55,12 @@ impl StoreError {
             Self::NewerFormat(text) => Self::NewerFormat(join(text)),
             Self::ReadOnly(text) => Self::ReadOnly(join(text)),
             Self::Locked(text) => Self::Locked(join(text)),
+            Self::Fenced(text) => Self::Fenced(join(text)),
+            Self::Refused(text) => Self::Refused(join(text)),
         }
     }
 }
+
+/// What to do about a corrupt database.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) const RESTORE: &str = "restore it from a backup, or move it away to start with an empty catalog, which gives up the payloads that only it names";

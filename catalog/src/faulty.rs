@@ -3,11 +3,12 @@
 
 use std::collections::VecDeque;
 
-use payload_types::effect::CatalogChange;
-use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow};
+use payload_types::record::RecordOutcome;
+use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow, WallMs};
 
+use crate::change::Change;
 use crate::error::StoreError;
-use crate::store::Store;
+use crate::store::{Reader, Store};
 
 /// What becomes of one call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,20 +25,28 @@ pub enum Fault {
     LostAfter,
 }
 
-/// A store whose `apply` (or `apply_late`), `get` and `flush` fail as planned, one entry a call; past the end of a plan,
-/// calls go through.
+/// A store whose `apply` (or `apply_late`), reads (`get`, `resolve`) and `flush` fail as planned, one entry a call; past
+/// the end of a plan, calls go through.
 #[derive(Clone, Debug)]
 pub struct Faulty<S> {
     inner: S,
     applies: VecDeque<Fault>,
     reads: VecDeque<Fault>,
     flushes: VecDeque<Fault>,
+    /// The last apply was made and its caller left in doubt: what it met, and whether it was durable.
+    doubt: Option<(Vec<RecordOutcome>, bool)>,
 }
 
 impl<S: Store> Faulty<S> {
     /// Wraps `inner`, with empty plans.
     pub fn new(inner: S) -> Self {
-        Self { inner, applies: VecDeque::new(), reads: VecDeque::new(), flushes: VecDeque::new() }
+        Self {
+            inner,
+            applies: VecDeque::new(),
+            reads: VecDeque::new(),
+            flushes: VecDeque::new(),
+            doubt: None,
+        }
     }
 
     /// Adds to what becomes of the coming `apply` calls.
@@ -45,7 +54,7 @@ impl<S: Store> Faulty<S> {
         self.applies.extend(faults);
     }
 
-    /// Adds to what becomes of the coming `get` calls.
+    /// Adds to what becomes of the coming `get` and `resolve` calls.
     pub fn plan_reads(&mut self, faults: impl IntoIterator<Item = Fault>) {
         self.reads.extend(faults);
     }
@@ -64,6 +73,30 @@ impl<S: Store> Faulty<S> {
     pub fn into_inner(self) -> S {
         self.inner
     }
+
+    /// One call of `apply` or `apply_late`, by the plan. A batch that was made while its caller was left in doubt is not
+    /// made again.
+    fn make(
+        &mut self,
+        apply: impl FnOnce(&mut S) -> Result<(Vec<RecordOutcome>, bool), StoreError>,
+    ) -> Result<(Vec<RecordOutcome>, bool), StoreError> {
+        let fault = self.applies.pop_front().unwrap_or(Fault::None);
+        match fault {
+            Fault::Refused => return Err(refused()),
+            Fault::Broken => return Err(broken()),
+            Fault::LostBefore => return Err(doubt()),
+            Fault::None | Fault::LostAfter => {}
+        }
+        let made = match self.doubt.take() {
+            Some(made) => made,
+            None => apply(&mut self.inner)?,
+        };
+        if fault == Fault::LostAfter {
+            self.doubt = Some(made);
+            return Err(doubt());
+        }
+        Ok(made)
+    }
 }
 
 impl<S: Store> Store for Faulty<S> {
@@ -79,24 +112,28 @@ impl<S: Store> Store for Faulty<S> {
         self.inner.disk_root_bind(node, root_id)
     }
 
-    fn apply(&mut self, batch: &[CatalogChange]) -> Result<(), StoreError> {
-        match self.applies.pop_front().unwrap_or(Fault::None) {
-            Fault::None => self.inner.apply(batch),
-            Fault::Refused => Err(refused()),
+    fn apply(&mut self, batch: &[Change]) -> Result<Vec<RecordOutcome>, StoreError> {
+        self.make(|inner| Ok((inner.apply(batch)?, true))).map(|(outcomes, _)| outcomes)
+    }
+
+    fn apply_late(&mut self, batch: &[Change]) -> Result<bool, StoreError> {
+        self.make(|inner| Ok((Vec::new(), inner.apply_late(batch)?))).map(|(_, durable)| durable)
+    }
+
+    fn resolve(&mut self, _batch: &[Change]) -> Result<Option<Vec<RecordOutcome>>, StoreError> {
+        match self.reads.pop_front().unwrap_or(Fault::None) {
+            Fault::None => Ok(self.doubt.take().map(|(outcomes, _)| outcomes)),
             Fault::Broken => Err(broken()),
-            Fault::LostBefore => Err(doubt()),
-            Fault::LostAfter => self.inner.apply(batch).and_then(|()| Err(doubt())),
+            Fault::Refused | Fault::LostBefore | Fault::LostAfter => Err(refused()),
         }
     }
 
-    fn apply_late(&mut self, batch: &[CatalogChange]) -> Result<bool, StoreError> {
-        match self.applies.pop_front().unwrap_or(Fault::None) {
-            Fault::None => self.inner.apply_late(batch),
-            Fault::Refused => Err(refused()),
-            Fault::Broken => Err(broken()),
-            Fault::LostBefore => Err(doubt()),
-            Fault::LostAfter => self.inner.apply_late(batch).and_then(|_| Err(doubt())),
-        }
+    fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
+        self.inner.reader()
+    }
+
+    fn sweep_is_due(&mut self, at: WallMs) -> Result<bool, StoreError> {
+        self.inner.sweep_is_due(at)
     }
 
     fn flush(&mut self) -> Result<(), StoreError> {

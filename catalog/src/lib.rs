@@ -11,9 +11,14 @@
 //! simulator drives a [`MemoryStore`] directly. From `Writer::start` on, the writer's thread alone touches the store.
 #![forbid(unsafe_code)]
 
+mod change;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod columns;
 mod error;
 mod faulty;
 mod memory;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod recovery;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -21,12 +26,18 @@ mod store;
 mod synchronous;
 mod writer;
 
+pub use change::{Change, storable};
 pub use error::StoreError;
 pub use faulty::{Fault, Faulty};
 pub use memory::MemoryStore;
+#[cfg(feature = "postgres")]
+pub use postgres::{PostgresConfig, PostgresStore};
 pub use recovery::{distribute, partition};
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
-pub use store::{Store, storable, supersedes};
+pub use store::{Reader, Store, supersedes};
 pub use synchronous::Synchronous;
-pub use writer::{AckSink, Writer, WriterHandle, WriterStats};
+pub use writer::{
+    AckSink, RECORD_BYTES_WAITING_MAX, RECORDS_WAITING_MAX, RecordRefused, RecordReply, Writer, WriterHandle,
+    WriterStats,
+};

@@ -5,20 +5,44 @@
 //! at that moment would leave.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use payload_types::effect::CatalogChange;
-use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow};
+use payload_types::record::{RecordAnswer, RecordOutcome, RecordQuery};
+use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow, WallMs};
 
+use crate::change::{Change, EPOCH_MAX, storable};
 use crate::error::StoreError;
-use crate::store::{EPOCH_MAX, Store, epochs_exhausted, storable, supersedes};
+use crate::store::{Reader, Store, epochs_exhausted, supersedes};
 
 /// See the module.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct MemoryStore {
+    /// Shared with its readers; written by this store alone, a whole batch at a time.
+    state: Arc<RwLock<State>>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct State {
     rows: BTreeMap<PayloadKey, PayloadRow>,
     nodes: BTreeMap<String, u32>,
     disk_roots: BTreeMap<String, String>,
 }
+
+impl Clone for MemoryStore {
+    /// A store of its own with the same contents.
+    fn clone(&self) -> Self {
+        Self { state: Arc::new(RwLock::new(self.read().clone())) }
+    }
+}
+
+impl PartialEq for MemoryStore {
+    fn eq(&self, other: &Self) -> bool {
+        *self.read() == *other.read()
+    }
+}
+
+impl Eq for MemoryStore {}
 
 impl MemoryStore {
     /// An empty store that no node has started with.
@@ -27,10 +51,21 @@ impl MemoryStore {
     }
 
     /// Every row, ordered by key.
-    pub fn rows(&self) -> impl ExactSizeIterator<Item = &PayloadRow> {
-        self.rows.values()
+    pub fn rows(&self) -> Vec<PayloadRow> {
+        self.read().rows.values().cloned().collect()
     }
 
+    // Nothing panics half-way through a batch that a reader could mistake for a whole one: see `apply`.
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
     fn put(&mut self, row: &PayloadRow) {
         let newest = (row.epoch, row.version);
         if self.rows.get(&row.key).is_none_or(|old| supersedes(newest, (old.epoch, old.version))) {
@@ -47,45 +82,64 @@ impl MemoryStore {
 
 impl Store for MemoryStore {
     fn begin_epoch(&mut self, node: &str) -> Result<Epoch, StoreError> {
-        let epoch = self.nodes.values().max().map_or(1, |latest| latest + 1);
+        let mut state = self.write();
+        let epoch = state.nodes.values().max().map_or(1, |latest| latest + 1);
         if epoch > EPOCH_MAX {
             return Err(epochs_exhausted(node));
         }
-        self.nodes.insert(node.to_owned(), epoch);
+        state.nodes.insert(node.to_owned(), epoch);
         Ok(Epoch(epoch))
     }
 
     fn disk_roots(&mut self) -> Result<Vec<String>, StoreError> {
-        Ok(self.disk_roots.values().cloned().collect())
+        Ok(self.read().disk_roots.values().cloned().collect())
     }
 
     fn disk_root_bind(&mut self, node: &str, root_id: &str) -> Result<(), StoreError> {
-        self.disk_roots.insert(node.to_owned(), root_id.to_owned());
+        self.write().disk_roots.insert(node.to_owned(), root_id.to_owned());
         Ok(())
     }
 
-    fn apply(&mut self, batch: &[CatalogChange]) -> Result<(), StoreError> {
+    fn apply(&mut self, batch: &[Change]) -> Result<Vec<RecordOutcome>, StoreError> {
         batch.iter().try_for_each(storable)?;
+        if Change::records(batch) > 0 {
+            return Err(unkept());
+        }
+        let mut state = self.write();
         for change in batch {
             match change {
-                CatalogChange::Put(row) => self.put(row),
-                CatalogChange::Remove { key, epoch } => self.remove(*key, *epoch),
+                Change::Row(CatalogChange::Put(row)) => state.put(row),
+                Change::Row(CatalogChange::Remove { key, epoch }) => state.remove(*key, *epoch),
+                Change::Record(_) => {}
             }
         }
-        Ok(())
+        Ok(Vec::new())
+    }
+
+    fn resolve(&mut self, _batch: &[Change]) -> Result<Option<Vec<RecordOutcome>>, StoreError> {
+        // It never leaves anybody in doubt.
+        Ok(None)
+    }
+
+    fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
+        Ok(Box::new(MemoryReader))
+    }
+
+    fn sweep_is_due(&mut self, _at: WallMs) -> Result<bool, StoreError> {
+        Ok(false)
     }
 
     fn load(&mut self, each: &mut dyn FnMut(PayloadRow)) -> Result<(), StoreError> {
-        self.rows.values().cloned().for_each(each);
+        self.read().rows.values().cloned().for_each(each);
         Ok(())
     }
 
     fn get(&mut self, key: PayloadKey) -> Result<Option<PayloadRow>, StoreError> {
-        Ok(self.rows.get(&key).cloned())
+        Ok(self.read().rows.get(&key).cloned())
     }
 
     fn count(&mut self) -> Result<u64, StoreError> {
-        Ok(self.rows.len() as u64)
+        Ok(self.read().rows.len() as u64)
     }
 
     fn namespace(&mut self, name: &str) -> Result<Option<NamespaceId>, StoreError> {
@@ -95,4 +149,16 @@ impl Store for MemoryStore {
     fn close(self: Box<Self>) -> Result<(), StoreError> {
         Ok(())
     }
+}
+
+struct MemoryReader;
+
+impl Reader for MemoryReader {
+    fn read(&mut self, _query: &RecordQuery) -> Result<RecordAnswer, StoreError> {
+        Err(unkept())
+    }
+}
+
+pub(crate) fn unkept() -> StoreError {
+    StoreError::Unstorable("this catalog keeps rows of payloads only".to_owned())
 }

@@ -4,20 +4,16 @@
 //! - `apply` is one transaction: all of its changes or none, durable when it returns `Ok`.
 //! - `apply_late` is one, too, and may be durable later: in order, so that a loss of power takes the last ones.
 //! - A row is never replaced by one of an older (epoch, version), nor removed on behalf of an older epoch.
-//! - Applying the same changes again, in the same order, leaves the same rows.
-//! - No change of a batch can fail another: what cannot be stored is found by [`storable`] before.
+//! - Applying the same changes of rows again, in the same order, leaves the same rows. A record's change is made once.
+//! - No change of a batch can fail another: what cannot be stored is found by [`storable`](crate::storable) before.
+//! - Stores read no clock: every time comes with a change or a query.
 
-use payload_types::effect::CatalogChange;
-use payload_types::limits::{GENERATION_EPOCH_BITS, STORED_INTEGER_MAX};
-use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow, Pin, Tier, Version, WallMs};
+use payload_types::record::{RecordAnswer, RecordOutcome, RecordQuery};
+use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow, Version, WallMs};
 
+use crate::change::Change;
+pub(crate) use crate::change::EPOCH_MAX;
 use crate::error::StoreError;
-
-/// The last start that generations have bits for (`Generation::new`): 2^20 - 1.
-pub(crate) const EPOCH_MAX: u32 = (1 << GENERATION_EPOCH_BITS) - 1;
-
-/// Generations are stored with one more bit, so they must stay below 2^62. They have 56.
-const GENERATION_STORED_MAX: u64 = STORED_INTEGER_MAX >> 1;
 
 /// Where rows are kept. Synchronous: the writer's thread waits for the store, nobody else does.
 pub trait Store: Send {
@@ -43,20 +39,42 @@ pub trait Store: Send {
     fn disk_root_bind(&mut self, node: &str, root_id: &str) -> Result<(), StoreError>;
 
     /// Makes all changes, in order, in one transaction; durable when it returns `Ok`, and so is all that was applied
-    /// before.
+    /// before. Returns what each [`Change::Record`] met, in order: an empty vector, which allocates nothing, for rows alone.
     ///
     /// # Errors
-    /// [`StoreError::Unknown`] when they may have been made; after every other error none was.
-    fn apply(&mut self, batch: &[CatalogChange]) -> Result<(), StoreError>;
+    /// [`StoreError::Unknown`] when they may have been made: then the next call is `apply` (or `apply_late`) of the same
+    /// batch again, or [`Store::resolve`]. After every other error none was.
+    fn apply(&mut self, batch: &[Change]) -> Result<Vec<RecordOutcome>, StoreError>;
 
-    /// As [`Store::apply`], but may return `Ok(false)` before the transaction is durable: it survives the process, and
-    /// power once a later `apply`, `begin_epoch` or `flush` has succeeded.
+    /// As [`Store::apply`] for changes that may be late ([`Change::may_be_late`]), but may return `Ok(false)` before the
+    /// transaction is durable: it survives the process, and power once a later `apply`, `begin_epoch` or `flush` has
+    /// succeeded.
     ///
     /// # Errors
     /// As [`Store::apply`].
-    fn apply_late(&mut self, batch: &[CatalogChange]) -> Result<bool, StoreError> {
-        self.apply(batch).map(|()| true)
+    fn apply_late(&mut self, batch: &[Change]) -> Result<bool, StoreError> {
+        self.apply(batch).map(|_none| true)
     }
+
+    /// Whether the last `apply` or `apply_late`, which was of `batch` and ended in [`StoreError::Unknown`], took effect:
+    /// `Some` with its outcomes, or `None` and it never will.
+    ///
+    /// # Errors
+    /// What [`StoreError::is_temporary`]: it cannot be said now; ask again. [`StoreError::Corrupt`].
+    fn resolve(&mut self, batch: &[Change]) -> Result<Option<Vec<RecordOutcome>>, StoreError>;
+
+    /// Opens another way to ask about records, which may be used from another thread. It sees at least what was applied
+    /// before each question.
+    ///
+    /// # Errors
+    /// As opening the store.
+    fn reader(&self) -> Result<Box<dyn Reader>, StoreError>;
+
+    /// Whether a `RecordChange::Sweep` would find something to do at `at`.
+    ///
+    /// # Errors
+    /// As [`Store::get`].
+    fn sweep_is_due(&mut self, at: WallMs) -> Result<bool, StoreError>;
 
     /// Makes durable what [`Store::apply_late`] left.
     ///
@@ -72,11 +90,10 @@ pub trait Store: Send {
     /// [`StoreError::Corrupt`] for a row that this program cannot have written; some rows were given by then.
     fn load(&mut self, each: &mut dyn FnMut(PayloadRow)) -> Result<(), StoreError>;
 
-    /// The row with this key. After an `apply` that ended in [`StoreError::Unknown`] the answer is given only once
-    /// that apply can no longer take effect.
+    /// The row with this key.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] when that cannot be said now; [`StoreError::Corrupt`].
+    /// [`StoreError::Unavailable`], [`StoreError::Corrupt`].
     fn get(&mut self, key: PayloadKey) -> Result<Option<PayloadRow>, StoreError>;
 
     /// How many rows there are.
@@ -111,47 +128,18 @@ pub trait Store: Send {
     fn close(self: Box<Self>) -> Result<(), StoreError>;
 }
 
+/// Answers questions about records, one at a time.
+pub trait Reader: Send {
+    /// The answer, as of one moment between question and answer.
+    ///
+    /// # Errors
+    /// As [`Store::get`].
+    fn read(&mut self, query: &RecordQuery) -> Result<RecordAnswer, StoreError>;
+}
+
 /// True when a row of `new` replaces one of `old`. Equal ones do: a pin changes a row without a new version.
 pub fn supersedes(new: (Epoch, Version), old: (Epoch, Version)) -> bool {
     new >= old
-}
-
-/// Checks that every backend can store the change. Backends call it for each change before the first one is made,
-/// the writer before it puts a change into a batch.
-///
-/// # Errors
-/// [`StoreError::Unstorable`], naming the field.
-pub fn storable(change: &CatalogChange) -> Result<(), StoreError> {
-    let CatalogChange::Put(row) = change else { return Ok(()) };
-    let refuse = |what: String| Err(StoreError::Unstorable(format!("row {} {what}", row.key.id)));
-    let pinned_until = match row.pin {
-        Pin::Until(end) => end.as_millis(),
-        Pin::None | Pin::Forever => 0,
-    };
-    for (field, value, max) in [
-        ("size", row.size.0, STORED_INTEGER_MAX),
-        ("version", row.version.0, STORED_INTEGER_MAX),
-        ("created_at", row.created_at.as_millis(), STORED_INTEGER_MAX),
-        ("expires_at", row.expires_at.map_or(0, WallMs::as_millis), STORED_INTEGER_MAX),
-        // The largest number itself stands for `Pin::Forever`.
-        ("pin", pinned_until, STORED_INTEGER_MAX - 1),
-    ] {
-        if value > max {
-            return refuse(format!("has {field} {value}; the catalog stores at most {max}"));
-        }
-    }
-    if let Some(replica) = row.replicas.iter().find(|replica| replica.generation.0 > GENERATION_STORED_MAX) {
-        return refuse(format!("has generation {}; at most 2^62 - 1 can be stored", replica.generation.0));
-    }
-    if row.replicas.windows(2).any(|pair| pair[0].tier >= pair[1].tier) {
-        return refuse("names its replicas out of order; one a tier, fastest first".to_owned());
-    }
-    if let Some(replica) =
-        row.replicas.iter().find(|replica| replica.extent.is_some() && replica.tier != Tier::Disk)
-    {
-        return refuse(format!("has a replica on {} with an extent; only DISK is packed", replica.tier));
-    }
-    Ok(())
 }
 
 /// The refusal of a start past [`EPOCH_MAX`].

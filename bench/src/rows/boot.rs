@@ -117,7 +117,7 @@ fn fill(scratch: &Scratch, names_per_file: usize) -> anyhow::Result<()> {
         });
         let mut batch = Vec::with_capacity(ROWS_PER_TRANSACTION);
         for row in (0..PAYLOADS).map(|number| row(number, epoch)) {
-            batch.push(CatalogChange::Put(Box::new(row)));
+            batch.push(CatalogChange::Put(Box::new(row)).into());
             if batch.len() == ROWS_PER_TRANSACTION {
                 store.apply(&batch)?;
                 batch.clear();

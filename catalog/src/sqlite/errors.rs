@@ -2,7 +2,7 @@
 
 use rusqlite::{Error, ErrorCode, ffi};
 
-use crate::error::StoreError;
+use crate::error::{RESTORE, StoreError};
 
 /// An error of anything but `COMMIT`: the transaction, if there was one, is rolled back.
 pub(super) fn rolled_back(error: &Error) -> StoreError {
@@ -43,6 +43,3 @@ pub(super) fn committing(error: &Error) -> StoreError {
         (_, other) => other,
     }
 }
-
-/// What to do about a corrupt database.
-pub(super) const RESTORE: &str = "restore it from a backup, or move it away to start with an empty catalog, which gives up the payloads that only it names";

@@ -4,8 +4,8 @@
 //! Invariants: SQLite >= 3.51.3 (older ones can lose data when a checkpoint races a write); one server a file, held
 //! by a lock on `<file>.lock`; automatic checkpoints are off, the writer's thread asks for them (`log_bytes`).
 //! A `COMMIT` that fails with an I/O error leaves frames in the log that a crash could still bring back. Such a store
-//! is *in doubt* until an `apply` succeeds (it overwrites those frames) or the log was emptied, which `get` does
-//! before it answers.
+//! is *in doubt* until an `apply` succeeds (it overwrites those frames) or the log was emptied, which
+//! `resolve` does before it answers.
 //!
 //! A late transaction (`apply_late` with [`Synchronous::Normal`]) is in the log, and not synced. The next one that is
 //! not late syncs the log's whole file, all earlier frames included; `flush` is such a one, which changes nothing. No
@@ -21,11 +21,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use payload_types::effect::CatalogChange;
-use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow};
+use payload_types::record::RecordOutcome;
+use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow, WallMs};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
+use crate::change::{Change, EPOCH_MAX, storable};
 use crate::error::StoreError;
-use crate::store::{EPOCH_MAX, Store, epochs_exhausted, storable};
+use crate::store::{Reader, Store, epochs_exhausted};
 use crate::synchronous::Synchronous;
 use errors::{committing, rolled_back};
 
@@ -62,7 +64,7 @@ impl SqliteStore {
     }
 
     /// Commits `batch` with or without a sync.
-    fn write(&mut self, batch: &[CatalogChange], level: Synchronous) -> Result<(), StoreError> {
+    fn write(&mut self, batch: &[Change], level: Synchronous) -> Result<Vec<RecordOutcome>, StoreError> {
         self.set_level(level)?;
         let transaction = self
             .connection
@@ -70,18 +72,22 @@ impl SqliteStore {
             .map_err(|error| rolled_back(&error))?;
         // Dropping an unfinished transaction rolls it back.
         write_all(&transaction, batch).map_err(|error| rolled_back(&error))?;
-        transaction.commit().map_err(|error| committing(&error))
+        transaction.commit().map_err(|error| committing(&error))?;
+        Ok(Vec::new())
     }
 
     /// As [`Self::write`], and keeps account of what is in doubt.
-    fn commit(&mut self, batch: &[CatalogChange], level: Synchronous) -> Result<(), StoreError> {
+    fn commit(&mut self, batch: &[Change], level: Synchronous) -> Result<Vec<RecordOutcome>, StoreError> {
         batch.iter().try_for_each(storable)?;
+        if Change::records(batch) > 0 {
+            return Err(crate::memory::unkept());
+        }
         if batch.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let result = self.write(batch, level);
         match &result {
-            Ok(()) => self.in_doubt = false,
+            Ok(_) => self.in_doubt = false,
             Err(StoreError::Unknown(_)) => {
                 self.in_doubt = true;
                 self.suspect = self.late;
@@ -131,15 +137,16 @@ impl SqliteStore {
     }
 }
 
-fn write_all(transaction: &Transaction<'_>, batch: &[CatalogChange]) -> rusqlite::Result<()> {
+fn write_all(transaction: &Transaction<'_>, batch: &[Change]) -> rusqlite::Result<()> {
     let mut put = transaction.prepare_cached(row::PUT)?;
     let mut remove = transaction.prepare_cached(row::REMOVE)?;
     for change in batch {
         match change {
-            CatalogChange::Put(row) => row::put(&mut put, row)?,
-            CatalogChange::Remove { key, epoch } => {
+            Change::Row(CatalogChange::Put(row)) => row::put(&mut put, row)?,
+            Change::Row(CatalogChange::Remove { key, epoch }) => {
                 remove.execute(params![key.namespace.0, &key.id.as_bytes()[..], epoch.0])?;
             }
+            Change::Record(_) => {}
         }
     }
     Ok(())
@@ -184,22 +191,36 @@ impl Store for SqliteStore {
         Ok(())
     }
 
-    fn apply(&mut self, batch: &[CatalogChange]) -> Result<(), StoreError> {
+    fn apply(&mut self, batch: &[Change]) -> Result<Vec<RecordOutcome>, StoreError> {
         if self.suspect || batch.is_empty() {
             self.flush()?;
         }
-        self.commit(batch, Synchronous::Full)?;
+        let outcomes = self.commit(batch, Synchronous::Full)?;
         self.late = false;
-        Ok(())
+        Ok(outcomes)
     }
 
-    fn apply_late(&mut self, batch: &[CatalogChange]) -> Result<bool, StoreError> {
+    fn apply_late(&mut self, batch: &[Change]) -> Result<bool, StoreError> {
         if self.late_level == Synchronous::Full {
-            return self.apply(batch).map(|()| true);
+            return self.apply(batch).map(|_none| true);
         }
         self.commit(batch, self.late_level)?;
         self.late |= !batch.is_empty();
         Ok(!self.late)
+    }
+
+    /// This connection never sees a transaction of which `COMMIT` failed; once it cannot come back, it never happened.
+    fn resolve(&mut self, _batch: &[Change]) -> Result<Option<Vec<RecordOutcome>>, StoreError> {
+        self.settle()?;
+        Ok(None)
+    }
+
+    fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
+        Err(crate::memory::unkept())
+    }
+
+    fn sweep_is_due(&mut self, _at: WallMs) -> Result<bool, StoreError> {
+        Ok(false)
     }
 
     fn flush(&mut self) -> Result<(), StoreError> {
@@ -229,7 +250,6 @@ impl Store for SqliteStore {
     }
 
     fn get(&mut self, key: PayloadKey) -> Result<Option<PayloadRow>, StoreError> {
-        self.settle()?;
         let mut statement = self.connection.prepare_cached(row::ONE).map_err(|error| rolled_back(&error))?;
         let mut rows = statement
             .query(params![key.namespace.0, &key.id.as_bytes()[..]])

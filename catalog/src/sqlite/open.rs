@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use rusqlite::{Connection, MAIN_DB, OpenFlags};
 
-use super::errors::{RESTORE, rolled_back};
+use super::errors::rolled_back;
 use super::{SqliteStore, Synchronous, migrate, row};
-use crate::error::StoreError;
+use crate::error::{RESTORE, StoreError};
 
 /// 3.51.3, as SQLite numbers it: the first version without the lost write of a checkpoint that races a commit.
 const SQLITE_VERSION_MIN: i32 = 3_051_003;

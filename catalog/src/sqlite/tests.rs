@@ -33,8 +33,8 @@ fn row(number: u64) -> PayloadRow {
     }
 }
 
-fn batch(numbers: std::ops::Range<u64>) -> Vec<CatalogChange> {
-    numbers.map(|number| CatalogChange::Put(Box::new(row(number)))).collect()
+fn batch(numbers: std::ops::Range<u64>) -> Vec<Change> {
+    numbers.map(|number| CatalogChange::Put(Box::new(row(number))).into()).collect()
 }
 
 fn store() -> (tempfile::TempDir, SqliteStore) {
@@ -47,8 +47,8 @@ fn store_with(synchronous: Synchronous) -> (tempfile::TempDir, SqliteStore) {
     (directory, store)
 }
 
-fn removal(number: u64) -> [CatalogChange; 1] {
-    [CatalogChange::Remove { key: row(number).key, epoch: Epoch(1) }]
+fn removal(number: u64) -> [Change; 1] {
+    [CatalogChange::Remove { key: row(number).key, epoch: Epoch(1) }.into()]
 }
 
 /// What `PRAGMA synchronous` says: 1 NORMAL, 2 FULL.
@@ -93,11 +93,11 @@ fn given_rows_in_the_log_when_checkpointed_then_nothing_is_left_to_do_and_the_fi
 }
 
 #[test]
-fn given_a_commit_in_doubt_when_read_then_the_log_is_emptied_first() {
+fn given_a_commit_in_doubt_when_resolved_then_the_log_is_emptied_first() {
     let (directory, mut store) = store();
     store.apply(&batch(0..10)).expect("10 rows");
     store.in_doubt = true;
-    assert_eq!(store.get(row(3).key), Ok(Some(row(3))));
+    assert_eq!(store.resolve(&batch(10..20)), Ok(None));
     assert!(!store.in_doubt);
     assert_eq!(std::fs::metadata(directory.path().join("catalog.db-wal")).expect("a log").len(), 0);
 }
@@ -111,8 +111,9 @@ fn given_a_reader_in_the_way_when_in_doubt_then_the_answer_waits_for_it() {
     reader.execute_batch("BEGIN; SELECT count(*) FROM payload;").expect("a read transaction");
     store.apply(&batch(10..20)).expect("readers do not block the writer");
     store.in_doubt = true;
-    assert!(matches!(store.get(row(3).key), Err(StoreError::Unavailable(_))));
+    assert!(matches!(store.resolve(&batch(20..30)), Err(StoreError::Unavailable(_))));
     reader.execute_batch("COMMIT").expect("the reader ends");
+    assert_eq!(store.resolve(&batch(20..30)), Ok(None));
     assert_eq!(store.get(row(13).key), Ok(Some(row(13))));
 }
 

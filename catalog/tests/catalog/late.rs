@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, bounded};
-use payload_catalog::{AckSink, Fault, Faulty, MemoryStore, Store, StoreError, Writer};
-use payload_types::effect::CatalogChange;
+use payload_catalog::{AckSink, Change, Fault, Faulty, MemoryStore, Reader, Store, StoreError, Writer};
 use payload_types::event::Completion;
-use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow, ShardIndex};
+use payload_types::record::RecordOutcome;
+use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow, ShardIndex, WallMs};
 
 use crate::rows::{key, op, put, remove, row};
 
@@ -31,14 +31,23 @@ impl Store for Late {
     fn disk_root_bind(&mut self, node: &str, root_id: &str) -> Result<(), StoreError> {
         self.inner.disk_root_bind(node, root_id)
     }
-    fn apply(&mut self, batch: &[CatalogChange]) -> Result<(), StoreError> {
+    fn apply(&mut self, batch: &[Change]) -> Result<Vec<RecordOutcome>, StoreError> {
         self.late = false;
         self.inner.apply(batch)
     }
-    fn apply_late(&mut self, batch: &[CatalogChange]) -> Result<bool, StoreError> {
-        assert!(batch.iter().all(CatalogChange::may_be_late), "{batch:?}");
+    fn apply_late(&mut self, batch: &[Change]) -> Result<bool, StoreError> {
+        assert!(batch.iter().all(Change::may_be_late), "{batch:?}");
         self.late = true;
-        self.inner.apply(batch).map(|()| false)
+        self.inner.apply(batch).map(|_none| false)
+    }
+    fn resolve(&mut self, batch: &[Change]) -> Result<Option<Vec<RecordOutcome>>, StoreError> {
+        self.inner.resolve(batch)
+    }
+    fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
+        self.inner.reader()
+    }
+    fn sweep_is_due(&mut self, at: WallMs) -> Result<bool, StoreError> {
+        self.inner.sweep_is_due(at)
     }
     fn flush(&mut self) -> Result<(), StoreError> {
         self.late = false;
@@ -77,7 +86,7 @@ impl Desk {
         Self { writer: Writer::start_patient(Box::new(store), 64, sink, Duration::ZERO), said }
     }
 
-    fn submit(&self, slot: u32, shard: u16, change: CatalogChange) {
+    fn submit(&self, slot: u32, shard: u16, change: Change) {
         let mut op = op(slot, change);
         op.shard = ShardIndex(shard);
         self.writer.submit(op).expect("room");

@@ -1,5 +1,6 @@
 //! Rows to test with.
 
+use payload_catalog::Change;
 use payload_types::effect::{CatalogChange, CatalogOp};
 use payload_types::policy::EvictionPriority;
 use payload_types::tier::SpillTarget;
@@ -96,16 +97,17 @@ pub fn varied(number: u64) -> PayloadRow {
 }
 
 /// The change that stores the row.
-pub fn put(row: PayloadRow) -> CatalogChange {
-    CatalogChange::Put(Box::new(row))
+pub fn put(row: PayloadRow) -> Change {
+    CatalogChange::Put(Box::new(row)).into()
 }
 
 /// The change that removes key `number` in `epoch`.
-pub fn remove(number: u64, epoch: u32) -> CatalogChange {
-    CatalogChange::Remove { key: key(number), epoch: Epoch(epoch) }
+pub fn remove(number: u64, epoch: u32) -> Change {
+    CatalogChange::Remove { key: key(number), epoch: Epoch(epoch) }.into()
 }
 
 /// An op of shard 3 in slot `slot`.
-pub fn op(slot: u32, change: CatalogChange) -> CatalogOp {
+pub fn op(slot: u32, change: Change) -> CatalogOp {
+    let Change::Row(change) = change else { panic!("ops change rows") };
     CatalogOp { shard: ShardIndex(3), op: OpId { index: slot, generation: 1 }, change }
 }

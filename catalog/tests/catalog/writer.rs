@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
-use payload_catalog::{AckSink, Fault, Faulty, MemoryStore, Store, StoreError, Writer, WriterStats};
-use payload_types::effect::CatalogChange;
+use payload_catalog::{
+    AckSink, Change, Fault, Faulty, MemoryStore, Reader, Store, StoreError, Writer, WriterStats,
+};
 use payload_types::event::{CatalogAck, Completion};
-use payload_types::{ByteCount, Epoch, NamespaceId, PayloadKey, PayloadRow, ShardIndex};
+use payload_types::record::RecordOutcome;
+use payload_types::{ByteCount, Epoch, NamespaceId, PayloadKey, PayloadRow, ShardIndex, WallMs};
 
 use crate::rows::{key, op, put, remove, row};
 
@@ -82,11 +84,20 @@ impl Store for Gate {
     fn disk_root_bind(&mut self, node: &str, root_id: &str) -> Result<(), StoreError> {
         self.inner.disk_root_bind(node, root_id)
     }
-    fn apply(&mut self, batch: &[CatalogChange]) -> Result<(), StoreError> {
+    fn apply(&mut self, batch: &[Change]) -> Result<Vec<RecordOutcome>, StoreError> {
         self.entered.send(batch.len()).expect("the test listens");
         self.release.recv_timeout(HANG).expect("the test opens the gate");
         self.log += batch.len() as u64;
         self.inner.apply(batch)
+    }
+    fn resolve(&mut self, batch: &[Change]) -> Result<Option<Vec<RecordOutcome>>, StoreError> {
+        self.inner.resolve(batch)
+    }
+    fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
+        self.inner.reader()
+    }
+    fn sweep_is_due(&mut self, at: WallMs) -> Result<bool, StoreError> {
+        self.inner.sweep_is_due(at)
     }
     fn load(&mut self, each: &mut dyn FnMut(PayloadRow)) -> Result<(), StoreError> {
         self.inner.load(each)

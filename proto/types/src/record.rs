@@ -125,7 +125,8 @@ pub struct StreamLimits {
 /// A change of records. At most a transaction's outcome is in doubt, never a change's: the store makes each at most once.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum RecordChange {
-    /// Replaces or merges the current metadata, and adds to the history. -> `Metadata`, `NotFound`, `TooLarge`.
+    /// Replaces or merges the current metadata, and adds to the history. -> `Metadata`, `NotFound`,
+    /// `Lost`, `TooLarge`.
     MetadataUpdate {
         /// Whose.
         key: PayloadKey,
@@ -140,7 +141,7 @@ pub enum RecordChange {
         /// Now.
         at: WallMs,
     },
-    /// Adds to the history. -> `Done`, `NotFound`.
+    /// Adds to the history. -> `Done`, `NotFound`, `Lost`.
     MetadataNote {
         /// Whose.
         key: PayloadKey,
@@ -153,7 +154,7 @@ pub enum RecordChange {
         /// Now.
         at: WallMs,
     },
-    /// Adds or replaces edges: all, or none when a payload is unknown. -> `Done`, `NotFound`.
+    /// Adds or replaces edges: all, or none when a payload is unknown. -> `Done`, `NotFound`, `Lost`.
     LineageAdd {
         /// The namespace and id of the child; parents are of the same namespace.
         child: PayloadKey,
@@ -176,7 +177,8 @@ pub enum RecordChange {
         /// Which.
         stream: StreamName,
     },
-    /// Appends all items at contiguous offsets, or none. -> `Appended`, `StreamNotFound`, `NotFound`.
+    /// Appends all items at contiguous offsets, or none. -> `Appended`, `StreamNotFound`,
+    /// `NotFound`, `Lost`, `NotCommitted`.
     StreamAppend {
         /// Where.
         stream: StreamName,
@@ -228,6 +230,8 @@ pub enum RecordOutcome {
     NotFound(PayloadId),
     /// Nothing changed: the payload's bytes did not survive a restart.
     Lost(PayloadId),
+    /// Nothing changed: the payload is not committed yet.
+    NotCommitted(PayloadId),
     /// Nothing changed: what a merge results in is longer than `limits::OPAQUE_BYTES_MAX`.
     TooLarge {
         /// Its length in bytes.

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use payload_catalog::{MemoryStore, Store};
+use payload_catalog::{Change, MemoryStore, Store};
 use payload_types::effect::{CatalogChange, CatalogOp};
 use payload_types::{Epoch, PayloadKey, PayloadRow};
 
@@ -53,11 +53,11 @@ impl Catalog {
 
     /// The transaction commits, and is acknowledged with this sequence.
     pub(super) fn apply(&mut self) -> u64 {
-        let changes: Vec<CatalogChange> = self.batch.iter().map(|op| op.change.clone()).collect();
+        let changes: Vec<Change> = self.batch.iter().map(|op| op.change.clone().into()).collect();
         let sequence = self.late.applies(&self.store, &changes);
         self.store.apply(&changes).expect("the memory store does not fail");
         for change in &changes {
-            if let CatalogChange::Put(row) = change {
+            if let Change::Row(CatalogChange::Put(row)) = change {
                 self.ever_stored.insert(row.key);
             }
         }

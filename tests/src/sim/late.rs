@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 
-use payload_catalog::{MemoryStore, Store};
+use payload_catalog::{Change, MemoryStore, Store};
 use payload_types::effect::{CatalogChange, CatalogOp};
 use payload_types::event::Completion;
 use payload_types::request::{Acquire, Request};
@@ -39,7 +39,7 @@ pub(super) struct LateLog {
     /// What the store held at the last sync; `None`: what it holds now.
     durable: Option<MemoryStore>,
     /// What was applied since, a transaction each.
-    groups: Vec<Vec<CatalogChange>>,
+    groups: Vec<Vec<Change>>,
     /// Transactions of this life that were acknowledged early.
     sequence: u64,
     /// Shards that were given a sequence and not told that it is durable.
@@ -53,14 +53,14 @@ pub(super) struct LateLog {
 
 impl LateLog {
     /// Before `store` applies this: 0, or the sequence of a transaction that is not durable when it is acknowledged.
-    pub(super) fn applies(&mut self, store: &MemoryStore, changes: &[CatalogChange]) -> u64 {
-        if !self.normal || !changes.iter().all(CatalogChange::may_be_late) {
+    pub(super) fn applies(&mut self, store: &MemoryStore, changes: &[Change]) -> u64 {
+        if !self.normal || !changes.iter().all(Change::may_be_late) {
             self.synced();
             return 0;
         }
         self.durable.get_or_insert_with(|| store.clone());
         for change in changes {
-            if let CatalogChange::Remove { key, .. } = change {
+            if let Change::Row(CatalogChange::Remove { key, .. }) = change {
                 self.removed.insert(key.id);
             }
         }
@@ -95,22 +95,22 @@ impl LateLog {
         for group in &self.groups[..kept] {
             old.apply(group).expect("the memory store does not fail");
         }
-        let now: BTreeSet<PayloadKey> = store.rows().map(|row| row.key).collect();
-        self.came_back = old.rows().map(|row| row.key).filter(|key| !now.contains(key)).collect();
+        let now: BTreeSet<PayloadKey> = store.rows().iter().map(|row| row.key).collect();
+        self.came_back = old.rows().iter().map(|row| row.key).filter(|key| !now.contains(key)).collect();
         *store = old;
         !self.came_back.is_empty()
     }
 
     /// A row that a loss of power could bring back, and that names this block.
-    fn names(&self, name: BlockName) -> Option<&PayloadRow> {
-        let names_it = |row: &&PayloadRow| {
+    fn names(&self, name: BlockName) -> Option<PayloadRow> {
+        let names_it = |row: &PayloadRow| {
             row.key.id == name.id
                 && row
                     .replicas
                     .iter()
                     .any(|replica| (replica.tier, replica.generation) == (name.tier, name.generation))
         };
-        self.durable.as_ref()?.rows().find(names_it)
+        self.durable.as_ref()?.rows().into_iter().find(names_it)
     }
 }
 

@@ -1,0 +1,226 @@
+//! The group-commit writer: one thread, one bounded FIFO for all producers, one transaction at a time.
+//!
+//! ```text
+//!  submit --try_send--> [FIFO] --all that arrived--> apply (one transaction) --> an ack an op --> checkpoint if due
+//!                          ^------- meanwhile the next group gathers here -------'
+//! ```
+//!
+//! Self-clocked: an idle writer commits the first op at once; the next group is what arrived during that transaction.
+//! An ack leaves only after its transaction is durable (`Ok`), or is known never to happen (`Err`). Ops are applied
+//! in the order of the queue. A group of removals alone may be acknowledged before it is durable, where the store has
+//! that (`Store::apply_late`): such groups are counted, the acks carry the count, and within 50 ms all of them
+//! are made durable together, by a group that is not late or by a flush, and whoever waits is told. A temporary error is retried with backoff for 5 s; while the store stays down,
+//! later groups get one try each, so that their callers hear soon. An outcome in doubt is settled by success or by
+//! asking the store, for as long as that takes; only a shutdown leaves such ops unanswered.
+//!
+//! Changes of records (metadata, lineage, streams) come through the same FIFO, so that a payload's row is always there
+//! before what refers to it, and are answered through a closure each. What waits of them is bounded by number and by
+//! bytes; rows of shards are bounded by the queue. About once a second the writer asks the store whether retention or
+//! lineage has something to clean up, and adds a `RecordChange::Sweep` to its next group then.
+//!
+//! Reads the monotonic clock (`Instant`) for pauses and counters, and the wall clock to tell a sweep what time it is.
+
+mod waiting;
+mod worker;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crossbeam::channel::{Sender, TrySendError, bounded};
+use payload_types::effect::CatalogOp;
+use payload_types::event::Completion;
+use payload_types::record::{RecordChange, RecordOutcome};
+use payload_types::{ErrorKind, PayloadError, ShardIndex};
+
+use crate::change::weight;
+use crate::store::Store;
+use waiting::{Share, Waiting};
+use worker::{RETRY, Worker};
+
+pub use waiting::{RECORD_BYTES_WAITING_MAX, RECORDS_WAITING_MAX};
+
+/// Receives each acknowledgement (`Completion::Catalog`) and each `Completion::Durable`, on the writer's thread; must
+/// not block.
+pub type AckSink = Arc<dyn Fn(ShardIndex, Completion) + Send + Sync>;
+
+/// Answers a change of records, on the writer's thread, after its transaction is durable or is known never to happen;
+/// must not block. Dropped unused when the writer stops with the outcome in doubt.
+pub type RecordReply = Box<dyn FnOnce(Result<RecordOutcome, PayloadError>) + Send>;
+
+/// A change of records that was not taken, given back whole.
+pub struct RecordRefused {
+    /// What was to be changed.
+    pub change: Box<RecordChange>,
+    /// Whom to answer.
+    pub reply: RecordReply,
+    /// RESOURCE_EXHAUSTED when too much waits, UNAVAILABLE when the writer has stopped.
+    pub error: PayloadError,
+}
+
+impl std::fmt::Debug for RecordRefused {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("RecordRefused").field("error", &self.error).finish_non_exhaustive()
+    }
+}
+
+/// What travels to the writer's thread.
+enum Message {
+    Op(CatalogOp),
+    Record(WaitingRecord),
+    Stop,
+}
+
+/// A change of records on its way. Its share of what may wait is given back when it is dropped.
+struct WaitingRecord {
+    change: Box<RecordChange>,
+    reply: RecordReply,
+    share: Share,
+}
+
+/// The writer's thread, and the way to its queue.
+pub struct Writer {
+    handle: WriterHandle,
+    thread: JoinHandle<Box<dyn Store>>,
+    counters: Arc<Counters>,
+}
+
+/// The way to a writer's queue.
+#[derive(Clone)]
+pub struct WriterHandle {
+    queue: Sender<Message>,
+    waiting: Arc<Waiting>,
+}
+
+impl WriterHandle {
+    /// Queues an op. Never blocks.
+    ///
+    /// # Errors
+    /// Hands the op back when the queue is full, or the writer has stopped.
+    pub fn submit(&self, op: CatalogOp) -> Result<(), CatalogOp> {
+        self.queue.try_send(Message::Op(op)).map_err(|error| match error {
+            TrySendError::Full(Message::Op(op)) | TrySendError::Disconnected(Message::Op(op)) => op,
+            TrySendError::Full(_) | TrySendError::Disconnected(_) => unreachable!("an op was sent"),
+        })
+    }
+
+    /// Queues a change of records. Never blocks.
+    ///
+    /// # Errors
+    /// Hands both back when [`RECORDS_WAITING_MAX`] changes or [`RECORD_BYTES_WAITING_MAX`] bytes of them wait, the queue
+    /// is full, or the writer has stopped.
+    pub fn submit_record(&self, change: RecordChange, reply: RecordReply) -> Result<(), RecordRefused> {
+        let change = Box::new(change);
+        let Some(share) = Waiting::enter(&self.waiting, weight(&change)) else {
+            return Err(RecordRefused { change, reply, error: crowded() });
+        };
+        let message = Message::Record(WaitingRecord { change, reply, share });
+        self.queue.try_send(message).map_err(|error| {
+            let (message, error) = match error {
+                TrySendError::Full(message) => (message, crowded()),
+                TrySendError::Disconnected(message) => (message, stopped()),
+            };
+            let Message::Record(WaitingRecord { change, reply, .. }) = message else {
+                unreachable!("a record was sent")
+            };
+            RecordRefused { change, reply, error }
+        })
+    }
+}
+
+/// What a writer has done since it started.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct WriterStats {
+    /// Groups whose transaction ended, well or not.
+    pub groups: u64,
+    /// Changes in them.
+    pub rows: u64,
+    /// The longest of them, from its first try to its outcome, in nanoseconds.
+    pub group_ns_max: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    groups: AtomicU64,
+    rows: AtomicU64,
+    group_ns_max: AtomicU64,
+    stopping: AtomicBool,
+}
+
+impl Writer {
+    /// Starts the thread. `capacity` is the length of the queue: `CATALOG_LANE_PER_SHARD` a shard, and
+    /// [`RECORDS_WAITING_MAX`] where there are changes of records.
+    ///
+    /// # Panics
+    /// When the system refuses a thread, as [`std::thread::spawn`] does.
+    pub fn start(store: Box<dyn Store>, capacity: usize, sink: AckSink) -> Self {
+        Self::start_patient(store, capacity, sink, RETRY)
+    }
+
+    /// As [`Writer::start`], with another time to retry a group before its ops are refused.
+    ///
+    /// # Panics
+    /// As [`Writer::start`].
+    pub fn start_patient(store: Box<dyn Store>, capacity: usize, sink: AckSink, patience: Duration) -> Self {
+        let (sender, receiver) = bounded(capacity);
+        let counters = Arc::new(Counters::default());
+        let worker = Worker::new(store, receiver, sink, Arc::clone(&counters), patience);
+        let thread = thread::Builder::new()
+            .name("catalog".to_owned())
+            .spawn(move || worker.run())
+            .expect("the system has room for one more thread at start");
+        let handle = WriterHandle { queue: sender, waiting: Arc::default() };
+        Self { handle, thread, counters }
+    }
+
+    /// Queues an op; see [`WriterHandle::submit`].
+    ///
+    /// # Errors
+    /// Hands the op back when the queue is full.
+    pub fn submit(&self, op: CatalogOp) -> Result<(), CatalogOp> {
+        self.handle.submit(op)
+    }
+
+    /// A way to the queue that can outlive this value.
+    pub fn handle(&self) -> WriterHandle {
+        self.handle.clone()
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> WriterStats {
+        WriterStats {
+            groups: self.counters.groups.load(Ordering::Relaxed),
+            rows: self.counters.rows.load(Ordering::Relaxed),
+            group_ns_max: self.counters.group_ns_max.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Commits and acknowledges what was queued, stops the thread and returns the store, not closed. Submits that
+    /// race this call may be taken and never acknowledged: stop the producers first.
+    ///
+    /// # Panics
+    /// When the thread panicked: with its panic.
+    pub fn shutdown(self) -> Box<dyn Store> {
+        self.counters.stopping.store(true, Ordering::Relaxed);
+        // Waits for room if it must. An error means that the thread is gone, which `join` explains.
+        let _ = self.handle.queue.send(Message::Stop);
+        match self.thread.join() {
+            Ok(store) => store,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+fn crowded() -> PayloadError {
+    PayloadError::exhausted(
+        "too many changes of metadata, lineage and streams wait for the catalog; send the request again in a while",
+    )
+}
+
+fn stopped() -> PayloadError {
+    PayloadError::new(
+        ErrorKind::Unavailable,
+        "the server is stopping and takes no more changes; send the request again once it is back",
+    )
+}
