@@ -1,0 +1,183 @@
+//! One connection, and a runtime of its own on the calling thread: the store's calls are synchronous.
+//!
+//! Statements are prepared once a connection, at their first use. Behind a transaction-pooling proxy
+//! (`database.postgres.pooled`) consecutive transactions run on different connections of the server: then statements
+//! have no name and are sent with their text each time, and nothing is set for the session.
+//!
+//! A call ends after [`ANSWER_WAIT`] at the latest. A link of which one call failed other than by an answer of the
+//! server is of no use any more: the caller drops it and connects anew.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::TryStreamExt as _;
+use tokio::runtime::Runtime;
+use tokio_postgres::types::{FromSqlOwned, ToSql, Type};
+use tokio_postgres::{Client, Config, NoTls, Row, Statement};
+
+use super::errors::{Doing, silent, strange, translate};
+use crate::error::StoreError;
+
+/// How long one call to the server may take: a group of 16 MiB of records is written within a second, a sync of a busy
+/// disk may take several.
+pub(super) const ANSWER_WAIT: Duration = Duration::from_secs(15);
+
+/// How long a connection attempt may take, address by address.
+const CONNECT_WAIT: Duration = Duration::from_secs(5);
+
+/// What the planner must not do with statements that were prepared while the tables were small: reading all of them.
+/// Every statement of ours but `load` finds its rows by an index.
+const SETTINGS: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off;
+    SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off";
+
+/// A statement and the types of its parameters.
+#[derive(Debug)]
+pub(super) struct Sql {
+    pub text: &'static str,
+    pub types: &'static [Type],
+}
+
+/// A parameter.
+pub(super) type Value<'value> = &'value (dyn ToSql + Sync);
+
+/// See the module.
+pub(super) struct Link {
+    runtime: Runtime,
+    session: Session,
+}
+
+/// What runs inside a link's runtime.
+pub(super) struct Session {
+    client: Client,
+    pooled: bool,
+    prepared: HashMap<&'static str, Statement>,
+}
+
+impl Link {
+    /// Connects once.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when the server cannot be reached now; [`StoreError::Refused`].
+    pub fn connect(config: &Config, pooled: bool) -> Result<Self, StoreError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| StoreError::Unavailable(format!("no runtime could be made ({error})")))?;
+        let mut config = config.clone();
+        config.connect_timeout(CONNECT_WAIT).tcp_user_timeout(ANSWER_WAIT);
+        if config.get_application_name().is_none() {
+            config.application_name("payload-manager");
+        }
+        let connecting = async {
+            let (client, connection) =
+                config.connect(NoTls).await.map_err(|error| translate(&error, Doing::Asking))?;
+            // Its errors reach whoever waits for an answer.
+            tokio::spawn(async move { drop(connection.await) });
+            let mut session = Session { client, pooled, prepared: HashMap::new() };
+            if !pooled {
+                session.run(SETTINGS).await?;
+            }
+            Ok(session)
+        };
+        let connected = runtime.block_on(async { tokio::time::timeout(ANSWER_WAIT, connecting).await });
+        let session = connected.unwrap_or_else(|_| Err(silent(ANSWER_WAIT.as_secs(), Doing::Asking)))?;
+        Ok(Self { runtime, session })
+    }
+
+    /// Runs `work`, for at most [`ANSWER_WAIT`]. `doing` is what is assumed when no answer came.
+    pub fn run<T>(
+        &mut self,
+        doing: Doing,
+        work: impl AsyncFnOnce(&mut Session) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let Self { runtime, session } = self;
+        let limited = async { tokio::time::timeout(ANSWER_WAIT, work(session)).await };
+        runtime.block_on(limited).unwrap_or_else(|_| Err(silent(ANSWER_WAIT.as_secs(), doing)))
+    }
+
+    /// Gives each row of the answer to `each` as it comes in. Takes as long as it takes.
+    pub fn each_row(
+        &mut self,
+        sql: &'static Sql,
+        values: &[Value<'_>],
+        each: &mut dyn FnMut(&Row) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let Self { runtime, session } = self;
+        runtime.block_on(async {
+            let asking = |error: tokio_postgres::Error| translate(&error, Doing::Asking);
+            let parameters = values.iter().zip(sql.types).map(|(value, r#type)| (*value, r#type.clone()));
+            let rows = session.client.query_typed_raw(sql.text, parameters).await.map_err(asking)?;
+            let mut rows = pin!(rows);
+            loop {
+                let next = tokio::time::timeout(ANSWER_WAIT, rows.try_next()).await;
+                let next = next.map_err(|_| silent(ANSWER_WAIT.as_secs(), Doing::Asking))?;
+                let Some(row) = next.map_err(asking)? else { return Ok(()) };
+                each(&row)?;
+            }
+        })
+    }
+}
+
+impl Session {
+    /// Runs statements without parameters.
+    pub async fn run(&mut self, text: &str) -> Result<(), StoreError> {
+        self.client.batch_execute(text).await.map_err(|error| translate(&error, Doing::Asking))
+    }
+
+    /// Ends a transaction. `Unknown` when it may have been made.
+    pub async fn commit(&mut self) -> Result<(), StoreError> {
+        self.client.batch_execute("COMMIT").await.map_err(|error| translate(&error, Doing::Committing))
+    }
+
+    /// Prepares a statement, unless it is or the connection is pooled.
+    pub async fn prepare(&mut self, sql: &'static Sql) -> Result<(), StoreError> {
+        if !self.pooled && !self.prepared.contains_key(sql.text) {
+            let prepared = self.client.prepare_typed(sql.text, sql.types).await;
+            let statement = prepared.map_err(|error| translate(&error, Doing::Asking))?;
+            self.prepared.insert(sql.text, statement);
+        }
+        Ok(())
+    }
+
+    /// Runs a statement.
+    pub async fn query(&mut self, sql: &'static Sql, values: &[Value<'_>]) -> Result<Vec<Row>, StoreError> {
+        self.prepare(sql).await?;
+        self.query_prepared(sql, values).await.map_err(|error| translate(&error, Doing::Asking))
+    }
+
+    /// Runs a statement that [`Session::prepare`] was called for. Several of these, polled together, go to the server
+    /// one behind the other without waiting for answers.
+    pub async fn query_prepared(
+        &self,
+        sql: &'static Sql,
+        values: &[Value<'_>],
+    ) -> Result<Vec<Row>, tokio_postgres::Error> {
+        match self.prepared.get(sql.text) {
+            Some(statement) => self.client.query(statement, values).await,
+            None => {
+                let typed: Vec<(Value<'_>, Type)> =
+                    values.iter().zip(sql.types).map(|(value, r#type)| (*value, r#type.clone())).collect();
+                self.client.query_typed(sql.text, &typed).await
+            }
+        }
+    }
+
+    /// The one value of a statement's one row.
+    pub async fn one<T: FromSqlOwned>(
+        &mut self,
+        sql: &'static Sql,
+        values: &[Value<'_>],
+    ) -> Result<T, StoreError> {
+        let rows = self.query(sql, values).await?;
+        let row = rows.first().ok_or_else(|| {
+            StoreError::Corrupt("the catalog's database gave no row where there is always one".to_owned())
+        })?;
+        cell(row, 0)
+    }
+}
+
+/// One value of a row.
+pub(super) fn cell<T: FromSqlOwned>(row: &Row, column: usize) -> Result<T, StoreError> {
+    row.try_get(column).map_err(|error| strange(&error))
+}

@@ -1,0 +1,448 @@
+//! The catalog in a PostgreSQL server, which nodes of different names may share.
+//!
+//! ```text
+//! group of changes -> fence + rows, one statement (alone: one round trip, which commits)
+//!                 or: BEGIN, fence, rows and records in order, COMMIT
+//! connection lost -> connect anew, with backoff -> a new session in this node's row, which ends what the old one could
+//!                    still do, and tells whether the group in doubt was committed
+//! ```
+//!
+//! Invariants: every write names this node's epoch and session, and is refused when either has moved on; a group's
+//! number is written with it, so that its outcome is known once the server answers again; a node reads and changes its
+//! own payload rows only (`owner`), and records of any.
+//!
+//! Durability is the server's: `synchronous_commit` must not be off. Nothing here reads a clock but for pauses.
+
+mod errors;
+mod link;
+mod migrate;
+mod node;
+mod row;
+
+use std::str::FromStr as _;
+use std::time::{Duration, Instant};
+
+use payload_types::record::{RecordChange, RecordOutcome};
+use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow, WallMs};
+use tokio_postgres::Config;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::types::Type;
+
+use crate::change::{Change, storable};
+use crate::error::StoreError;
+use crate::store::{Reader, Store};
+use errors::{Doing, translate};
+use link::{Link, Session, Sql, cell};
+use node::Heart;
+use row::{Fence, Round};
+
+/// How long a start waits for a server that is not there yet: both may be started together.
+const START_WAIT: Duration = Duration::from_secs(10);
+
+/// The pause between tries to connect doubles from the first of these up to the second.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+/// See [`BACKOFF_MIN`].
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// The oldest server: the first with all that the statements use. Tested with 15.
+const SERVER_MIN: i32 = 130_000;
+
+static SERVER: Sql = Sql {
+    text: "SELECT current_setting('server_version_num')::integer, current_setting('synchronous_commit'),
+        current_setting('fsync')",
+    types: &[],
+};
+
+static NAMESPACE: Sql =
+    Sql { text: "SELECT id FROM payload_manager.namespace WHERE name = $1", types: &[Type::TEXT] };
+
+/// Where the catalog is, and who uses it.
+#[derive(Clone, Debug)]
+pub struct PostgresConfig {
+    /// `postgresql://user:password@host:port/database`, or `key=value` pairs.
+    pub connection_uri: String,
+    /// The server is reached through a proxy that pools by transaction: no named statements, no settings of a session.
+    pub pooled: bool,
+    /// This server's name.
+    pub node: String,
+    /// The id of the disk root that this process holds the lock of.
+    pub disk_root: Option<String>,
+    /// Where this server's gRPC is reached.
+    pub address: String,
+}
+
+/// What a connection needs to know.
+#[derive(Clone)]
+struct Place {
+    config: Config,
+    pooled: bool,
+    disk_root: Option<String>,
+    address: String,
+}
+
+/// See the module.
+pub struct PostgresStore {
+    place: Place,
+    /// The name that `disk_roots` speaks of.
+    node: String,
+    link: Option<Link>,
+    /// Not before this is the next try to connect made, with this error meanwhile.
+    refused: Option<(Instant, Duration, StoreError)>,
+    fence: Option<Fence>,
+    heart: Option<Heart>,
+    /// The number of the last group.
+    group: i64,
+    /// The last group's outcomes, when it ended in `Unknown`, and whether it took effect, once that is known.
+    doubt: Option<(Vec<RecordOutcome>, Option<bool>)>,
+}
+
+impl PostgresStore {
+    /// Connects, and brings the schema up to date. Waits [`START_WAIT`] for a server that is not there yet.
+    ///
+    /// # Errors
+    /// Every kind but [`StoreError::Unknown`], naming the key or what to do on the server.
+    pub fn open(config: PostgresConfig) -> Result<Self, StoreError> {
+        let named = |error: StoreError| error.prefixed("catalog database (database.postgres.connection_uri)");
+        let PostgresConfig { connection_uri, pooled, node, disk_root, address } = config;
+        let config = parse(&connection_uri).map_err(named)?;
+        let place = Place { config, pooled, disk_root, address };
+        let link = connect_patiently(&place).map_err(named)?;
+        let mut store = Self {
+            place,
+            node,
+            link: Some(link),
+            refused: None,
+            fence: None,
+            heart: None,
+            group: 0,
+            doubt: None,
+        };
+        store.ask(async |session| look_at(session).await).map_err(named)?;
+        store.ask(migrate::migrate).map_err(named)?;
+        Ok(store)
+    }
+
+    /// Runs `work` on a connection, a new one when it must be. The connection is given up after an error.
+    fn call<T>(
+        &mut self,
+        doing: Doing,
+        work: impl AsyncFnOnce(&mut Session) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.connected()?;
+        let mut link = self.link.take().expect("connected");
+        let result = link.run(doing, work);
+        if result.is_ok() {
+            self.link = Some(link);
+        }
+        result
+    }
+
+    fn ask<T>(
+        &mut self,
+        work: impl AsyncFnOnce(&mut Session) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.call(Doing::Asking, work)
+    }
+
+    /// Makes sure that there is a connection, and that it is the one that this node's row names.
+    fn connected(&mut self) -> Result<(), StoreError> {
+        if self.link.is_some() {
+            return Ok(());
+        }
+        if let Some((at, _, error)) = &self.refused
+            && Instant::now() < *at
+        {
+            return Err(error.clone());
+        }
+        match self.connect() {
+            Ok(link) => {
+                self.link = Some(link);
+                self.refused = None;
+                Ok(())
+            }
+            Err(error) => {
+                let pause =
+                    self.refused.take().map_or(BACKOFF_MIN, |(_, pause, _)| BACKOFF_MAX.min(2 * pause));
+                self.refused = Some((Instant::now() + pause, pause, error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    fn connect(&mut self) -> Result<Link, StoreError> {
+        let mut link = Link::connect(&self.place.config, self.place.pooled)?;
+        if let Some(fence) = &mut self.fence {
+            let last = link.run(Doing::Asking, async |session| node::enlist(session, fence).await)?;
+            if let Some((_, took_effect)) = &mut self.doubt {
+                *took_effect = Some(last == self.group);
+            }
+            tracing::info!("connected to the catalog's database again");
+        }
+        Ok(link)
+    }
+
+    /// Whether the group in doubt took effect: its outcomes if so. No group is in doubt afterwards.
+    fn settle(&mut self) -> Result<Option<Vec<RecordOutcome>>, StoreError> {
+        if self.doubt.is_some() {
+            // The connection was given up with the error; a new one tells.
+            self.connected()?;
+        }
+        Ok(self.doubt.take().and_then(|(outcomes, took_effect)| {
+            took_effect.expect("whoever connects settles what is in doubt").then_some(outcomes)
+        }))
+    }
+
+    fn write(&mut self, batch: &[Change]) -> Result<Vec<RecordOutcome>, StoreError> {
+        self.connected()?;
+        let fence = self.fence.ok_or_else(|| {
+            StoreError::Unavailable(
+                "this server has not registered its start; begin_epoch comes first".to_owned(),
+            )
+        })?;
+        self.group += 1;
+        let group = self.group;
+        let steps = steps(batch);
+        let mut outcomes = Vec::new();
+        let result = if let [Step::Rows(rounds)] = &steps[..]
+            && let [round] = &rounds[..]
+        {
+            self.call(Doing::Committing, async |session| write_alone(session, round, fence, group).await)
+        } else {
+            let made = self.ask(async |session| write_all(session, &steps, fence, group).await);
+            made.and_then(|made| {
+                outcomes = made;
+                self.call(Doing::Committing, Session::commit)
+            })
+        };
+        match result {
+            Ok(()) => Ok(outcomes),
+            Err(error) => {
+                if matches!(error, StoreError::Unknown(_)) {
+                    self.doubt = Some((outcomes, None));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn own(&self) -> Result<i32, StoreError> {
+        self.fence.map(|fence| fence.node).ok_or_else(|| {
+            StoreError::Unavailable(
+                "this server has not registered its start; begin_epoch comes first".to_owned(),
+            )
+        })
+    }
+}
+
+/// What a group is made of, in order.
+enum Step<'batch> {
+    Rows(Vec<Round>),
+    Record(&'batch RecordChange),
+}
+
+fn steps(batch: &[Change]) -> Vec<Step<'_>> {
+    let is_row = |change: &Change| matches!(change, Change::Row(_));
+    let mut steps = Vec::with_capacity(1);
+    for run in batch.chunk_by(|one, next| is_row(one) && is_row(next)) {
+        match &run[0] {
+            Change::Record(change) => steps.push(Step::Record(change)),
+            Change::Row(_) => {
+                steps.push(Step::Rows(Round::of(run.iter().filter_map(|change| match change {
+                    Change::Row(change) => Some(change),
+                    Change::Record(_) => None,
+                }))))
+            }
+        }
+    }
+    steps
+}
+
+/// One statement that is a transaction.
+async fn write_alone(
+    session: &mut Session,
+    round: &Round,
+    fence: Fence,
+    group: i64,
+) -> Result<(), StoreError> {
+    session.prepare(&row::WRITE).await?;
+    let written = session.query_prepared(&row::WRITE, &round.values(&fence, &group)).await;
+    let rows = written.map_err(|error| translate(&error, Doing::Committing))?;
+    if rows.is_empty() { Err(node::fenced()) } else { Ok(()) }
+}
+
+/// A transaction, but for its COMMIT.
+async fn write_all(
+    session: &mut Session,
+    steps: &[Step<'_>],
+    fence: Fence,
+    group: i64,
+) -> Result<Vec<RecordOutcome>, StoreError> {
+    session.run("BEGIN").await?;
+    let outcomes = Vec::new();
+    for step in steps {
+        match step {
+            Step::Rows(rounds) => {
+                for round in rounds {
+                    let rows = session.query(&row::WRITE, &round.values(&fence, &group)).await?;
+                    if rows.is_empty() {
+                        return Err(node::fenced());
+                    }
+                }
+            }
+            Step::Record(_) => return Err(crate::memory::unkept()),
+        }
+    }
+    Ok(outcomes)
+}
+
+/// Refuses a server on which the promises of the catalog would not hold.
+async fn look_at(session: &mut Session) -> Result<(), StoreError> {
+    let rows = session.query(&SERVER, &[]).await?;
+    let row = rows.first().expect("a SELECT without FROM gives one row");
+    let (version, synchronous, fsync): (i32, String, String) = (cell(row, 0)?, cell(row, 1)?, cell(row, 2)?);
+    if version < SERVER_MIN {
+        return Err(StoreError::Refused(format!(
+            "the server's version is {}.{}; at least {} is needed",
+            version / 10_000,
+            version % 10_000,
+            SERVER_MIN / 10_000
+        )));
+    }
+    if synchronous == "off" {
+        return Err(StoreError::Refused(
+            "synchronous_commit is off for this user, so a crash would lose what was acknowledged; run ALTER ROLE ... SET synchronous_commit = on"
+                .to_owned(),
+        ));
+    }
+    if fsync == "off" {
+        tracing::warn!(
+            "the catalog's PostgreSQL runs with fsync = off: a loss of power can destroy the catalog"
+        );
+    }
+    Ok(())
+}
+
+fn parse(uri: &str) -> Result<Config, StoreError> {
+    // The parser's own message quotes what it was given, which may be a password.
+    let config = Config::from_str(uri).map_err(|_| {
+        StoreError::Refused(
+            "it cannot be read; write it like `postgresql://user:password@host:5432/database`".to_owned(),
+        )
+    })?;
+    if config.get_ssl_mode() == SslMode::Require {
+        return Err(StoreError::Refused(
+            "it asks for TLS (sslmode=require), which this version does not speak to PostgreSQL; use a Unix socket or a trusted network with sslmode=disable"
+                .to_owned(),
+        ));
+    }
+    Ok(config)
+}
+
+fn connect_patiently(place: &Place) -> Result<Link, StoreError> {
+    let started = Instant::now();
+    let mut pause = BACKOFF_MIN;
+    loop {
+        match Link::connect(&place.config, place.pooled) {
+            Err(error) if error.is_temporary() && started.elapsed() < START_WAIT => {
+                tracing::info!(%error, "waiting for the catalog's database");
+                std::thread::sleep(pause);
+                pause = BACKOFF_MAX.min(2 * pause);
+            }
+            result => return result,
+        }
+    }
+}
+
+impl Store for PostgresStore {
+    fn begin_epoch(&mut self, name: &str) -> Result<Epoch, StoreError> {
+        let (place, own) = (self.place.clone(), self.fence);
+        if let Some(heart) = self.heart.take() {
+            heart.end();
+        }
+        let fence = self.ask(async |session| {
+            let fence = node::start(session, name, &place, own).await?;
+            session.commit().await?;
+            Ok(fence)
+        })?;
+        (self.fence, self.group, self.doubt) = (Some(fence), 0, None);
+        self.heart = Some(Heart::start(place, fence));
+        Ok(node::epoch(fence))
+    }
+
+    fn disk_roots(&mut self) -> Result<Vec<String>, StoreError> {
+        let name = self.node.clone();
+        self.ask(async |session| node::roots(session, &name).await)
+    }
+
+    fn disk_root_bind(&mut self, name: &str, root_id: &str) -> Result<(), StoreError> {
+        self.ask(async |session| node::root_bind(session, name, root_id).await)
+    }
+
+    fn apply(&mut self, batch: &[Change]) -> Result<Vec<RecordOutcome>, StoreError> {
+        batch.iter().try_for_each(storable)?;
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        match self.settle()? {
+            // The same batch again, which was made.
+            Some(outcomes) => Ok(outcomes),
+            None => self.write(batch),
+        }
+    }
+
+    fn resolve(&mut self, _batch: &[Change]) -> Result<Option<Vec<RecordOutcome>>, StoreError> {
+        self.settle()
+    }
+
+    fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
+        Err(crate::memory::unkept())
+    }
+
+    fn sweep_is_due(&mut self, _at: WallMs) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
+    fn load(&mut self, each: &mut dyn FnMut(PayloadRow)) -> Result<(), StoreError> {
+        let own = self.own()?;
+        self.connected()?;
+        let mut link = self.link.take().expect("connected");
+        link.each_row(&row::ALL, &[&own], &mut |found| {
+            each(row::read(found)?);
+            Ok(())
+        })?;
+        self.link = Some(link);
+        Ok(())
+    }
+
+    fn get(&mut self, key: PayloadKey) -> Result<Option<PayloadRow>, StoreError> {
+        let own = self.own()?;
+        let (namespace, id) = (i64::from(key.namespace.0), row::uuid(key.id));
+        let found = self.ask(async |session| session.query(&row::ONE, &[&own, &namespace, &id]).await)?;
+        found.first().map(row::read).transpose()
+    }
+
+    fn count(&mut self) -> Result<u64, StoreError> {
+        let own = self.own()?;
+        let count: i64 = self.ask(async |session| session.one(&row::COUNT, &[&own]).await)?;
+        Ok(count.cast_unsigned())
+    }
+
+    fn namespace(&mut self, name: &str) -> Result<Option<NamespaceId>, StoreError> {
+        let found = self.ask(async |session| session.query(&NAMESPACE, &[&name]).await)?;
+        let Some(row) = found.first() else { return Ok(None) };
+        let number: i64 = cell(row, 0)?;
+        u32::try_from(number)
+            .map(|number| Some(NamespaceId(number)))
+            .map_err(|_| StoreError::Corrupt(format!("namespace `{name}` has the number {number}")))
+    }
+
+    fn close(mut self: Box<Self>) -> Result<(), StoreError> {
+        if let Some(heart) = self.heart.take() {
+            heart.end();
+        }
+        match self.fence {
+            Some(fence) => self.ask(async |session| node::stopped(session, fence).await),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Payload rows in PostgreSQL: groups of changes as arrays, and the one statement that makes them.
+//!
+//! One statement fences, puts and removes: as a transaction of its own it is one round trip. No two changes of one
+//! statement are of one key, so several changes of a key make several statements, in order. Keys are sorted: rows are
+//! locked in that order.
+
+use payload_types::effect::CatalogChange;
+use payload_types::{NamespaceId, PayloadId, PayloadKey, PayloadRow};
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::link::{Sql, Value, cell};
+use crate::columns;
+use crate::error::{RESTORE, StoreError};
+
+/// Who writes: what every write is fenced by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Fence {
+    pub node: i32,
+    pub epoch: i64,
+    pub session: i64,
+}
+
+/// The columns of `payload` behind its key, in the order of `columns::NAMES`.
+macro_rules! columns {
+    () => {
+        "size, state, version, epoch, created_at, expires_at, no_evict, priority, require_durable,
+        spill_target, min_residency, checksum, pinned_until, health, gpu, ram, disk, object, extent, unsound"
+    };
+}
+
+/// The same as bigint.
+macro_rules! numbers {
+    () => {
+        "size, state::bigint, version, epoch, created_at, expires_at, no_evict::bigint, priority::bigint,
+        require_durable::bigint, spill_target::bigint, min_residency::bigint, checksum, pinned_until,
+        health::bigint, gpu, ram, disk, object, extent, unsound::bigint"
+    };
+}
+
+/// Makes the changes of a group, if the fence stands: gives one row if so, none if not.
+/// `$1` to `$4`: node, epoch, session, number of the group. `$5` to `$26`: rows to put. `$27` to `$29`: namespaces, ids
+/// and epochs of removals.
+pub(super) static WRITE: Sql = Sql {
+    text: concat!(
+        "WITH fence AS (
+            UPDATE payload_manager.node SET last_group = $4
+            WHERE id = $1 AND epoch = $2 AND session = $3 RETURNING id
+        ), put AS (
+            INSERT INTO payload_manager.payload AS kept (namespace, id, ",
+        columns!(),
+        ", owner)
+            SELECT *, (SELECT id FROM fence) FROM unnest($5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
+                $18, $19, $20, $21, $22, $23, $24, $25, $26) AS new (namespace, id, ",
+        columns!(),
+        ")
+            WHERE EXISTS (SELECT FROM fence)
+            ON CONFLICT (namespace, id) DO UPDATE SET
+                size = excluded.size, state = excluded.state, version = excluded.version, epoch = excluded.epoch,
+                created_at = excluded.created_at, expires_at = excluded.expires_at, no_evict = excluded.no_evict,
+                priority = excluded.priority, require_durable = excluded.require_durable,
+                spill_target = excluded.spill_target, min_residency = excluded.min_residency,
+                checksum = excluded.checksum, pinned_until = excluded.pinned_until, health = excluded.health,
+                gpu = excluded.gpu, ram = excluded.ram, disk = excluded.disk, object = excluded.object,
+                extent = excluded.extent, unsound = excluded.unsound
+            WHERE (excluded.epoch, excluded.version) >= (kept.epoch, kept.version) AND excluded.owner = kept.owner
+        ), gone AS (
+            DELETE FROM payload_manager.payload AS kept
+            USING unnest($27, $28, $29) AS gone (namespace, id, epoch)
+            WHERE kept.namespace = gone.namespace AND kept.id = gone.id AND kept.epoch <= gone.epoch
+                AND kept.owner = (SELECT id FROM fence)
+        )
+        SELECT id FROM fence"
+    ),
+    types: &[
+        Type::INT4,
+        Type::INT8,
+        Type::INT8,
+        Type::INT8,
+        Type::INT8_ARRAY,
+        Type::UUID_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::INT8_ARRAY,
+        Type::UUID_ARRAY,
+        Type::INT8_ARRAY,
+    ],
+};
+
+/// Every row of a node, in the order of keys.
+pub(super) static ALL: Sql = Sql {
+    text: concat!(
+        "SELECT namespace, id, ",
+        numbers!(),
+        " FROM payload_manager.payload WHERE owner = $1 ORDER BY namespace, id"
+    ),
+    types: &[Type::INT4],
+};
+
+/// One row of a node.
+pub(super) static ONE: Sql = Sql {
+    text: concat!(
+        "SELECT namespace, id, ",
+        numbers!(),
+        " FROM payload_manager.payload WHERE owner = $1 AND namespace = $2 AND id = $3"
+    ),
+    types: &[Type::INT4, Type::INT8, Type::UUID],
+};
+
+/// How many rows a node has.
+pub(super) static COUNT: Sql =
+    Sql { text: "SELECT count(*) FROM payload_manager.payload WHERE owner = $1", types: &[Type::INT4] };
+
+/// A payload's id as PostgreSQL keeps it.
+pub(super) fn uuid(id: PayloadId) -> Uuid {
+    Uuid::from_bytes(*id.as_bytes())
+}
+
+/// Reads a row selected by [`ALL`] or [`ONE`].
+pub(super) fn read(row: &Row) -> Result<PayloadRow, StoreError> {
+    let namespace = u32::try_from(cell::<i64>(row, 0)?)
+        .map_err(|_| StoreError::Corrupt(format!("a row has a namespace that is out of range; {RESTORE}")))?;
+    let id = PayloadId::from_bytes(cell::<Uuid>(row, 1)?.into_bytes());
+    let mut numbers = [None; columns::COUNT];
+    for (column, number) in (2..).zip(&mut numbers) {
+        *number = cell(row, column)?;
+    }
+    columns::row_of(PayloadKey { namespace: NamespaceId(namespace), id }, numbers)
+}
+
+/// Changes that one statement makes: no two of one key, ordered by key.
+#[derive(Default)]
+pub(super) struct Round {
+    namespaces: Vec<i64>,
+    ids: Vec<Uuid>,
+    numbers: [Vec<Option<i64>>; columns::COUNT],
+    gone_namespaces: Vec<i64>,
+    gone_ids: Vec<Uuid>,
+    gone_epochs: Vec<i64>,
+}
+
+impl Round {
+    /// Changes as rounds: the n-th change of a key is in the n-th round.
+    pub fn of<'change>(changes: impl Iterator<Item = &'change CatalogChange>) -> Vec<Self> {
+        let mut ordered: Vec<(PayloadKey, &CatalogChange)> =
+            changes.map(|change| (key_of(change), change)).collect();
+        ordered.sort_by_key(|(key, _)| *key);
+        let mut rounds = Vec::with_capacity(1);
+        for same in ordered.chunk_by(|one, next| one.0 == next.0) {
+            for (number, (_, change)) in same.iter().enumerate() {
+                if number == rounds.len() {
+                    rounds.push(Self::default());
+                }
+                rounds[number].push(change);
+            }
+        }
+        rounds
+    }
+
+    fn push(&mut self, change: &CatalogChange) {
+        match change {
+            CatalogChange::Put(row) => {
+                self.namespaces.push(i64::from(row.key.namespace.0));
+                self.ids.push(uuid(row.key.id));
+                for (column, number) in self.numbers.iter_mut().zip(columns::numbers_of(row)) {
+                    column.push(number);
+                }
+            }
+            CatalogChange::Remove { key, epoch } => {
+                self.gone_namespaces.push(i64::from(key.namespace.0));
+                self.gone_ids.push(uuid(key.id));
+                self.gone_epochs.push(i64::from(epoch.0));
+            }
+        }
+    }
+
+    /// The parameters of [`WRITE`].
+    pub fn values<'value>(&'value self, fence: &'value Fence, group: &'value i64) -> Vec<Value<'value>> {
+        let mut values: Vec<Value<'value>> = Vec::with_capacity(WRITE.types.len());
+        values.extend([&fence.node as Value<'_>, &fence.epoch, &fence.session, group, &self.namespaces]);
+        values.push(&self.ids);
+        values.extend(self.numbers.iter().map(|column| column as Value<'_>));
+        values.extend([&self.gone_namespaces as Value<'_>, &self.gone_ids, &self.gone_epochs]);
+        values
+    }
+}
+
+fn key_of(change: &CatalogChange) -> PayloadKey {
+    match change {
+        CatalogChange::Put(row) => row.key,
+        CatalogChange::Remove { key, .. } => *key,
+    }
+}
