@@ -20,7 +20,7 @@ fn all(store: &mut dyn Store) -> Vec<PayloadRow> {
 
 fn opened<B: Backend>() -> (B::Home, Box<dyn Store>) {
     let home = B::home();
-    let store = B::open(&home);
+    let store = B::start(&home);
     (home, store)
 }
 
@@ -36,7 +36,8 @@ pub fn given_a_new_store_when_asked_then_it_is_empty_and_has_the_default_namespa
 }
 
 pub fn given_starts_when_numbered_then_each_is_one_more_whatever_the_nodes_name<B: Backend>() {
-    let (home, mut store) = opened::<B>();
+    let home = B::home();
+    let mut store = B::open(&home);
     assert_eq!(store.begin_epoch("a"), Ok(Epoch(1)));
     assert_eq!(store.begin_epoch("a"), Ok(Epoch(2)));
     assert_eq!(store.begin_epoch("b"), Ok(Epoch(3)), "a renamed node must not write rows that look old");
@@ -50,7 +51,8 @@ pub fn given_starts_when_numbered_then_each_is_one_more_whatever_the_nodes_name<
 pub fn given_a_node_when_bound_to_a_disk_root_then_the_catalog_knows_it_and_a_new_one_replaces_it<
     B: Backend,
 >() {
-    let (home, mut store) = opened::<B>();
+    let home = B::home();
+    let mut store = B::open(&home);
     store.begin_epoch("a").expect("registered");
     assert_eq!(store.disk_roots(), Ok(Vec::new()));
     store.disk_root_bind("a", "first").expect("bound");
@@ -75,7 +77,7 @@ pub fn given_rows_of_every_kind_when_stored_then_they_return_as_they_were_in_key
     assert_eq!(store.get(rows[77].key), Ok(Some(rows[77].clone())));
     if B::KEEPS {
         store.close().expect("closes");
-        store = B::open(&home);
+        store = B::start(&home);
         assert_eq!(all(store.as_mut()), rows);
     }
 }
@@ -238,7 +240,7 @@ pub fn given_ten_thousand_rows_when_changed_in_batches_then_all_is_accounted_for
     assert_eq!(store.log_bytes(), 0);
     if B::KEEPS {
         drop(store);
-        store = B::open(&home);
+        store = B::start(&home);
     }
     let expected: Vec<PayloadRow> = (0..10_000).filter(|number| number % 10 > 0).map(row).collect();
     assert_eq!(store.count(), Ok(9_000));
@@ -266,8 +268,7 @@ pub fn given_late_changes_when_applied_then_they_are_seen_at_once_in_order_and_s
     if B::KEEPS {
         // As after a kill: nobody flushed.
         drop(store);
-        store = B::open(&home);
-        store.begin_epoch("a").expect("registered");
+        store = B::start(&home);
         assert_eq!(store.apply_late(&[]), Ok(true), "a start makes durable what the one before left");
     }
     assert_eq!(all(store.as_mut()), [row(4)]);
@@ -283,7 +284,8 @@ macro_rules! suite {
 }
 
 suite! {
-    Memory: memory, Decorated: decorated, Sqlite: sqlite, SqliteNormal: sqlite_normal => [
+    Memory: memory, Decorated: decorated, Sqlite: sqlite, SqliteNormal: sqlite_normal,
+    Postgres: postgres, PostgresPooled: postgres_pooled => [
         given_a_new_store_when_asked_then_it_is_empty_and_has_the_default_namespace,
         given_starts_when_numbered_then_each_is_one_more_whatever_the_nodes_name,
         given_a_node_when_bound_to_a_disk_root_then_the_catalog_knows_it_and_a_new_one_replaces_it,

@@ -29,8 +29,14 @@ fn given_the_sources_when_searched_then_only_migrations_have_ddl_and_they_are_nu
         assert!(!has_ddl(&text), "{} has DDL; write a migration", path.display());
     }
 
+    for backend in ["sqlite", "postgres"] {
+        numbered(&root.join("migrations").join(backend));
+    }
+}
+
+fn numbered(directory: &Path) {
     let mut migrations = Vec::new();
-    files(&root.join("migrations/sqlite"), &mut migrations);
+    files(directory, &mut migrations);
     migrations.sort();
     for (number, path) in (1..).zip(&migrations) {
         let name = path.file_name().and_then(|name| name.to_str()).expect("a name");

@@ -10,6 +10,9 @@ mod files;
 mod kill;
 mod late;
 mod migrations;
+#[path = "../../../tests/src/postgres.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod postgres_server;
 mod recovery;
 mod rows;
 mod writer;
