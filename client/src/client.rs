@@ -99,6 +99,9 @@ pub struct AcquireOptions {
     pub lease_ms_min: u64,
     /// Version fencing.
     pub expected_version: Option<Version>,
+    /// The location is for a program that cannot read at an offset, or may set the length of the file: a payload that
+    /// shares a file on DISK is copied into one of its own first.
+    pub own_file: bool,
 }
 
 /// How payloads are moved down.
@@ -276,7 +279,7 @@ impl Client {
             mode: runtime::LeaseMode::Read.into(),
             expected_version: options.expected_version.map(|version| version.0),
             // `mapping` opens read-only, and maps at the offset.
-            accepts_packed: true,
+            accepts_packed: !options.own_file,
         };
         Lease::decode(self.answer(self.data().acquire_read_lease(self.request(request)).await)?)
     }
@@ -403,7 +406,7 @@ impl Client {
         Ok(answer.status == i32::from(ServingStatus::Serving))
     }
 
-    fn catalog(&self) -> PayloadCatalogServiceClient<Channel> {
+    pub(crate) fn catalog(&self) -> PayloadCatalogServiceClient<Channel> {
         PayloadCatalogServiceClient::new(self.channel())
     }
 
@@ -424,7 +427,7 @@ impl Client {
     }
 }
 
-fn encode_id(id: PayloadId) -> Option<core::PayloadId> {
+pub(crate) fn encode_id(id: PayloadId) -> Option<core::PayloadId> {
     Some(ids::payload_id_to_pb(id))
 }
 

@@ -195,7 +195,7 @@ pub(crate) fn encode_tier(tier: Option<Tier>) -> i32 {
     enums::spill_target_to_pb(tier.map(SpillTarget::Tier)).into()
 }
 
-fn broken(what: &str) -> ClientError {
+pub(crate) fn broken(what: &str) -> ClientError {
     ClientError::Contract(what.to_owned())
 }
 
@@ -239,7 +239,8 @@ fn decode_location(location: core::payload_descriptor::Location, tier: Tier) -> 
     }
 }
 
-fn decode_time(message: Option<prost_types::Timestamp>) -> Result<Option<WallMs>, ClientError> {
+/// A moment; `None` when it is not set.
+pub(crate) fn decode_time(message: Option<prost_types::Timestamp>) -> Result<Option<WallMs>, ClientError> {
     let Some(time) = message else { return Ok(None) };
     let wrong = || broken(&format!("a time has {} seconds and {} nanoseconds", time.seconds, time.nanos));
     let seconds = u64::try_from(time.seconds).map_err(|_| wrong())?;

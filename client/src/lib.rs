@@ -20,17 +20,20 @@
 //! # }
 //! ```
 //!
-//! [`Client`] has a method for each RPC (`client`) and the ones that move bytes (`payload`, `transfer`); what the server
+//! [`Client`] has a method for each RPC (`client`, `metadata`, `lineage`, `streams`) and the ones that move bytes (`payload`, `transfer`); what the server
 //! answers is decoded and checked by `descriptor`. Only [`mapping`] holds unsafe code.
 #![deny(unsafe_code)]
 
 pub mod client;
 pub mod descriptor;
 pub mod error;
+pub mod lineage;
 #[allow(unsafe_code)]
 pub mod mapping;
+pub mod metadata;
 pub mod operations;
 pub mod payload;
+pub mod streams;
 pub mod transfer;
 
 pub use client::{
@@ -38,4 +41,7 @@ pub use client::{
 };
 pub use descriptor::{Descriptor, Lease, Location, Page};
 pub use error::ClientError;
+pub use lineage::{Direction, Parent};
+pub use metadata::MetadataPage;
 pub use payload::{ReadLease, WritablePayload};
+pub use streams::{Start, StreamPage, Subscription};

@@ -5,10 +5,12 @@
 //! `TIER_UNSPECIFIED` and `TIER_VOID` are no tiers of a replica, so a tier field decodes to `Option<SpillTarget>`
 //! and each RPC says what the two mean to it.
 
+use payload_types::record::{MetadataEventKind, MetadataMode};
 use payload_types::tier::SpillTarget;
 use payload_types::{EvictionPriority, PayloadError, PayloadState, PromotionPolicy, SpillPolicy, Tier};
 
 use crate::pb::core::v1 as core;
+use crate::pb::operations::v1 as own;
 
 /// The enum value with this number.
 ///
@@ -98,6 +100,26 @@ pub fn eviction_priority(field: &str, number: i32) -> Result<EvictionPriority, P
         core::EvictionPriority::High => EvictionPriority::High,
         core::EvictionPriority::Never => EvictionPriority::Never,
     })
+}
+
+/// Reads how metadata are updated; UNSPECIFIED is MERGE.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` for a number outside the contract.
+pub fn metadata_mode(field: &str, number: i32) -> Result<MetadataMode, PayloadError> {
+    Ok(match known(field, "MetadataUpdateMode", number)? {
+        core::MetadataUpdateMode::Unspecified | core::MetadataUpdateMode::Merge => MetadataMode::Merge,
+        core::MetadataUpdateMode::Replace => MetadataMode::Replace,
+    })
+}
+
+/// What left an event, as our own messages write it.
+pub const fn event_kind_to_pb(kind: MetadataEventKind) -> own::MetadataEventKind {
+    match kind {
+        MetadataEventKind::Replaced => own::MetadataEventKind::Replaced,
+        MetadataEventKind::Merged => own::MetadataEventKind::Merged,
+        MetadataEventKind::Noted => own::MetadataEventKind::Noted,
+    }
 }
 
 /// A tier as the contract writes it.

@@ -1,4 +1,4 @@
-//! Page tokens of ListPayloads: opaque to clients, stateless for us, so they survive a restart.
+//! Page tokens. Those of ListPayloads: opaque to clients, stateless for us, so they survive a restart.
 //!
 //! ```text
 //! version 1 | tier filter 1 | last id 16 | XXH3-64 of (those, namespace) 8     as 52 hexadecimal digits
@@ -8,9 +8,13 @@
 //! never reused, so rows that come and go between two pages move nothing. The filter is part of the token, because
 //! going on under another one would skip rows silently. The checksum finds mangled tokens; it is no secret, and a
 //! forged token gains its maker nothing but a cursor.
+//!
+//! Events of metadata are numbered and streams named, so a token of those is the last one's number or name, as text.
 
 use std::fmt::Write;
 
+use payload_types::limits::STORED_INTEGER_MAX;
+use payload_types::record::StreamName;
 use payload_types::{NamespaceId, PayloadError, PayloadId, Tier};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -64,6 +68,45 @@ pub fn decode(listing: Listing, token: &str) -> Result<Option<PayloadId>, Payloa
         return Err(bad("belongs to a listing with another tier_filter"));
     }
     PayloadId::from_slice(&bytes[2..BODY_BYTES]).map(Some)
+}
+
+/// The token that leads to the events after number `last`.
+pub fn events_encode(last: u64) -> String {
+    last.to_string()
+}
+
+/// The number after which a page of events starts; 0 when `token` is empty.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` when it is no number of an event.
+pub fn events_decode(token: &str) -> Result<u64, PayloadError> {
+    if token.is_empty() {
+        return Ok(0);
+    }
+    let digits = Some(token).filter(|token| token.bytes().all(|byte| byte.is_ascii_digit()));
+    let number = digits.and_then(|digits| digits.parse().ok()).filter(|number| *number <= STORED_INTEGER_MAX);
+    number.ok_or_else(|| bad("is not one that ListPayloadMetadataEvents returned"))
+}
+
+/// The token that leads to the streams after `last`: `BYTES:NAMESPACENAME`, the first being the namespace's length.
+pub fn streams_encode(last: &StreamName) -> String {
+    format!("{}:{}{}", last.namespace.len(), last.namespace, last.name)
+}
+
+/// The stream after which a page of them starts; `None`: at the first one.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` when it is not one of ours.
+pub fn streams_decode(token: &str) -> Result<Option<StreamName>, PayloadError> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let names = || {
+        let (length, names) = token.split_once(':')?;
+        let (namespace, name) = names.split_at_checked(length.parse().ok()?)?;
+        (!name.is_empty()).then(|| StreamName { namespace: namespace.to_owned(), name: name.to_owned() })
+    };
+    names().map(Some).ok_or_else(|| bad("is not one that ListStreams returned"))
 }
 
 fn bad(what: &str) -> PayloadError {

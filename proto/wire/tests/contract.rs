@@ -257,6 +257,8 @@ fn given_our_own_fields_when_read_then_they_are_the_ones_agreed_on() {
         "AcquireReadLeaseRequest.expected_version = 1000",
         "CommitPayloadRequest.checksum_xxh3_64 = 1000",
         "DeleteRequest.expected_version = 1000",
+        "GetCommittedResponse.committed = 1000",
+        "LineageEdge.child = 1000",
         "PayloadDescriptor.checksum_xxh3_64 = 1000",
         "PayloadDescriptor.size_bytes = 1001",
         "PromoteRequest.expected_version = 1000",

@@ -6,7 +6,7 @@ use payload_types::{
     WallMs, limits,
 };
 
-use super::{fence, storable};
+use super::{fence, page_size, storable};
 use crate::page_token::{self, Listing};
 use crate::pb::core::v1 as core;
 use crate::pb::runtime::v1 as pb;
@@ -115,10 +115,7 @@ pub fn list(namespace: NamespaceId, request: pb::ListPayloadsRequest) -> Result<
     let tier = enums::tier_optional("tier_filter", request.tier_filter)?;
     let listing = Listing { namespace, tier };
     let before = page_token::decode(listing, &request.page_token)?;
-    let page_size = match usize::try_from(request.page_size) {
-        Err(_) | Ok(0) => limits::LIST_PAGE_DEFAULT,
-        Ok(asked) => asked.min(limits::LIST_PAGE_MAX),
-    };
+    let page_size = page_size(request.page_size, limits::LIST_PAGE_DEFAULT, limits::LIST_PAGE_MAX);
     Ok(ListParts { list: List { namespace, tier, before, page_size: page_size + 1 }, page_size, listing })
 }
 

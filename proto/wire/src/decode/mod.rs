@@ -4,17 +4,27 @@
 //! from the request alone; what depends on the payload or on the node is the shard's to judge. Nothing here
 //! allocates by what a number in the request says.
 //!
-//! One file for each area of behaviour.md: lifecycle, reading, placement; and one for what is ours: operations.
+//! One file for each area of behaviour.md: lifecycle, reading, placement, metadata, lineage, stream; and one for what is
+//! ours: operations. What metadata, lineage and streams become is the catalog's to judge, not a shard's.
 
 mod lifecycle;
+mod lineage;
+mod metadata;
 mod operations;
 mod placement;
 mod reading;
+mod stream;
 
 pub use lifecycle::{AllocateParts, ListParts, allocate, commit, delete, list};
+pub use lineage::{lineage_add, lineage_get};
+pub use metadata::{metadata_events, metadata_get, metadata_note, metadata_update};
 pub use operations::{ScrubParts, explain, holders, scrub};
 pub use placement::{pin, prefetch, promote, spill, unpin};
 pub use reading::{acquire, release, resolve};
+pub use stream::{
+    INFLIGHT_DEFAULT, SubscribeParts, stream_append, stream_commit, stream_committed, stream_create,
+    stream_delete, stream_list, stream_range, stream_read, stream_subscribe,
+};
 
 use payload_types::{PayloadError, Version, limits};
 
@@ -38,6 +48,44 @@ fn storable(field: &str, value: u64) -> Result<u64, PayloadError> {
 /// As [`storable`].
 fn fence(expected: Option<u64>) -> Result<Option<Version>, PayloadError> {
     expected.map(|version| storable("expected_version", version).map(Version)).transpose()
+}
+
+/// Opaque bytes that the catalog keeps.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` over 1 MiB, naming the field.
+fn opaque(field: &str, bytes: Vec<u8>) -> Result<Vec<u8>, PayloadError> {
+    if bytes.len() <= limits::OPAQUE_BYTES_MAX {
+        return Ok(bytes);
+    }
+    Err(PayloadError::invalid(format!(
+        "{field} has {} bytes; at most {} are kept: store more as a payload",
+        bytes.len(),
+        limits::OPAQUE_BYTES_MAX
+    )))
+}
+
+/// A text that the catalog keeps.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` over 64 KiB, naming the field.
+fn text(field: &str, text: String) -> Result<String, PayloadError> {
+    if text.len() <= limits::TEXT_BYTES_MAX {
+        return Ok(text);
+    }
+    Err(PayloadError::invalid(format!(
+        "{field} has {} bytes; at most {} are kept: what is longer belongs into opaque bytes",
+        text.len(),
+        limits::TEXT_BYTES_MAX
+    )))
+}
+
+/// Rows of a page: `default` for 0 and less, at most `max`.
+fn page_size(asked: i32, default: usize, max: usize) -> usize {
+    match usize::try_from(asked) {
+        Err(_) | Ok(0) => default,
+        Ok(asked) => asked.min(max),
+    }
 }
 
 /// What the tests of this folder share.

@@ -3,12 +3,13 @@
 //! Called by `front`. The core knows replicas by id and generation; the contract shows names and paths, which the
 //! drivers choose. [`Locate`] brings the two together without `wire` importing `drivers`.
 //!
-//! One file for each noun: descriptor, explain, holders, listing, scrub, stats.
+//! One file for each noun: descriptor, explain, holders, listing, records, scrub, stats.
 
 mod descriptor;
 mod explain;
 mod holders;
 mod listing;
+mod records;
 mod scrub;
 mod stats;
 
@@ -16,6 +17,10 @@ pub use descriptor::{allocated, committed, descriptor, leased, promoted, resolve
 pub use explain::{explained, outlook};
 pub use holders::holders;
 pub use listing::page;
+pub use records::{
+    lineage, metadata_events, metadata_got, metadata_noted, metadata_updated, stream_entries, stream_entry,
+    streams,
+};
 pub use scrub::scrub_finding;
 pub use stats::{NodeFigures, stats};
 
