@@ -19,6 +19,7 @@ mod faulty;
 mod memory;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod readers;
 mod recovery;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -32,6 +33,7 @@ pub use faulty::{Fault, Faulty};
 pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]
 pub use postgres::{PostgresConfig, PostgresStore};
+pub use readers::{QueryReply, Readers, ReadersHandle};
 pub use recovery::{distribute, partition};
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
