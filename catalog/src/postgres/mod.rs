@@ -117,9 +117,18 @@ impl PostgresStore {
             group: 0,
             doubt: None,
         };
-        store.ask(async |session| look_at(session).await).map_err(named)?;
+        store.ask(look_at).map_err(named)?;
         store.ask(migrate::migrate).map_err(named)?;
         Ok(store)
+    }
+
+    /// Looks whether a store could be opened, and changes nothing.
+    ///
+    /// # Errors
+    /// As [`PostgresStore::open`], without its patience.
+    pub fn probe(connection_uri: &str, pooled: bool) -> Result<(), StoreError> {
+        let config = parse(connection_uri)?;
+        Link::connect(&config, pooled)?.run(Doing::Asking, look_at)
     }
 
     /// Runs `work` on a connection, a new one when it must be. The connection is given up after an error.

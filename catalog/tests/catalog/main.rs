@@ -10,6 +10,7 @@ mod files;
 mod kill;
 mod late;
 mod migrations;
+mod postgres;
 #[path = "../../../tests/src/postgres.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod postgres_server;
