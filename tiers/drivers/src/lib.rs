@@ -104,6 +104,9 @@ pub struct DriversConfig {
     pub io: IoEngine,
     /// The pause after a disk root's first failure; it doubles with each further one.
     pub retry_backoff: Duration,
+    /// What the RAM tier may hold. Segments that are free are then kept for a while, within it, and used again; `None`:
+    /// they are removed at once.
+    pub ram_capacity: Option<ByteCount>,
     /// What the disk tier may hold. From 128 MiB on, small replicas that the server writes share segment files; `None`:
     /// each has a file of its own.
     pub disk_capacity: Option<ByteCount>,
@@ -124,6 +127,7 @@ impl Default for DriversConfig {
             shard_count: 1,
             io: IoEngine::Auto,
             retry_backoff: Duration::from_millis(500),
+            ram_capacity: None,
             disk_capacity: None,
             compaction_bytes_per_second: COMPACTION_BYTES_PER_SECOND,
         }
@@ -222,7 +226,8 @@ impl Drivers {
             || config.node.clone(),
             |root| format!("{}-{}", config.node, &root.root_id[..root.root_id.len().min(OWNER_DIGITS)]),
         );
-        let (ram, ram_live) = segments::open(&config.shm_prefix, &owner, config.segment_mode)?;
+        let (ram, ram_live) =
+            segments::open(&config.shm_prefix, &owner, config.segment_mode, config.ram_capacity)?;
         let (root_id, lock, disk, disk_live) = match disk {
             Some(root) => (Some(root.root_id), Some(root.lock), Some(root.store), Some(root.live)),
             None => (None, None, None, None),
@@ -335,6 +340,11 @@ impl Drivers {
             let orphans = self.orphans.extract_if(.., |orphan| orphan.replica.tier == tier).collect();
             let retirement = Retirement::new(Arc::clone(&self.stores), Arc::clone(&sink), orphans);
             spawn(format!("pm-{name}-retire"), Box::new(move || retirement.run(&retire_lane)));
+        }
+        if let Some(pool) = &self.stores.ram.pool {
+            pool.open();
+            let stores = Arc::clone(&self.stores);
+            spawn("pm-ram-trim".to_owned(), Box::new(move || stores.ram.run_trim()));
         }
         let mut syncers = Vec::new();
         for index in 0..self.stores.packed().map_or(0, Packed::lane_count) {
@@ -458,6 +468,9 @@ impl Drop for Drivers {
         if let Some(Running { storage, transfers, scrub, scrub_stop, threads }) = self.running.take() {
             drop((storage, transfers, scrub));
             scrub_stop.stop();
+            if let Some(pool) = &self.stores.ram.pool {
+                pool.stop();
+            }
             if let Some(packed) = self.stores.packed() {
                 packed.stop();
             }

@@ -8,13 +8,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use payload_types::Tier;
+use payload_types::{ByteCount, Tier};
 
 use crate::calls::System;
 use crate::error::OpenError;
 use crate::intent::{IntentLog, Live};
 use crate::naming::{Names, SHM_DIRECTORY, file_name_part};
 use crate::store::FileStore;
+use crate::store::pool::Pool;
 
 /// Where the kernel tells one boot from another: a UUID, new at every boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -22,8 +23,13 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Longest prefix: `<prefix>-limbo-<14>-<36>` must fit NAME_MAX = 255.
 const PREFIX_BYTES_MAX: usize = 128;
 
-/// Opens the store of the RAM tier, and what its log names.
-pub(crate) fn open(prefix: &str, node: &str, mode_sealed: u32) -> Result<(FileStore, Live), OpenError> {
+/// Opens the store of the RAM tier, and what its log names. With a `capacity`, segments are used again.
+pub(crate) fn open(
+    prefix: &str,
+    node: &str,
+    mode_sealed: u32,
+    capacity: Option<ByteCount>,
+) -> Result<(FileStore, Live), OpenError> {
     if prefix.is_empty()
         || prefix.len() > PREFIX_BYTES_MAX
         || prefix.contains(['/', '\0'])
@@ -35,7 +41,9 @@ pub(crate) fn open(prefix: &str, node: &str, mode_sealed: u32) -> Result<(FileSt
     let (log, live) = IntentLog::open(&path, Tier::Ram, false, Some(boot_id()?))
         .map_err(|error| OpenError::of_log(error, &path, node))?;
     let names = Names::Segments { prefix: prefix.into() };
-    Ok((FileStore::new(names, log, mode_sealed, Arc::new(System::new()), None, None), live))
+    let mut store = FileStore::new(names, log, mode_sealed, Arc::new(System::new()), None, None);
+    store.pool = capacity.map(Pool::new);
+    Ok((store, live))
 }
 
 fn boot_id() -> Result<[u8; 16], OpenError> {

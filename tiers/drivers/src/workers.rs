@@ -24,6 +24,7 @@ use crate::fault::finding;
 use crate::packed::syncer::Written;
 use crate::packed::writer::{GROUP_BYTES_MAX, GROUP_OPS_MAX, Group, Way};
 use crate::retire::Retired;
+use crate::store::limbo::Limbo;
 use crate::stores::Stores;
 use crate::transfer;
 use crate::transfer::engine::Engine;
@@ -76,6 +77,16 @@ pub(crate) fn run_storage(
                 }
                 if stores.get(tier).is_err() || replica.extent.is_some() {
                     // A row of an earlier configuration: what this node cannot reach is not its to free.
+                    sink(shard, Completion::Storage(StorageDone::Detached { tier, generation }));
+                    sink(shard, Completion::Storage(StorageDone::Freed { tier, generation }));
+                    continue;
+                }
+                let at_once = || {
+                    stores
+                        .get(tier)
+                        .is_ok_and(|store| matches!(store.drop_at_once(&replica), Ok(Limbo::Freed)))
+                };
+                if catch_unwind(AssertUnwindSafe(at_once)).unwrap_or(false) {
                     sink(shard, Completion::Storage(StorageDone::Detached { tier, generation }));
                     sink(shard, Completion::Storage(StorageDone::Freed { tier, generation }));
                     continue;

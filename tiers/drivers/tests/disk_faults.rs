@@ -59,7 +59,7 @@ fn meaning(call: Call, answer: Answer) -> (DiskFault, DriverErrorKind) {
         Answer::Io if matches!(call, Call::Sync | Call::SyncDirectory) => {
             (DiskFault::SyncFailed, DriverErrorKind::Io)
         }
-        Answer::Io => (DiskFault::Io, DriverErrorKind::Io),
+        Answer::Io | Answer::Unsupported => (DiskFault::Io, DriverErrorKind::Io),
     }
 }
 

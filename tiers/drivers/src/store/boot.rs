@@ -165,6 +165,12 @@ impl Found {
             let mut books = packed.books();
             self.replicas.values().for_each(|named| books.own_added(named.size));
         }
+        if let Some(pool) = &store.pool {
+            // Nothing is kept yet.
+            for named in self.replicas.values() {
+                pool.add_live(named.size, |_| {});
+            }
+        }
         // A log that names just these, and nothing that is gone, is left as it is: 48 MB for 10^6 replicas.
         let is_current = !self.has_unnamed && store.log.records() == self.replicas.len() as u64;
         if !is_current && let Err(error) = store.log.rewrite(&self.replicas) {

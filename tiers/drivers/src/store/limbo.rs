@@ -1,8 +1,8 @@
 //! Dropping a replica without waiting for anybody: its name goes at once, its space when nobody uses it.
 //!
-//! The public name becomes a limbo name (the id may get a new replica now), and the file is unlinked when a write
-//! lease proves that nobody has it open or mapped. Until then it costs its space, which stays charged, and no
-//! descriptor. The intent log names it all the while.
+//! The public name becomes a limbo name (the id may get a new replica now), and the file is unlinked, or kept for the
+//! next replica ([`super::pool`]), when a write lease proves that nobody has it open or mapped. Until then it costs its
+//! space, which stays charged, and no descriptor. The intent log names it all the while.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use payload_types::effect::ReplicaRef;
 
 use super::FileStore;
+use crate::naming::Names;
 use crate::sys;
 
 /// What is known of a dropped replica.
@@ -43,6 +44,26 @@ impl FileStore {
         }
     }
 
+    /// Takes a segment's public name away and frees it at once, if nobody has it open or mapped: what
+    /// [`detach`](Self::detach) and [`try_free`](Self::try_free) do in two steps, by two threads, with half of the calls.
+    /// `Held`: it is for them, whatever was done of it.
+    pub(crate) fn drop_at_once(&self, replica: &ReplicaRef) -> io::Result<Limbo> {
+        let Names::Segments { .. } = self.names else { return Ok(Limbo::Held) };
+        let (public, limbo) = (self.names.public(replica), self.names.limbo(replica));
+        let file = OpenOptions::new().read(true).custom_flags(sys::HANDLE_WITH_CARE).open(&public)?;
+        let metadata = file.metadata()?;
+        if !self.is_ours(&metadata) || !sys::nobody_else_has_it(&file)? {
+            return Ok(Limbo::Held);
+        }
+        fs::rename(&public, &limbo)?;
+        // Whoever found the public name before it went waits for the end of our lease.
+        if !sys::nobody_else_waits_for_it(&file) {
+            return Ok(Limbo::Held);
+        }
+        self.keep_or_remove(replica, file, &metadata, &limbo)?;
+        Ok(Limbo::Freed)
+    }
+
     /// Frees a detached replica, if nobody has it open or mapped. One descriptor, while it looks.
     ///
     /// # Errors
@@ -59,7 +80,10 @@ impl FileStore {
             Err(error) => return Err(error),
         };
         match sys::nobody_else_has_it(&file) {
-            Ok(true) => {}
+            Ok(true) => {
+                let metadata = file.metadata()?;
+                self.keep_or_remove(replica, file, &metadata, &limbo)?;
+            }
             Ok(false) => return Ok(Limbo::Held),
             Err(error) => {
                 // Unlinking frees nothing under a reader's hands, it only makes the accounts optimistic.
@@ -70,11 +94,10 @@ impl FileStore {
                          is counted as free"
                     );
                 }
+                fs::remove_file(&limbo)?;
+                self.forget(replica);
             }
         }
-        fs::remove_file(&limbo)?;
-        drop(file); // the last one: now the space is free
-        self.forget(replica);
         Ok(Limbo::Freed)
     }
 }

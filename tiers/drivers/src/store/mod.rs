@@ -4,7 +4,7 @@
 //! ```text
 //! create:  intent log -> new file 0600 -> space reserved -> 0660          seal:  check -> read-only -> [sync]
 //! draft:   intent log -> private name -> bytes -> read-only -> [sync] -> public name -> [directory sync]
-//! drop:    public name -> limbo name ("detached") ... nobody has it open or mapped -> unlink ("freed")
+//! drop:    public name -> limbo name ("detached") ... nobody has it open or mapped ("freed") -> unlink, or kept: [`pool`]
 //! ```
 //! Called by worker, transfer and retire threads; every call blocks. The shard orders the calls for one replica, so
 //! there is no lock here but the intent log's. Nothing is kept per replica: no descriptor, no table.
@@ -14,6 +14,7 @@
 pub(crate) mod boot;
 pub(crate) mod draft;
 pub(crate) mod limbo;
+pub(crate) mod pool;
 
 use std::collections::HashSet;
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
@@ -32,6 +33,7 @@ use crate::health::{Health, Work};
 use crate::intent::IntentLog;
 use crate::naming::Names;
 use crate::packed::Packed;
+use crate::store::pool::Pool;
 use crate::sys;
 
 /// From Create to Seal: its producer writes it.
@@ -56,6 +58,8 @@ pub(crate) struct FileStore {
     pub(crate) health: Option<Arc<Health>>,
     /// A disk's segment files, where it has any.
     pub(crate) packed: Option<Packed>,
+    /// Of memory: what is kept to be used again.
+    pub(crate) pool: Option<Pool>,
 }
 
 impl FileStore {
@@ -68,7 +72,8 @@ impl FileStore {
         packed: Option<Packed>,
     ) -> Self {
         let unsafe_files = Mutex::new(HashSet::new());
-        Self { names, log, mode_sealed, user: sys::effective_user(), unsafe_files, calls, health, packed }
+        let user = sys::effective_user();
+        Self { names, log, mode_sealed, user, unsafe_files, calls, health, packed, pool: None }
     }
 
     /// Does `work`, unless the root is being left alone, and tells its health how it ended.
@@ -109,6 +114,7 @@ impl FileStore {
         let reserved = self.calls.reserve(&file, replica.size.0);
         let ready = reserved
             .and_then(|()| self.warm(&file, replica.size.0))
+            .and_then(|()| self.clear_tail(&file, replica.size))
             .and_then(|()| file.set_permissions(Permissions::from_mode(MODE_WRITABLE)));
         ready.map_err(|error| {
             self.unmake(replica, &path);
@@ -131,8 +137,25 @@ impl FileStore {
         Ok(())
     }
 
-    /// A new empty file that the intent log names, and that only the server can open.
+    /// Of a file that was used before, also what follows the replica's last byte in its last page: a mapping shows it.
+    fn clear_tail(&self, file: &File, size: ByteCount) -> io::Result<()> {
+        if self.pool.is_some() && size != size.in_pages() { file.set_len(size.0) } else { Ok(()) }
+    }
+
+    /// A file that the intent log names, and that only the server can open: a new and empty one, or one that was used
+    /// before, which has its pages and whatever was in them.
     fn make(&self, replica: &ReplicaRef, path: &Path) -> Result<File, DriverError> {
+        let remove = |old: &ReplicaRef| self.remove_kept(old);
+        let kept = self.pool.as_ref().and_then(|pool| pool.add_live(replica.size, remove));
+        let recycled = kept.and_then(|old| self.recycle(&old, replica, path));
+        let made = recycled.map_or_else(|| self.make_new(replica, path), Ok);
+        if let (Err(_), Some(pool)) = (&made, &self.pool) {
+            pool.remove_live(replica.size);
+        }
+        made
+    }
+
+    fn make_new(&self, replica: &ReplicaRef, path: &Path) -> Result<File, DriverError> {
         let tried = || format!("making {} of {} on {}", replica.size, replica.id, replica.tier);
         let failed = |error: io::Error| {
             let fault = self.failed(tried(), &error, replica.size);
@@ -148,7 +171,13 @@ impl FileStore {
         };
         let directory = self.make_directory(replica).map_err(failed)?;
         // Asked first, so that a replica that cannot fit never fills the filesystem, if only for a moment.
-        let free = self.calls.available_bytes(&directory).map_err(failed)?;
+        let mut free = self.calls.available_bytes(&directory).map_err(failed)?;
+        if let Some(pool) = &self.pool
+            && replica.size.0 > free
+        {
+            pool.shrink(ByteCount(replica.size.0 - free), |old| self.remove_kept(old));
+            free = self.calls.available_bytes(&directory).map_err(failed)?;
+        }
         if replica.size.0 > free {
             failed(io::Error::from_raw_os_error(libc::ENOSPC));
             let message = format!("{}: only {} are free there", tried(), ByteCount(free));
@@ -162,7 +191,9 @@ impl FileStore {
             .made(replica)
             .and_then(|()| self.calls.create(path).inspect_err(|_| self.log.gone(replica)));
         made.map_err(|error| {
-            self.own_removed(replica.size);
+            if let Some(packed) = &self.packed {
+                packed.books().own_removed(replica.size);
+            }
             failed(error)
         })
     }
@@ -181,14 +212,13 @@ impl FileStore {
 
     /// A replica's file and its names exist no more.
     fn forget(&self, replica: &ReplicaRef) {
-        self.own_removed(replica.size);
-        self.log.gone(replica);
-    }
-
-    fn own_removed(&self, size: ByteCount) {
         if let Some(packed) = &self.packed {
-            packed.books().own_removed(size);
+            packed.books().own_removed(replica.size);
         }
+        if let Some(pool) = &self.pool {
+            pool.remove_live(replica.size);
+        }
+        self.log.gone(replica);
     }
 
     /// The directory a replica is in; a file's is made when it is the first there.

@@ -87,7 +87,7 @@ pub(crate) fn look(directory: &File, name: &mut String) -> io::Result<Looked> {
 }
 
 /// True when nobody but the caller has `file` open or mapped, by the grant of a write lease (fcntl(2)). The lease
-/// ends when `file` is closed. `file` must be open read-only.
+/// ends when `file` is closed.
 ///
 /// # Errors
 /// When the filesystem has no leases (`EINVAL`), or the file is not ours (`EACCES`): nothing is proven.
@@ -100,6 +100,22 @@ pub(crate) fn nobody_else_has_it(file: &File) -> io::Result<bool> {
         error if error.raw_os_error() == Some(libc::EAGAIN) => Ok(false),
         error => Err(error),
     }
+}
+
+/// True while nobody has asked for `file` since [`nobody_else_has_it`] said so: whoever opens it waits for the end of the
+/// lease, and shows here.
+pub(crate) fn nobody_else_waits_for_it(file: &File) -> bool {
+    // SAFETY: the descriptor is open for as long as `file` is borrowed; F_GETLEASE takes no argument.
+    unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLEASE) == libc::F_WRLCK }
+}
+
+/// Ends the lease of [`nobody_else_has_it`] before `file` is closed.
+pub(crate) fn end_lease(file: &File) -> io::Result<()> {
+    // SAFETY: the descriptor is open for as long as `file` is borrowed; F_SETLEASE takes an integer.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) } == 0 {
+        return Ok(());
+    }
+    Err(io::Error::last_os_error())
 }
 
 /// A lease that somebody breaks raises SIGIO in its holder, which by default ends the process. We hold one for
