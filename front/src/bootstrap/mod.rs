@@ -274,6 +274,7 @@ fn drivers_config(config: &Config) -> DriversConfig {
         transfer_threads: config.spill_workers.threads,
         shard_count: config.shards.count,
         retry_backoff: Duration::from_millis(config.spill_workers.retry_backoff_ms),
+        ram_capacity: Some(config.storage.ram.capacity),
         disk_capacity: disk_capacity_packed(config),
         compaction_bytes_per_second: config.storage.disk.compaction_bytes_per_second,
         ..DriversConfig::default()
