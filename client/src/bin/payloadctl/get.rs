@@ -96,7 +96,7 @@ fn save(lease: &ReadLease, path: &Path, interrupt: &Interrupt) -> Result<Checksu
 }
 
 /// Lets `fill` write a file and puts that at `path`, only when it succeeded; whoever has the old file open keeps it.
-fn replace<T>(path: &Path, fill: impl FnOnce(&File) -> Result<T, ClientError>) -> Result<T, ClientError> {
+pub fn replace<T>(path: &Path, fill: impl FnOnce(&File) -> Result<T, ClientError>) -> Result<T, ClientError> {
     let (path, mode) = match fs::metadata(path) {
         Ok(metadata) if !metadata.is_file() => {
             let file = OpenOptions::new().write(true).open(path).map_err(cannot_write)?;

@@ -15,12 +15,15 @@ mod get;
 mod interrupt;
 mod lease;
 mod lifecycle;
+mod lineage;
 mod list;
+mod meta;
 mod operations;
 mod output;
 mod put;
 mod scrub;
 mod stats;
+mod stream;
 mod tiering;
 mod view;
 
@@ -95,6 +98,15 @@ enum Command {
     Explain(operations::ExplainArgs),
     /// Verify the bytes of payloads against their checksums.
     Scrub(scrub::Args),
+    /// Attach metadata to payloads, and read them back.
+    #[command(subcommand)]
+    Meta(meta::MetaCommand),
+    /// Say and show what payloads were made of.
+    #[command(subcommand)]
+    Lineage(lineage::LineageCommand),
+    /// Append payloads to streams, read and follow them. A stream is named NAMESPACE/NAME.
+    #[command(subcommand)]
+    Stream(stream::StreamCommand),
     /// Check the server, and this machine's fitness to run one.
     Doctor,
     /// Print the completion script of a shell.
@@ -154,6 +166,9 @@ async fn run(cli: Cli, output: &mut Output) -> anyhow::Result<()> {
         Command::Holders(args) => operations::run_holders(&client, output, args).await,
         Command::Scrub(args) => scrub::run(&client, output, args).await,
         Command::Explain(args) => operations::run_explain(&client, output, args).await,
+        Command::Meta(command) => meta::run(&client, output, command).await,
+        Command::Lineage(command) => lineage::run(&client, output, command).await,
+        Command::Stream(command) => stream::run(&client, output, command).await,
         Command::Doctor | Command::Completions { .. } => Ok(()),
     }
 }

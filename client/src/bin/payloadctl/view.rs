@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use payload_client::{Allocation, Descriptor, Lease, Location};
+use payload_types::record::Timestamp;
 use payload_types::reply::Summary;
 use payload_types::tier::SpillTarget;
 use payload_types::{ByteCount, Checksum, EvictionPriority, PayloadId, WallMs};
@@ -315,12 +316,61 @@ pub fn word(name: impl ToString) -> String {
 }
 
 /// RFC 3339, in UTC.
-fn time(wall: WallMs) -> String {
+pub fn time(wall: WallMs) -> String {
     let millis = wall.as_millis();
     // Both fit: a WallMs ends in the year 9999 (a hostile server's beyond i64 is shown as that year).
     let seconds = i64::try_from(millis.min(WallMs::MAX.as_millis()) / 1_000).unwrap_or(i64::MAX);
     let nanos = i32::try_from(millis % 1_000 * 1_000_000).unwrap_or_default();
     prost_types::Timestamp { seconds, nanos }.to_string()
+}
+
+/// A client's own moment, in RFC 3339.
+pub fn time_of(time: Timestamp) -> String {
+    let nanos = i32::try_from(time.nanoseconds).unwrap_or_default();
+    prost_types::Timestamp { seconds: time.seconds, nanos }.to_string()
+}
+
+/// Bytes of any kind: `NAME` when they are text, else null and `NAME_hex`.
+#[derive(Serialize)]
+pub struct Opaque {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Option<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data_hex: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters: Option<Option<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters_hex: Option<String>,
+}
+
+impl Opaque {
+    /// Named `data`.
+    pub fn data(bytes: &[u8]) -> Self {
+        let (text, hex) = text_or_hex(bytes);
+        Self { data: Some(text), data_hex: hex, parameters: None, parameters_hex: None }
+    }
+
+    /// Named `parameters`.
+    pub fn parameters(bytes: &[u8]) -> Self {
+        let (text, hex) = text_or_hex(bytes);
+        Self { data: None, data_hex: None, parameters: Some(text), parameters_hex: hex }
+    }
+
+    /// For people: text without control characters on one line, or how much there is of something else.
+    pub fn shown(&self, length_bytes: usize) -> String {
+        match self.data.iter().chain(&self.parameters).next() {
+            Some(Some(text)) if !text.chars().any(char::is_control) => text.clone(),
+            Some(Some(text)) if !text.contains('\0') => text.split_whitespace().collect::<Vec<_>>().join(" "),
+            _ => format!("{length_bytes} bytes that are no text"),
+        }
+    }
+}
+
+fn text_or_hex(bytes: &[u8]) -> (Option<String>, Option<String>) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => (Some(text.to_owned()), None),
+        Err(_) => (None, Some(bytes.iter().map(|byte| format!("{byte:02x}")).collect())),
+    }
 }
 
 fn dash() -> String {
