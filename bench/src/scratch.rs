@@ -30,7 +30,7 @@ impl Scratch {
         let scratch = Self { directory: parent.join(format!("server-{number}")), shm_prefix };
         fs::create_dir(&scratch.directory).context("a server's directory cannot be made")?;
         let text = format!(
-            "server:\n  bind_address: \"127.0.0.1:0\"\nlogging:\n  level: warn\nstorage:\n  ram:\n    capacity_bytes: {}\n    shm_prefix: {}\n  disk:\n    capacity_bytes: {}\n    packing: \"on\"\n",
+            "server:\n  bind_address: \"127.0.0.1:0\"\nlogging:\n  level: warn\nstorage:\n  ram:\n    capacity_bytes: {}\n    shm_prefix: {}\n  disk:\n    capacity_bytes: {}\n",
             ram.0, scratch.shm_prefix, disk.0
         );
         fs::write(scratch.config(), text).context("a server's configuration cannot be written")?;

@@ -191,7 +191,17 @@ impl V1 {
 
     /// Leases, reads in place, releases; with the tier that was read.
     pub async fn bytes(&self, id: &core::PayloadId) -> (i32, Vec<u8>) {
-        let lease = self.lease(id).await.expect("leased");
+        self.read(acquisition(id)).await
+    }
+
+    /// The same where the payload lies, which may be in a file that others share: as no client of the contract does, but
+    /// our own.
+    pub async fn bytes_in_place(&self, id: &core::PayloadId) -> (i32, Vec<u8>) {
+        self.read(rt::AcquireReadLeaseRequest { accepts_packed: true, ..acquisition(id) }).await
+    }
+
+    async fn read(&self, request: rt::AcquireReadLeaseRequest) -> (i32, Vec<u8>) {
+        let lease = self.acquire(request).await.expect("leased");
         let descriptor = lease.payload_descriptor.as_ref().expect("a descriptor");
         let bytes = self.look(descriptor);
         self.release(&lease).await.expect("released");

@@ -11,7 +11,7 @@ use payload_ledger::segments::Geometry;
 use payload_tests::crash::FREE_FILES_MAX;
 use payload_tests::peer::{Peer, answer};
 use payload_tests::server::{Place, eventually, objects, payloadctl};
-use payload_tests::v1::{DISK, RAM, V1, acquisition, content, id, refused, spilled};
+use payload_tests::v1::{DISK, RAM, V1, acquisition, content, id, refused, spilled, within};
 use payload_types::limits::{PAGE_BYTES, SPILL_IDS_MAX};
 use payload_types::{ByteCount, PayloadId};
 use payload_wire::pb::core::v1::PayloadId as Id;
@@ -25,12 +25,10 @@ const MIB: u64 = 1 << 20;
 /// The least that has segment files.
 const CAPACITY: u64 = 128 * MIB;
 
-/// Packing is on, and committed bytes are as by default: nobody may open them for writing.
+/// Large enough to pack; clients may open files of their own for writing.
 fn place() -> Place {
     Place::new()
         .with("STORAGE__DISK__CAPACITY_BYTES", &CAPACITY.to_string())
-        .with("STORAGE__DISK__FILE_MODE", "0440")
-        .with("STORAGE__DISK__PACKING", "on")
         .with("STORAGE__DISK__COMPACTION_BYTES_PER_SECOND", "0")
 }
 
@@ -99,7 +97,7 @@ async fn place_of(v1: &V1, id: &Id) -> (PathBuf, u64) {
 
 async fn all_identical(v1: &V1, all: &[Stored]) {
     for Stored { id, bytes } in all {
-        assert!(v1.bytes(id).await == (DISK, bytes.clone()), "{}", uuid(id));
+        assert!(v1.bytes_in_place(id).await == (DISK, bytes.clone()), "{}", uuid(id));
     }
 }
 
@@ -110,6 +108,27 @@ async fn disk(v1: &V1) -> TierAccounting {
 
 fn uuid(id: &Id) -> PayloadId {
     PayloadId::from_slice(&id.value).expect("16 bytes")
+}
+
+/// Packed payloads, one after another, until the disk has no room for one more.
+async fn filled(v1: &V1, place: &Place) -> Vec<Stored> {
+    let mut all = Vec::new();
+    for seed in 20.. {
+        let bytes = content(seed, 900_000);
+        let payload = id(&v1.put(RAM, &bytes).await);
+        let request =
+            rt::SpillRequest { ids: vec![payload.clone()], target_tier: DISK, ..Default::default() };
+        let results = v1.catalog().spill(within(500, request)).await.map(tonic::Response::into_inner);
+        assert!(held_bytes(place) <= CAPACITY, "{} bytes are on the disk", held_bytes(place));
+        match results {
+            Ok(answer) if answer.results[0].ok => all.push(Stored { id: payload, bytes }),
+            _ => {
+                v1.delete(&payload, true).await.expect("deleted");
+                break;
+            }
+        }
+    }
+    all
 }
 
 /// One bit of a committed payload turns.
@@ -150,7 +169,7 @@ async fn given_many_small_payloads_when_spilled_then_they_share_a_few_files_and_
     all_identical(&v1, &all).await;
     for Stored { id, bytes } in &all {
         v1.promote_to(id, RAM).await.expect("promoted");
-        assert!(v1.bytes(id).await == (RAM, bytes.clone()), "{}", uuid(id));
+        assert!(v1.bytes_in_place(id).await == (RAM, bytes.clone()), "{}", uuid(id));
     }
     assert_eq!(payloadctl(&server, &["scrub"]).status.code(), Some(0));
     server.stop();
@@ -208,9 +227,9 @@ async fn given_a_flipped_bit_in_a_segment_file_when_read_then_the_other_copy_or_
     assert_eq!(objects(&found).len(), 3, "two findings and a summary: {found:?}");
 
     refused(v1.acquire(acquisition(&lost.id)).await, Code::DataLoss, &["anew"]);
-    assert!(v1.bytes(&twin.id).await == (RAM, twin.bytes.clone()));
+    assert!(v1.bytes_in_place(&twin.id).await == (RAM, twin.bytes.clone()));
     spilled(v1.spill_to(&twin.id, DISK).await, DISK);
-    assert!(v1.bytes(&twin.id).await == (DISK, twin.bytes.clone()), "it was written anew");
+    assert!(v1.bytes_in_place(&twin.id).await == (DISK, twin.bytes.clone()), "it was written anew");
     server.kill();
     let server = place.start();
     let v1 = V1::connect(&server).await;
@@ -312,7 +331,7 @@ async fn given_a_leased_payload_when_compacted_then_the_lease_reads_its_old_plac
     // Disk is wanted: nothing may be written where the lease reads.
     let more = stored(&v1, 9, [200_000; 200]).await;
     assert!(*lease == leased.bytes, "the old place");
-    assert!(v1.bytes(&leased.id).await == (DISK, leased.bytes.clone()), "the new one");
+    assert!(v1.bytes_in_place(&leased.id).await == (DISK, leased.bytes.clone()), "the new one");
     let mut seen = vec![0; leased.bytes.len()];
     File::open(&old).and_then(|file| file.read_exact_at(&mut seen, offset)).expect("its file is still there");
     assert!(seen == leased.bytes);
@@ -321,12 +340,13 @@ async fn given_a_leased_payload_when_compacted_then_the_lease_reads_its_old_plac
         (!segments(&place).contains(&old)).then_some(())
     })
     .await;
-    assert!(v1.bytes(&leased.id).await == (DISK, leased.bytes.clone()));
+    assert!(v1.bytes_in_place(&leased.id).await == (DISK, leased.bytes.clone()));
     all_identical(&v1, &more).await;
 }
 
 #[tokio::test]
-async fn given_a_damaged_payload_when_all_around_it_dies_then_its_file_is_used_again_and_it_stays_data_loss() {
+async fn given_a_damaged_payload_when_all_around_it_dies_then_its_file_is_used_again_and_it_stays_data_loss()
+{
     let place = place();
     let server = place.start();
     let v1 = V1::connect(&server).await;
@@ -425,24 +445,7 @@ async fn given_a_full_disk_of_packed_payloads_when_more_comes_then_refused_withi
     let configured = disk(&v1).await;
     assert_eq!(configured.capacity_bytes + configured.overhead_bytes, CAPACITY);
     assert_eq!(configured.capacity_bytes, geometry(CAPACITY).usable().0);
-    let mut all = Vec::new();
-    for seed in 20.. {
-        let bytes = content(seed, 900_000);
-        let payload = id(&v1.put(RAM, &bytes).await);
-        let request =
-            rt::SpillRequest { ids: vec![payload.clone()], target_tier: DISK, ..Default::default() };
-        let mut request = tonic::Request::new(request);
-        request.set_timeout(std::time::Duration::from_millis(500));
-        let results = v1.catalog().spill(request).await.map(tonic::Response::into_inner);
-        assert!(held_bytes(&place) <= CAPACITY, "{} bytes are on the disk", held_bytes(&place));
-        match results {
-            Ok(answer) if answer.results[0].ok => all.push(Stored { id: payload, bytes }),
-            _ => {
-                v1.delete(&payload, true).await.expect("deleted");
-                break;
-            }
-        }
-    }
+    let all = filled(&v1, &place).await;
     let stored_bytes = all.len() as u64 * 901_120;
     assert!(
         stored_bytes > configured.capacity_bytes / 100 * 95,
@@ -468,28 +471,81 @@ async fn given_a_full_disk_of_packed_payloads_when_more_comes_then_refused_withi
 }
 
 #[tokio::test]
-async fn given_files_that_clients_may_write_when_spilled_then_each_payload_has_its_own() {
-    let place = place().with("STORAGE__DISK__FILE_MODE", "0660").with("STORAGE__DISK__PACKING", "auto");
+async fn given_packing_off_when_spilled_then_each_payload_has_its_own_file() {
+    let place = place().with("STORAGE__DISK__PACKING", "off");
     let server = place.start();
     let v1 = V1::connect(&server).await;
     let all = stored(&v1, 13, [10_000; 20]).await;
     assert_eq!((own_files(&place).len(), segments(&place).len()), (20, 0));
     assert_eq!(disk(&v1).await.capacity_bytes, CAPACITY, "there is nothing to keep back");
-    // A client that opens read-write and sets the length, as some do, harms nobody.
-    let mut peer = Peer::start(&server);
-    for Stored { id, bytes } in &all {
-        assert_eq!(peer.ask_bytes("read", id), answer(DISK, bytes));
-    }
     all_identical(&v1, &all).await;
 }
 
 #[tokio::test]
-async fn given_no_word_on_packing_when_spilled_then_only_a_server_that_is_not_root_packs() {
-    let place = place().with("STORAGE__DISK__PACKING", "auto");
+async fn given_clients_that_set_lengths_when_they_lease_packed_payloads_then_they_get_files_of_their_own_and_all_stay_whole()
+ {
+    let place = place();
     let server = place.start();
     let v1 = V1::connect(&server).await;
-    let all = stored(&v1, 14, [10_000; 20]).await;
-    let alone = if payload_drivers::runs_as_root() { 20 } else { 0 };
-    assert_eq!(own_files(&place).len(), alone);
+    let all = stored(&v1, 14, (1..=40).map(|number| number * 777)).await;
+    assert_eq!(own_files(&place), Vec::<PathBuf>::new(), "whoever runs the server, and whatever the mode");
+    // Each opens read-write, sets the length to offset + length, and maps: one reads, the other keeps it.
+    let (mut reader, mut holder) = (Peer::start(&server), Peer::start(&server));
+    let copied: Vec<&Stored> = all.iter().step_by(3).collect();
+    for Stored { id, bytes } in &copied {
+        let before = v1.resolve(id).await.expect("known");
+        let (packed, offset) = place_of(&v1, id).await;
+        assert!(segments(&place).contains(&packed), "{packed:?}");
+        let in_place = rt::AcquireReadLeaseRequest { accepts_packed: true, ..acquisition(id) };
+        let lease = v1.acquire(in_place).await.expect("leased");
+        assert_eq!(reader.ask_bytes("read", id), answer(DISK, bytes));
+        assert_eq!(holder.ask_bytes("hold", id), answer(DISK, bytes));
+        let (own, start) = place_of(&v1, id).await;
+        assert!(own_files(&place).contains(&own) && start == 0, "{own:?}");
+        assert!(v1.resolve(id).await.expect("known").version > before.version);
+        // Who leased it before goes on reading there.
+        let mut seen = vec![0; bytes.len()];
+        File::open(&packed)
+            .and_then(|file| file.read_exact_at(&mut seen, offset))
+            .expect("it is still there");
+        assert!(seen == *bytes, "{}", uuid(id));
+        v1.release(&lease).await.expect("released");
+    }
+    assert_eq!(own_files(&place).len(), copied.len(), "one copy each, however many lease it");
     all_identical(&v1, &all).await;
+    assert_eq!(payloadctl(&server, &["scrub"]).status.code(), Some(0));
+    server.kill();
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    all_identical(&v1, &all).await;
+    for Stored { id, bytes } in &copied {
+        assert!(v1.bytes(id).await == (DISK, bytes.clone()), "{}", uuid(id));
+    }
+    assert_eq!(own_files(&place).len(), copied.len(), "they were there already");
+    // Spilled anew it shares a file again.
+    let Stored { id, bytes } = copied[0];
+    v1.promote_to(id, RAM).await.expect("promoted");
+    assert!(v1.bytes(id).await == (RAM, bytes.clone()), "a copy in memory is nobody else's");
+    spilled(v1.spill_to(id, DISK).await, DISK);
+    assert!(v1.bytes(id).await == (DISK, bytes.clone()));
+    server.stop();
+}
+
+#[tokio::test]
+async fn given_a_full_disk_when_a_client_that_sets_lengths_comes_then_refused_with_what_fills_it_until_there_is_room()
+ {
+    let place = place();
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    let all = filled(&v1, &place).await;
+    let (wanted, other) = (&all[0], &all[1]);
+    let refusal = v1.data().acquire_read_lease(within(300, acquisition(&wanted.id))).await;
+    refused(refusal, Code::ResourceExhausted, &["accepts_packed", "DISK", "allocated", "free"]);
+    assert!(v1.bytes_in_place(&wanted.id).await == (DISK, wanted.bytes.clone()), "it is where it was");
+    for gone in &all[2..12] {
+        v1.delete(&gone.id, false).await.expect("deleted");
+    }
+    assert!(v1.bytes(&wanted.id).await == (DISK, wanted.bytes.clone()), "there is room now");
+    assert!(held_bytes(&place) <= CAPACITY, "{} bytes are on the disk", held_bytes(&place));
+    assert!(v1.bytes_in_place(&other.id).await == (DISK, other.bytes.clone()));
 }

@@ -28,7 +28,7 @@ use payload_reactor::{Mailboxes, Reactor, ReactorConfig, ReactorHandle, SpinPoli
 use payload_shards::{Arbiter, Shard, ShardConfig, Watermarks};
 use payload_types::{ByteCount, Epoch, PerTier, ShardIndex, Tier, limits};
 
-use crate::config::{Config, DatabaseConfig, DiskConfig, Packing, Spin};
+use crate::config::{Config, DatabaseConfig, DiskConfig, Spin};
 use crate::ports::NodePorts;
 use crate::shutdown::Budget;
 
@@ -206,17 +206,9 @@ fn capacity(config: &Config) -> PerTier<Option<ByteCount>> {
     capacity
 }
 
-/// The disk's capacity, where payloads may share files. Unless the operator says so they may not where clients can open
-/// committed files for writing: those of the v1 contract set the length of what they open to the end of the payload that
-/// they came for, and would cut off all that lie behind it. No mode holds root back, and where the server is root, its
-/// clients mostly are as well.
+/// The disk's capacity, where payloads may share files.
 fn disk_capacity_packed(config: &Config) -> Option<ByteCount> {
-    let DiskConfig { capacity, file_mode, packing, .. } = config.storage.disk;
-    let packs = match packing {
-        Packing::On => true,
-        Packing::Off => false,
-        Packing::Auto => file_mode & 0o222 == 0 && !payload_drivers::runs_as_root(),
-    };
+    let DiskConfig { capacity, packs, .. } = config.storage.disk;
     packs.then_some(capacity)
 }
 

@@ -252,11 +252,7 @@ fn disk(
         watermarks: watermarks(settings, "storage.disk")?,
         fsync,
         file_mode: mode(settings, "storage.disk.file_mode"),
-        packing: match required_text(settings, "storage.disk.packing").as_str() {
-            "on" => Packing::On,
-            "off" => Packing::Off,
-            _ => Packing::Auto,
-        },
+        packs: required_text(settings, "storage.disk.packing") != "off",
         compaction_bytes_per_second: settings
             .number("storage.disk.compaction_bytes_per_second")
             .expect("the table has a default"),

@@ -29,7 +29,7 @@ const NOT_POLLED: &str = "delivery does not poll";
 const ARROW_ONLY: &str = "it tunes another S3 client";
 
 static SPIN: Words = words(&["auto", "off", "on"]);
-static PACKING: Words = words(&["auto", "off", "on"]);
+static PACKING: Words = with_default(&["auto", "off"], &[("on", "auto")]);
 static SYNCHRONOUS: Words = words(&["full", "normal"]);
 static FORMAT: Words = words(&["text", "json"]);
 static SCHEME: Words = words(&["https", "http"]);
@@ -142,7 +142,7 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("storage.disk.low_watermark", Count(0, 99), Value("80"), "and ends when no more than so many are"),
     Key::new("storage.disk.fsync", Flag, Value("true"), "bytes are on stable storage before Commit and Spill answer"),
     Key::new("storage.disk.file_mode", Mode, Value("0440"), "permission bits of a committed file; wider ones as for segments"),
-    Key::new("storage.disk.packing", Word(&PACKING), Value("auto"), "whether payloads that the server writes to disk share files; auto does where no client can cut them off: not with a write bit in `file_mode`, and not while the server runs as root, whose clients may too"),
+    Key::new("storage.disk.packing", Word(&PACKING), Value("auto"), "whether small payloads that the server writes to disk share files; auto: from 128 MiB of capacity on"),
     Key::new("storage.disk.compaction_bytes_per_second", Size, Value("64MiB"), "how fast payloads are moved out of segment files that hold little else by now; 0: as fast as the disk goes"),
     Key::later("storage.gpu.high_watermark", Count(1, 100), "90", "as `storage.ram.high_watermark`"),
     Key::later("storage.gpu.low_watermark", Count(0, 99), "80", "as `storage.ram.low_watermark`"),

@@ -221,21 +221,10 @@ pub struct DiskConfig {
     pub fsync: bool,
     /// The permission bits of a committed file.
     pub file_mode: u32,
-    /// Whether payloads that the server writes share files.
-    pub packing: Packing,
+    /// Payloads that the server writes share files.
+    pub packs: bool,
     /// How fast compaction moves payloads, in bytes a second; 0: no limit.
     pub compaction_bytes_per_second: u64,
-}
-
-/// `storage.disk.packing`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Packing {
-    /// Where no client can cut off what lies behind the payload that it came for.
-    Auto,
-    /// Never.
-    Off,
-    /// Always: no client changes the length of a file that it reads.
-    On,
 }
 
 /// One of `storage.gpu.devices`.

@@ -134,7 +134,7 @@ impl Drop for DemoServer {
 
 fn config_text(shm_prefix: &str, ram: ByteCount, disk: ByteCount) -> String {
     format!(
-        "server:\n  bind_address: \"127.0.0.1:0\"\nlogging:\n  level: warn\nstorage:\n  ram:\n    capacity_bytes: {}\n    shm_prefix: {shm_prefix}\n  disk:\n    capacity_bytes: {}\n    packing: \"on\"\n",
+        "server:\n  bind_address: \"127.0.0.1:0\"\nlogging:\n  level: warn\nstorage:\n  ram:\n    capacity_bytes: {}\n    shm_prefix: {shm_prefix}\n  disk:\n    capacity_bytes: {}\n",
         ram.0, disk.0
     )
 }

@@ -45,7 +45,7 @@ fn main() {
                 answer
             }
             ["look", name] => {
-                let (tier, bytes) = runtime.block_on(v1.bytes(&from_hex(name)));
+                let (tier, bytes) = runtime.block_on(v1.bytes_in_place(&from_hex(name)));
                 format!("{tier} {} {:016x}", bytes.len(), xxh3_64(&bytes))
             }
             ["delete", name] => match runtime.block_on(v1.delete(&from_hex(name), false)) {

@@ -6,6 +6,7 @@
 //! ```
 //! Announces every call before it is sent and its answer after it came (`fact`). Some leases, some allocations and
 //! their mappings are kept over the server's death: whatever the next server does, mapped bytes stay what they were.
+//! Some set the length of what they lease, as clients of the v1 contract do, and say so when they ask.
 //! What each task does is drawn from a seed; how tasks interleave, with each other and with the kill, is not.
 
 use std::io::BufRead as _;
@@ -13,7 +14,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use payload_client::mapping::{ReadMapping, WriteMapping};
-use payload_client::{AcquireOptions, AllocateOptions, Client, ClientError, Descriptor, SpillOptions};
+use payload_client::{
+    AcquireOptions, AllocateOptions, Client, ClientError, Descriptor, Location, SpillOptions,
+};
 use payload_types::tier::SpillTarget;
 use payload_types::{ByteCount, Checksum, ErrorKind, PayloadId, PromotionPolicy, SpillPolicy, Tier};
 use rand::rngs::SmallRng;
@@ -22,6 +25,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::fact::{Allocated, Fact, Verb};
 use super::now;
+use crate::sys;
 use crate::v1::content;
 
 /// Tasks of a process.
@@ -118,6 +122,14 @@ fn board<T>(shared: &Shared, change: impl FnOnce(&mut Board) -> T) -> T {
 /// The bytes of a payload.
 pub fn expected(allocated: &Allocated) -> Vec<u8> {
     content(allocated.seed, usize::try_from(allocated.size).expect("small"))
+}
+
+/// What clients of the v1 contract do to a file before they read it, which must harm nobody.
+fn set_length(location: &Location) {
+    if let Location::File { path, offset, length } = location {
+        // Somebody may have deleted it by force, and only root may write what is committed.
+        drop(sys::map_read_write(path, false, *offset, length.0));
+    }
 }
 
 struct Task {
@@ -308,6 +320,7 @@ impl Task {
             promotion_policy: self.random.random_bool(0.5).then_some(PromotionPolicy::BestEffort),
             lease_ms_min: self.random.random_range(0..10_000),
             expected_version: None,
+            own_file: self.random.random_ratio(1, 3),
         };
         say(&Fact::Asked(Verb::Read, picked.id));
         let lease = match self.client.acquire_read_lease(picked.id, &options).await {
@@ -318,6 +331,9 @@ impl Task {
             say(&Fact::Broken(format!("a lease on {picked:?} has no location: {:?}", lease.descriptor)));
             return Ok(());
         };
+        if options.own_file {
+            set_length(location);
+        }
         match ReadMapping::open(location) {
             Err(error) => self.failed(Verb::Read, picked, &error)?,
             Ok(mapping) if *mapping != *expected(&picked) => {

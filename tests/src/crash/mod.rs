@@ -148,10 +148,7 @@ impl Run {
     fn with_capacity(seed: u64, options: Options, capacity: Peak) -> Self {
         let place = Place::new()
             .with("STORAGE__RAM__CAPACITY_BYTES", &capacity.memory.to_string())
-            .with("STORAGE__DISK__CAPACITY_BYTES", &capacity.disk.to_string())
-            // With a write bit, nothing would be packed.
-            .with("STORAGE__DISK__FILE_MODE", "0440")
-            .with("STORAGE__DISK__PACKING", "on");
+            .with("STORAGE__DISK__CAPACITY_BYTES", &capacity.disk.to_string());
         // The one of each writer, the mover's, and the free ones.
         let geometry = Geometry::of_capacity(ByteCount(capacity.disk));
         let segments_kept = geometry.map_or(0, |geometry| geometry.writers() + 1 + FREE_FILES_MAX);

@@ -285,6 +285,8 @@ impl Oracle {
         };
         let block = self.find(request.key, seen.tier, location, scene)?;
         let held = &scene.storage.blocks[&block];
+        self.judge_shared(request, location, held)?;
+        let fact = &self.facts[&request.key];
         if held.content != fact.content && held.damage == Damage::None && !fact.damaged {
             return breach(Rule::CommitLost, format!("leased {block:?} has other bytes: {held:?}"));
         }
@@ -416,8 +418,14 @@ impl Oracle {
                 self.coverage.hit("deadline_while_waiting");
                 let waited = now.monotonic.millis_since(pending.sent);
                 let passed = pending.deadline.is_some_and(|deadline| deadline <= now.monotonic);
-                let gave_up = matches!(request, Request::Spill(spill) if spill.wait_for_leases)
-                    && waited >= scene.plan.lease_ms_max;
+                let gave_up = match request {
+                    Request::Spill(spill) => spill.wait_for_leases && waited >= scene.plan.lease_ms_max,
+                    // For a file of its own.
+                    Request::Acquire(acquire) => {
+                        !acquire.accepts_packed && waited >= limits::ALLOCATE_WAIT_MS_DEFAULT
+                    }
+                    _ => false,
+                };
                 if passed || gave_up { Ok(()) } else { wrong("its deadline has not passed") }
             }
             (ErrorKind::Unavailable, _) => {
@@ -431,6 +439,10 @@ impl Oracle {
             }
             (ErrorKind::ResourceExhausted, request) => match request {
                 Request::Allocate(request) => self.full(pending, request, error, scene),
+                Request::Acquire(_) if error.message.contains("accepts_packed") => {
+                    self.coverage.hit("file_of_its_own_refused_for_room");
+                    Ok(())
+                }
                 Request::Promote { .. }
                 | Request::Prefetch { .. }
                 | Request::Spill(_)

@@ -53,11 +53,13 @@ pub enum Canary {
     RowNamesOldExtent,
     /// The row of a damaged payload that was moved says that it is sound.
     SalvagedAsSound,
+    /// Clients that may set lengths are shown files that others share.
+    PackedForAll,
 }
 
 impl Canary {
     /// Each of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::LeaseSpillRace,
         Self::EarlyFree,
         Self::AcknowledgementBeforeTransaction,
@@ -80,6 +82,7 @@ impl Canary {
         Self::PackedFreedEarly,
         Self::RowNamesOldExtent,
         Self::SalvagedAsSound,
+        Self::PackedForAll,
     ];
 
     /// The rules by which it may be noticed: what it breaks itself, not what breaks later because of it.
@@ -108,6 +111,7 @@ impl Canary {
             Self::PackedFreedEarly => &[Rule::Accounting],
             Self::RowNamesOldExtent => &[Rule::FreeBeforeDurable, Rule::CommitLost],
             Self::SalvagedAsSound => &[Rule::Row],
+            Self::PackedForAll => &[Rule::SharedFile],
         }
     }
 

@@ -80,6 +80,9 @@ impl World {
         if self.rng.chance(self.plan.relocate_permille) {
             self.offer_something();
         }
+        if self.plan.churn && self.rng.chance(150) {
+            self.lease_something_packed();
+        }
         if self.plan.crowd && !self.client.crowd_done {
             self.client.crowd_done = true;
             for _ in 0..self.plan.payloads_wanted {
@@ -134,6 +137,8 @@ impl World {
         };
         self.oracle.sent(to, pending);
         let at = Monotonic(self.now.0 + self.plan.hop_delay(&mut self.rng));
+        let mut request = request;
+        self.spoil_request(&mut request);
         let event = Event::Request { reply_to: to, deadline, request };
         self.agenda.add(at, Task::Deliver { shard, event, work: None });
         to.0
@@ -188,7 +193,7 @@ impl World {
                 policy: self.rng.pick(&[PromotionPolicy::Blocking, PromotionPolicy::BestEffort]),
                 duration_ms: self.rng.pick(&[0, 1, 5, 100, 3_000, u64::MAX / 4]),
                 expected_version,
-                accepts_packed: self.rng.chance(600),
+                accepts_packed: self.rng.chance(850),
                 nonce: self.nonce(),
                 owner: Peer::UNKNOWN,
             }),

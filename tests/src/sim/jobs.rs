@@ -129,10 +129,13 @@ impl World {
         }
         match &mut result {
             Ok(Copied { extent: Some(_), .. }) => self.oracle.coverage.hit("packed"),
+            Ok(_) if op.alone => self.apart_ended(op),
             Ok(_) if op.to.tier == Tier::Disk && self.plan.packs(op.to.size) => {
                 self.oracle.coverage.hit("packed_without_a_segment_file");
             }
-            Err(TransferError::Destination(error)) if error.kind == DriverErrorKind::SyncFailed => {
+            Err(TransferError::Destination(error))
+                if error.kind == DriverErrorKind::SyncFailed && !op.alone =>
+            {
                 self.oracle.coverage.hit("packed_sync_failed");
             }
             _ => {}

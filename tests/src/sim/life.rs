@@ -135,7 +135,7 @@ impl World {
         for (_, job) in std::mem::take(&mut self.jobs) {
             match (self.rng.below(4), job) {
                 (0..=1, job) => drop(self.job_outcome(&job, false)),
-                (2, Job::Transfer(op)) if op.to.tier == Tier::Disk => half.push(op),
+                (2, Job::Transfer(op)) if op.to.tier == Tier::Disk && !op.alone => half.push(op),
                 _ => {}
             }
         }
@@ -174,6 +174,8 @@ impl World {
         if self.jobs.values().any(|job| matches!(job, Job::Transfer(op) if is_relocation(op))) {
             coverage.hit("relocation_in_flight_at_crash");
         }
+        self.note_apart_at_crash();
+        let coverage = &mut self.oracle.coverage;
         if self.cores.iter().any(|core| !core.outbox.is_empty()) {
             coverage.hit("crash_with_effects_in_the_outbox");
         }

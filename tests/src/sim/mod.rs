@@ -7,7 +7,8 @@
 //!
 //! - [`world`](self): the node and its virtual time (`world`, `agenda`, `jobs`), storage (`storage`), catalog
 //!   (`catalog`, `late`), clients (`client`), what a seed makes of a run (`faults`)
-//! - segment files, as the shipped books and codec would have them (`segments`), and their compaction (`compaction`)
+//! - segment files, as the shipped books and codec would have them (`segments`), their compaction (`compaction`), and
+//!   clients that may not be shown them (`apart`)
 //! - the arbiter, evictions and who waits, with the books that are kept of them: `pressure`
 //! - the oracle: its model of what was promised (`oracle`), each reply (`answers`), the node after each step (`audit`)
 //! - [`Canary`]: planted bugs that the oracle must notice; [`Coverage`]: situations that runs must meet; `trace`: the
@@ -16,6 +17,7 @@
 
 mod agenda;
 mod answers;
+mod apart;
 mod audit;
 mod canary;
 mod catalog;

@@ -63,6 +63,8 @@ pub enum Rule {
     Limits,
     /// Two replicas share space, or space was reused that somebody still names.
     Extent,
+    /// A client that may set a file's length was shown one that others share.
+    SharedFile,
     /// The disk holds more than its capacity.
     Capacity,
     /// A catalog row says something that is not so.

@@ -83,6 +83,8 @@ pub(super) struct Block {
     pub(super) damage: Damage,
     /// It is a copy of what was known to be damaged: nobody may take it for sound.
     pub(super) salvaged: bool,
+    /// It was copied into a file of its own for a client that may set lengths.
+    pub(super) alone: bool,
     /// A Transfer makes, or made it.
     is_copy: bool,
     /// Ops under way that use it.
@@ -104,6 +106,7 @@ impl Block {
             sync_broken: false,
             damage: Damage::None,
             salvaged: false,
+            alone: false,
             is_copy: false,
             jobs: 0,
             readers: BTreeMap::new(),
@@ -357,7 +360,7 @@ impl Storage {
             &error,
             Some(TransferError::Destination(error)) if error.kind == DriverErrorKind::SyncFailed
         );
-        if to_disk && (error.is_none() || sync_failed) {
+        if to_disk && !op.alone && (error.is_none() || sync_failed) {
             spot = self.segments.place(lane, op.to.size);
         }
         if let Some(error) = error {
@@ -378,7 +381,8 @@ impl Storage {
         let made = self.blocks.get_mut(&op.to.into()).expect("it was begun");
         made.extent = spot.map(|spot| spot.extent);
         // A copy of damaged bytes is damaged bytes, whatever nobody could know.
-        (made.content, made.damage, made.salvaged) = (content, damage, op.salvage);
+        (made.content, made.damage) = (content, damage);
+        (made.salvaged, made.alone) = (op.salvage, op.alone);
         (made.phase, made.sealed) = (Phase::Ready, true);
         made.synced = (op.sync || spot.is_some()) && to_disk;
         if is_relocation(op)
@@ -496,9 +500,9 @@ impl Storage {
     }
 }
 
-/// True for a move within a tier.
+/// True for a move within a tier that the disk store wished for.
 pub(super) fn is_relocation(op: &TransferOp) -> bool {
-    op.from.tier == op.to.tier
+    op.from.tier == op.to.tier && !op.alone
 }
 
 fn record_of(replica: ReplicaRef, content: u64, spot: Spot) -> Record {

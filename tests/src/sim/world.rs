@@ -299,6 +299,11 @@ impl World {
                 self.oracle.coverage.hit("delete_while_committing");
             }
         }
+        if let Request::Delete { key, .. } = request
+            && self.gets_own_file(key.id)
+        {
+            self.oracle.coverage.hit("file_of_its_own_raced_delete");
+        }
         if key_of(request).is_some_and(|key| self.is_moving(key.id)) {
             match request {
                 Request::Delete { .. } => self.oracle.coverage.hit("relocation_raced_delete"),
@@ -490,6 +495,9 @@ impl World {
                 self.storage.begin_transfer(&op)?;
                 if is_relocation(&op) {
                     self.moves(&op)?;
+                }
+                if op.alone {
+                    self.apart_begins(&op)?;
                 }
                 let born_in_ram = self.fact_of(op.to.id).is_some_and(|fact| fact.tier == Tier::Ram);
                 if op.to.tier == Tier::Ram && self.came_after_eviction(shard, op.op) {

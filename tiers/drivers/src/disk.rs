@@ -46,6 +46,10 @@ const CAPACITY_MIN: ByteCount = ByteCount(128 << 20);
 
 const RANDOM: &str = "/dev/urandom";
 
+/// What no segment file has, whatever the configured mode: nobody may write what others share. Clients that write, or set
+/// lengths, are leased files of their own.
+const MODE_WRITE: u32 = 0o222;
+
 /// A marker is three short lines; what is longer is not ours.
 const MARKER_BYTES_MAX: u64 = 4096;
 
@@ -106,7 +110,7 @@ pub(crate) fn open(
         Some(geometry) => Some(Packed::new(Parts {
             names: names.clone(),
             root: seal_of(&root_id).ok_or_else(|| OpenError::MarkerDamaged { path: root.join(MARKER) })?,
-            mode_sealed: config.file_mode,
+            mode_sealed: config.file_mode & !MODE_WRITE,
             calls: Arc::clone(calls),
             health: Arc::clone(&health),
             log: segments_log,

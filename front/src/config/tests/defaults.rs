@@ -27,7 +27,7 @@ fn given_no_file_when_loaded_then_the_embedded_defaults() {
     assert_eq!(config.storage.disk.capacity, ByteCount(50 * GIB), "half of what is free or held already");
     assert_eq!(config.storage.disk.file_mode, 0o440);
     assert_eq!(config.storage.disk.compaction_bytes_per_second, 64 << 20);
-    assert_eq!(config.storage.disk.packing, Packing::Auto);
+    assert!(config.storage.disk.packs);
     assert!(config.storage.disk.fsync && config.storage.gpu.is_empty());
     assert_eq!((config.leases.default_ms, config.leases.max_ms), (20_000, 120_000));
     assert_eq!(config.leases.allocation_timeout_ms, 3_600_000);

@@ -49,7 +49,7 @@ fn given_a_file_with_every_key_when_loaded_then_the_tree_holds_what_it_says() {
     assert_eq!((config.storage.disk.capacity.0, config.storage.disk.fsync), (1 << 30, false));
     assert_eq!(config.storage.disk.file_mode, 0o644);
     assert_eq!(config.storage.disk.compaction_bytes_per_second, 8 << 20);
-    assert_eq!(config.storage.disk.packing, Packing::On);
+    assert!(!config.storage.disk.packs);
     assert_eq!(config.storage.ram.watermarks, Watermarks { low: 60, high: 70 });
     assert_eq!(config.storage.disk.watermarks, Watermarks { low: 0, high: 95 });
     assert_eq!(config.storage.gpu[1].capacity.map(|size| size.0), Some(4 << 30));

@@ -64,7 +64,7 @@ fn given_values_of_the_wrong_kind_when_loaded_then_key_and_expectation_are_named
         ("shards: {cores: [1, 1]}", "shards.cores", "cores"),
         ("shards: {cores: 3-1}", "shards.cores", "cores"),
         ("shards: {spin: maybe}", "shards.spin", "auto, off, on"),
-        ("storage: {disk: {packing: maybe}}", "storage.disk.packing", "auto, off, on"),
+        ("storage: {disk: {packing: maybe}}", "storage.disk.packing", "auto, off"),
         ("server: {bind_address: '50051'}", "server.bind_address", "host:port"),
         ("server: {bind_address: 'x:70000'}", "server.bind_address", "host:port"),
         ("server: {bind_address: '::1:50051'}", "server.bind_address", "host:port"),
