@@ -20,6 +20,7 @@ mod memory;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod readers;
+mod records;
 mod recovery;
 #[cfg(feature = "sqlite")]
 mod sqlite;

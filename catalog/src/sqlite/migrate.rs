@@ -6,9 +6,10 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::errors::rolled_back;
 use crate::error::StoreError;
 
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     include_str!("../../migrations/sqlite/0001_initial.sql"),
     include_str!("../../migrations/sqlite/0002_extents.sql"),
+    include_str!("../../migrations/sqlite/0003_records.sql"),
 ];
 
 /// Where SQLite keeps the number of the last migration.

@@ -14,9 +14,11 @@
 mod errors;
 mod migrate;
 mod open;
+mod reader;
+mod records;
 mod row;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -30,6 +32,7 @@ use crate::error::StoreError;
 use crate::store::{Reader, Store, epochs_exhausted};
 use crate::synchronous::Synchronous;
 use errors::{committing, rolled_back};
+use records::{Kept, SqliteTables};
 
 /// See the module. The fields drop in this order: the lock outlives the connection.
 pub struct SqliteStore {
@@ -47,6 +50,10 @@ pub struct SqliteStore {
     /// A call failed meanwhile that may have synced: a second sync would not write what the first one could not
     /// (FACTS.md), so only moving the whole log into the database makes them durable.
     suspect: bool,
+    /// What a removal of a row may have to take along.
+    kept: Kept,
+    /// The database, for readers.
+    path: PathBuf,
     _lock: open::Lock,
 }
 
@@ -71,17 +78,14 @@ impl SqliteStore {
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(|error| rolled_back(&error))?;
         // Dropping an unfinished transaction rolls it back.
-        write_all(&transaction, batch).map_err(|error| rolled_back(&error))?;
+        let outcomes = write_all(&transaction, batch, &mut self.kept)?;
         transaction.commit().map_err(|error| committing(&error))?;
-        Ok(Vec::new())
+        Ok(outcomes)
     }
 
     /// As [`Self::write`], and keeps account of what is in doubt.
     fn commit(&mut self, batch: &[Change], level: Synchronous) -> Result<Vec<RecordOutcome>, StoreError> {
         batch.iter().try_for_each(storable)?;
-        if Change::records(batch) > 0 {
-            return Err(crate::memory::unkept());
-        }
         if batch.is_empty() {
             return Ok(Vec::new());
         }
@@ -137,19 +141,35 @@ impl SqliteStore {
     }
 }
 
-fn write_all(transaction: &Transaction<'_>, batch: &[Change]) -> rusqlite::Result<()> {
-    let mut put = transaction.prepare_cached(row::PUT)?;
-    let mut remove = transaction.prepare_cached(row::REMOVE)?;
+fn write_all(
+    transaction: &Transaction<'_>,
+    batch: &[Change],
+    kept: &mut Kept,
+) -> Result<Vec<RecordOutcome>, StoreError> {
+    let prepared = |sql: &str| transaction.prepare_cached(sql).map_err(|error| rolled_back(&error));
+    let (mut put, mut remove) = (prepared(row::PUT)?, prepared(row::REMOVE)?);
+    let mut tables = SqliteTables(transaction);
+    let mut outcomes = Vec::with_capacity(Change::records(batch));
     for change in batch {
         match change {
-            Change::Row(CatalogChange::Put(row)) => row::put(&mut put, row)?,
-            Change::Row(CatalogChange::Remove { key, epoch }) => {
-                remove.execute(params![key.namespace.0, &key.id.as_bytes()[..], epoch.0])?;
+            Change::Row(CatalogChange::Put(row)) => {
+                row::put(&mut put, row).map_err(|error| rolled_back(&error))?;
             }
-            Change::Record(_) => {}
+            Change::Row(CatalogChange::Remove { key, epoch }) => {
+                let removed = remove
+                    .execute(params![key.namespace.0, &key.id.as_bytes()[..], epoch.0])
+                    .map_err(|error| rolled_back(&error))?;
+                if removed > 0 && kept.any {
+                    crate::records::forget(&mut tables, *key)?;
+                }
+            }
+            Change::Record(change) => {
+                kept.any = true;
+                outcomes.push(crate::records::apply(&mut tables, change)?);
+            }
         }
     }
-    Ok(())
+    Ok(outcomes)
 }
 
 impl Store for SqliteStore {
@@ -216,11 +236,11 @@ impl Store for SqliteStore {
     }
 
     fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
-        Err(crate::memory::unkept())
+        reader::open(&self.path)
     }
 
-    fn sweep_is_due(&mut self, _at: WallMs) -> Result<bool, StoreError> {
-        Ok(false)
+    fn sweep_is_due(&mut self, at: WallMs) -> Result<bool, StoreError> {
+        crate::records::sweep_is_due(&mut SqliteTables(&self.connection), at)
     }
 
     fn flush(&mut self) -> Result<(), StoreError> {

@@ -14,6 +14,7 @@ use std::time::Duration;
 use rusqlite::{Connection, MAIN_DB, OpenFlags};
 
 use super::errors::rolled_back;
+use super::records::{Kept, STATEMENTS_MAX};
 use super::{SqliteStore, Synchronous, migrate, row};
 use crate::error::{RESTORE, StoreError};
 
@@ -31,7 +32,7 @@ const APPLICATION_ID: u32 = 0x5061_796C;
 
 /// How long a call waits for another program's lock before it reports BUSY. The writer repeats the call, so this only
 /// has to outlast short readers.
-const BUSY_WAIT: Duration = Duration::from_millis(1000);
+pub(super) const BUSY_WAIT: Duration = Duration::from_millis(1000);
 
 /// A log file that grew past this is cut back when it starts over: 4 x the writer's checkpoint threshold of 16 MiB.
 const LOG_BYTES_KEPT: u64 = 64 << 20;
@@ -179,6 +180,8 @@ fn connect(path: &Path, synchronous: Synchronous, lock: Lock) -> Result<SqliteSt
             "SQLite cannot use a write-ahead log here and stays in mode `{mode}`; put the file on a local filesystem"
         )));
     }
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    let kept = Kept::of(&connection).map_err(|error| rolled_back(&error))?;
     // Prepared now, so that a schema which is not ours is found at start.
     for sql in [row::PUT, row::REMOVE, row::ALL, row::ONE] {
         connection.prepare_cached(sql).map_err(|error| rolled_back(&error))?;
@@ -192,6 +195,8 @@ fn connect(path: &Path, synchronous: Synchronous, lock: Lock) -> Result<SqliteSt
         level: Synchronous::Full,
         late: false,
         suspect: false,
+        kept,
+        path: path.to_owned(),
         _lock: lock,
     })
 }

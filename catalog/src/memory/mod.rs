@@ -4,6 +4,8 @@
 //! `Clone` is the snapshot: every `apply` is whole when it returns, so a clone taken at any moment is what a crash
 //! at that moment would leave.
 
+mod tables;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -13,6 +15,7 @@ use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow, WallMs};
 
 use crate::change::{Change, EPOCH_MAX, storable};
 use crate::error::StoreError;
+use crate::records;
 use crate::store::{Reader, Store, epochs_exhausted, supersedes};
 
 /// See the module.
@@ -27,6 +30,7 @@ struct State {
     rows: BTreeMap<PayloadKey, PayloadRow>,
     nodes: BTreeMap<String, u32>,
     disk_roots: BTreeMap<String, String>,
+    records: tables::Records,
 }
 
 impl Clone for MemoryStore {
@@ -73,10 +77,12 @@ impl State {
         }
     }
 
-    fn remove(&mut self, key: PayloadKey, epoch: Epoch) {
+    fn remove(&mut self, key: PayloadKey, epoch: Epoch) -> Result<(), StoreError> {
         if self.rows.get(&key).is_some_and(|row| row.epoch <= epoch) {
             self.rows.remove(&key);
+            records::forget(self, key)?;
         }
+        Ok(())
     }
 }
 
@@ -102,18 +108,17 @@ impl Store for MemoryStore {
 
     fn apply(&mut self, batch: &[Change]) -> Result<Vec<RecordOutcome>, StoreError> {
         batch.iter().try_for_each(storable)?;
-        if Change::records(batch) > 0 {
-            return Err(unkept());
-        }
+        let mut outcomes = Vec::with_capacity(Change::records(batch));
         let mut state = self.write();
         for change in batch {
+            // No operation of these tables fails, and what they hold fits together; so a batch is made whole.
             match change {
                 Change::Row(CatalogChange::Put(row)) => state.put(row),
-                Change::Row(CatalogChange::Remove { key, epoch }) => state.remove(*key, *epoch),
-                Change::Record(_) => {}
+                Change::Row(CatalogChange::Remove { key, epoch }) => state.remove(*key, *epoch)?,
+                Change::Record(change) => outcomes.push(records::apply(&mut *state, change)?),
             }
         }
-        Ok(Vec::new())
+        Ok(outcomes)
     }
 
     fn resolve(&mut self, _batch: &[Change]) -> Result<Option<Vec<RecordOutcome>>, StoreError> {
@@ -122,11 +127,11 @@ impl Store for MemoryStore {
     }
 
     fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
-        Ok(Box::new(MemoryReader))
+        Ok(Box::new(MemoryReader { state: Arc::clone(&self.state) }))
     }
 
-    fn sweep_is_due(&mut self, _at: WallMs) -> Result<bool, StoreError> {
-        Ok(false)
+    fn sweep_is_due(&mut self, at: WallMs) -> Result<bool, StoreError> {
+        records::sweep_is_due(&mut *self.write(), at)
     }
 
     fn load(&mut self, each: &mut dyn FnMut(PayloadRow)) -> Result<(), StoreError> {
@@ -151,14 +156,21 @@ impl Store for MemoryStore {
     }
 }
 
-struct MemoryReader;
+/// Another way to the same state.
+struct MemoryReader {
+    state: Arc<RwLock<State>>,
+}
 
 impl Reader for MemoryReader {
-    fn read(&mut self, _query: &RecordQuery) -> Result<RecordAnswer, StoreError> {
-        Err(unkept())
+    fn read(&mut self, query: &RecordQuery) -> Result<RecordAnswer, StoreError> {
+        // `Tables` takes `&mut self`, for backends that keep statements; nothing is changed here.
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        records::answer(&mut *state, query)
     }
 }
 
+/// A backend without records.
+#[cfg(feature = "postgres")]
 pub(crate) fn unkept() -> StoreError {
     StoreError::Unstorable("this catalog keeps rows of payloads only".to_owned())
 }

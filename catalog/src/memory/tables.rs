@@ -1,0 +1,326 @@
+//! The tables of records in memory: ordered maps, so that everything comes in the order in which a database has it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound::{Excluded, Unbounded};
+
+use payload_types::record::{LineageEdge, MetadataEvent, StreamLimits, StreamName};
+use payload_types::{NamespaceId, PayloadId, PayloadKey, WallMs};
+
+use super::State;
+use crate::error::StoreError;
+use crate::records::tables::{Batch, Garbage, History, Standing, StreamRow, Tables, TablesMut};
+
+/// Records and what cleaning them up has to do.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Records {
+    histories: BTreeMap<PayloadKey, History>,
+    histories_made: u64,
+    events: BTreeMap<(u64, u64), MetadataEvent>,
+    /// By (namespace, child, parent, operation, role), with the parameters.
+    edges: BTreeMap<(NamespaceId, PayloadId, PayloadId, String, String), Vec<u8>>,
+    /// (namespace, parent, child, operation, role) of the same.
+    edges_down: BTreeSet<(NamespaceId, PayloadId, PayloadId, String, String)>,
+    streams: BTreeMap<StreamName, StreamRow>,
+    streams_made: u64,
+    batches: BTreeMap<(u64, u64), (Batch, Vec<u8>)>,
+    groups: BTreeMap<(u64, String), (u64, WallMs)>,
+    garbage: BTreeSet<(Garbage, u64)>,
+    dirty: BTreeSet<PayloadKey>,
+    /// Whether each was expanded.
+    walk: BTreeMap<PayloadKey, bool>,
+}
+
+impl Tables for State {
+    fn standings(
+        &mut self,
+        namespace: NamespaceId,
+        ids: &[PayloadId],
+    ) -> Result<Vec<Option<Standing>>, StoreError> {
+        let standing = |id: &PayloadId| {
+            self.rows.get(&PayloadKey { namespace, id: *id }).map(|row| Standing {
+                state: row.state,
+                expires_at: row.expires_at,
+                health: row.health,
+            })
+        };
+        Ok(ids.iter().map(standing).collect())
+    }
+
+    fn history(&mut self, key: PayloadKey) -> Result<Option<History>, StoreError> {
+        Ok(self.records.histories.get(&key).copied())
+    }
+
+    fn events(
+        &mut self,
+        history: u64,
+        after: u64,
+        count_max: usize,
+        each: &mut dyn FnMut(MetadataEvent) -> bool,
+    ) -> Result<(), StoreError> {
+        let range = (Excluded((history, after)), Excluded((history + 1, 0)));
+        let found = self.records.events.range(range).take(count_max);
+        // `all` stops at the first false.
+        found.map(|(_, event)| each(event.clone())).all(|more| more);
+        Ok(())
+    }
+
+    fn edges(
+        &mut self,
+        namespace: NamespaceId,
+        ids: &[PayloadId],
+        upstream: bool,
+        each: &mut dyn FnMut(LineageEdge) -> bool,
+    ) -> Result<(), StoreError> {
+        let lowest = PayloadId::from_bytes([0; 16]);
+        for id in ids {
+            let from = (namespace, *id, lowest, String::new(), String::new());
+            if upstream {
+                let found = self
+                    .records
+                    .edges
+                    .range(from..)
+                    .take_while(|(key, _)| key.1 == *id && key.0 == namespace);
+                for ((_, child, parent, operation, role), parameters) in found {
+                    if !each(edge(*child, *parent, operation, role, parameters)) {
+                        return Ok(());
+                    }
+                }
+            } else {
+                let found = self
+                    .records
+                    .edges_down
+                    .range(from..)
+                    .take_while(|key| key.1 == *id && key.0 == namespace);
+                for (_, parent, child, operation, role) in found {
+                    let key = (namespace, *child, *parent, operation.clone(), role.clone());
+                    if !each(edge(*child, *parent, operation, role, &self.records.edges[&key])) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn stream(&mut self, name: &StreamName) -> Result<Option<StreamRow>, StoreError> {
+        Ok(self.records.streams.get(name).cloned())
+    }
+
+    fn streams(
+        &mut self,
+        after: Option<&StreamName>,
+        count_max: usize,
+    ) -> Result<Vec<StreamRow>, StoreError> {
+        let from = after.map_or(Unbounded, Excluded);
+        let found = self.records.streams.range((from, Unbounded)).take(count_max);
+        Ok(found.map(|(_, stream)| stream.clone()).collect())
+    }
+
+    fn batch_at(&mut self, stream: u64, offset: u64) -> Result<Option<Batch>, StoreError> {
+        let found = self.records.batches.range((stream, 0)..=(stream, offset)).next_back();
+        Ok(found.map(|(_, (batch, _))| *batch))
+    }
+
+    fn batches(
+        &mut self,
+        stream: u64,
+        first: u64,
+        each: &mut dyn FnMut(Batch, &[u8]) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        for (batch, entries) in
+            self.records.batches.range((stream, first)..(stream + 1, 0)).map(|found| found.1)
+        {
+            if !each(*batch, entries)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn committed(&mut self, stream: u64, group: &str) -> Result<Option<u64>, StoreError> {
+        Ok(self.records.groups.get(&(stream, group.to_owned())).map(|(next, _)| *next))
+    }
+
+    fn streams_due(&mut self, at: WallMs, count_max: usize) -> Result<Vec<StreamRow>, StoreError> {
+        let due = |stream: &&StreamRow| stream.due_at.is_some_and(|due_at| due_at <= at);
+        let mut found: Vec<StreamRow> = self.records.streams.values().filter(due).cloned().collect();
+        found.sort_by_key(|stream| (stream.due_at, stream.id));
+        found.truncate(count_max);
+        Ok(found)
+    }
+
+    fn garbage_next(&mut self) -> Result<Option<(Garbage, u64)>, StoreError> {
+        Ok(self.records.garbage.first().copied())
+    }
+
+    fn dirty_next(&mut self) -> Result<Option<PayloadKey>, StoreError> {
+        Ok(self.records.dirty.first().copied())
+    }
+
+    fn walk_next(&mut self, expanded: bool) -> Result<Option<PayloadKey>, StoreError> {
+        Ok(self.records.walk.iter().find(|(_, is)| **is == expanded).map(|(key, _)| *key))
+    }
+}
+
+impl TablesMut for State {
+    fn history_add(&mut self, key: PayloadKey) -> Result<History, StoreError> {
+        self.records.histories_made += 1;
+        let history = History { id: self.records.histories_made, events: 0, current: 0 };
+        self.records.histories.insert(key, history);
+        Ok(history)
+    }
+
+    fn history_set(&mut self, key: PayloadKey, history: History) -> Result<(), StoreError> {
+        self.records.histories.insert(key, history);
+        Ok(())
+    }
+
+    fn history_remove(&mut self, key: PayloadKey) -> Result<(), StoreError> {
+        self.records.histories.remove(&key);
+        Ok(())
+    }
+
+    fn event_add(&mut self, history: u64, event: &MetadataEvent) -> Result<(), StoreError> {
+        self.records.events.insert((history, event.number), event.clone());
+        Ok(())
+    }
+
+    fn events_remove(&mut self, history: u64, count_max: u64) -> Result<u64, StoreError> {
+        let range = (history, 0)..(history + 1, 0);
+        Ok(remove_some(&mut self.records.events, range, count_max))
+    }
+
+    fn edges_put(&mut self, namespace: NamespaceId, edges: &[LineageEdge]) -> Result<(), StoreError> {
+        for LineageEdge { child, parent, operation, role, parameters } in edges {
+            let (operation, role) = (operation.clone(), role.clone());
+            self.records.edges_down.insert((namespace, *parent, *child, operation.clone(), role.clone()));
+            self.records.edges.insert((namespace, *child, *parent, operation, role), parameters.clone());
+        }
+        Ok(())
+    }
+
+    fn edges_remove(&mut self, key: PayloadKey) -> Result<u64, StoreError> {
+        let mut found = Vec::new();
+        for upstream in [true, false] {
+            self.edges(key.namespace, &[key.id], upstream, &mut |edge| {
+                found.push(edge);
+                true
+            })?;
+        }
+        let before = self.records.edges.len();
+        for LineageEdge { child, parent, operation, role, .. } in found {
+            self.records.edges_down.remove(&(key.namespace, parent, child, operation.clone(), role.clone()));
+            self.records.edges.remove(&(key.namespace, child, parent, operation, role));
+        }
+        Ok((before - self.records.edges.len()) as u64)
+    }
+
+    fn stream_add(&mut self, name: &StreamName, limits: StreamLimits, _at: WallMs) -> Result<(), StoreError> {
+        self.records.streams_made += 1;
+        let stream = StreamRow {
+            id: self.records.streams_made,
+            name: name.clone(),
+            limits,
+            first: 0,
+            next: 0,
+            last_at: WallMs::default(),
+            due_at: None,
+        };
+        self.records.streams.insert(name.clone(), stream);
+        Ok(())
+    }
+
+    fn stream_set(&mut self, stream: &StreamRow) -> Result<(), StoreError> {
+        self.records.streams.insert(stream.name.clone(), stream.clone());
+        Ok(())
+    }
+
+    fn stream_remove(&mut self, stream: &StreamRow) -> Result<(), StoreError> {
+        self.records.streams.remove(&stream.name);
+        Ok(())
+    }
+
+    fn batch_add(&mut self, stream: u64, batch: Batch, entries: &[u8]) -> Result<(), StoreError> {
+        self.records.batches.insert((stream, batch.first), (batch, entries.to_vec()));
+        Ok(())
+    }
+
+    fn batches_remove(&mut self, stream: u64, below: u64, count_max: u64) -> Result<u64, StoreError> {
+        let old = self.records.batches.range((stream, 0)..(stream, below));
+        let ended = old.take_while(|(_, (batch, _))| batch.end() <= below).count() as u64;
+        let range = (stream, 0)..(stream, below);
+        Ok(remove_some(&mut self.records.batches, range, count_max.min(ended)))
+    }
+
+    fn group_set(&mut self, stream: u64, group: &str, next: u64, at: WallMs) -> Result<(), StoreError> {
+        self.records.groups.insert((stream, group.to_owned()), (next, at));
+        Ok(())
+    }
+
+    fn groups_remove(&mut self, stream: u64, count_max: u64) -> Result<u64, StoreError> {
+        let range = (stream, String::new())..(stream + 1, String::new());
+        Ok(remove_some(&mut self.records.groups, range, count_max))
+    }
+
+    fn garbage_add(&mut self, garbage: Garbage, id: u64) -> Result<(), StoreError> {
+        self.records.garbage.insert((garbage, id));
+        Ok(())
+    }
+
+    fn garbage_remove(&mut self, garbage: Garbage, id: u64) -> Result<(), StoreError> {
+        self.records.garbage.remove(&(garbage, id));
+        Ok(())
+    }
+
+    fn dirty_add(&mut self, key: PayloadKey) -> Result<(), StoreError> {
+        self.records.dirty.insert(key);
+        Ok(())
+    }
+
+    fn dirty_remove(&mut self, key: PayloadKey) -> Result<(), StoreError> {
+        self.records.dirty.remove(&key);
+        Ok(())
+    }
+
+    fn walk_add(&mut self, keys: &[PayloadKey]) -> Result<(), StoreError> {
+        for key in keys {
+            self.records.walk.entry(*key).or_insert(false);
+        }
+        Ok(())
+    }
+
+    fn walk_expanded(&mut self, key: PayloadKey) -> Result<(), StoreError> {
+        self.records.walk.insert(key, true);
+        Ok(())
+    }
+
+    fn walk_remove(&mut self, key: PayloadKey) -> Result<(), StoreError> {
+        self.records.walk.remove(&key);
+        Ok(())
+    }
+
+    fn walk_end(&mut self) -> Result<(), StoreError> {
+        for key in std::mem::take(&mut self.records.walk).into_keys() {
+            self.records.dirty.remove(&key);
+        }
+        Ok(())
+    }
+}
+
+fn edge(child: PayloadId, parent: PayloadId, operation: &str, role: &str, parameters: &[u8]) -> LineageEdge {
+    let (operation, role) = (operation.to_owned(), role.to_owned());
+    LineageEdge { child, parent, operation, role, parameters: parameters.to_vec() }
+}
+
+/// Removes the first entries of a range, at most so many; returns how many.
+fn remove_some<K: Ord + Clone, V>(
+    map: &mut BTreeMap<K, V>,
+    range: std::ops::Range<K>,
+    count_max: u64,
+) -> u64 {
+    let keys: Vec<K> = map.range(range).take(count_max as usize).map(|(key, _)| key.clone()).collect();
+    for key in &keys {
+        map.remove(key);
+    }
+    keys.len() as u64
+}

@@ -1,0 +1,141 @@
+//! The rules for what is kept beside payload rows: metadata with its history, lineage, streams, and their cleaning up.
+//!
+//! ```text
+//!   Change::Record --apply--> rules (this folder) --TablesMut--> one open transaction of a backend
+//!   RecordQuery   --answer--> rules               --Tables-----> one snapshot of a backend
+//! ```
+//! Written once over the small operations of [`tables`], so that every backend answers alike. Called by backends only,
+//! on the writer's thread for changes, on a reader's for queries. Holds no state and reads no clock. Work of one change is
+//! bounded by what the change itself holds and by constants: what a deletion leaves is removed by sweeps.
+
+mod codec;
+mod lineage;
+mod merge;
+mod metadata;
+mod streams;
+mod sweep;
+pub(crate) mod tables;
+
+use std::collections::HashSet;
+
+use payload_types::record::{RecordAnswer, RecordChange, RecordOutcome, RecordQuery};
+use payload_types::{Health, NamespaceId, PayloadId, PayloadKey, PayloadState, WallMs};
+
+use crate::error::{RESTORE, StoreError};
+use tables::{Standing, Tables, TablesMut};
+
+pub(crate) use sweep::is_due as sweep_is_due;
+
+/// Makes one change. After an error the transaction must be rolled back.
+pub(crate) fn apply<T: TablesMut>(
+    tables: &mut T,
+    change: &RecordChange,
+) -> Result<RecordOutcome, StoreError> {
+    use RecordChange::{
+        LineageAdd, MetadataNote, MetadataUpdate, StreamAppend, StreamCommit, StreamCreate, StreamDelete,
+        Sweep,
+    };
+    match change {
+        MetadataUpdate { key, mode, metadata, actor, reason, at } => {
+            metadata::update(tables, *key, *at, metadata::Update { mode: *mode, metadata, actor, reason })
+        }
+        MetadataNote { key, metadata, source, version, at } => {
+            metadata::note(tables, *key, *at, metadata, source, version)
+        }
+        LineageAdd { child, edges, at } => lineage::add(tables, *child, edges, *at),
+        StreamCreate { stream, limits, at } => streams::create(tables, stream, *limits, *at),
+        StreamDelete { stream } => streams::delete(tables, stream),
+        StreamAppend { stream, items, at } => streams::append(tables, stream, items, *at),
+        StreamCommit { stream, group, offset, at } => streams::commit(tables, stream, group, *offset, *at),
+        Sweep { at } => sweep::sweep(tables, *at),
+    }
+}
+
+/// Answers one query.
+pub(crate) fn answer<T: Tables>(tables: &mut T, query: &RecordQuery) -> Result<RecordAnswer, StoreError> {
+    match query {
+        RecordQuery::Metadata { key, at } => metadata::current(tables, *key, *at),
+        RecordQuery::MetadataEvents { key, after, entries_max, at } => {
+            metadata::events(tables, *key, *after, *entries_max, *at)
+        }
+        RecordQuery::Lineage { key, upstream, depth_max, at } => {
+            lineage::walk(tables, *key, *upstream, *depth_max, *at)
+        }
+        RecordQuery::Stream(name) => streams::one(tables, name),
+        RecordQuery::Streams { after, entries_max } => streams::list(tables, after.as_ref(), *entries_max),
+        RecordQuery::StreamRead { stream, from, to, not_before, entries_max, at } => {
+            let range =
+                streams::Range { from: *from, to: *to, not_before: *not_before, entries_max: *entries_max };
+            streams::read(tables, stream, range, *at)
+        }
+        RecordQuery::Committed { stream, group } => streams::committed(tables, stream, group),
+    }
+}
+
+/// A payload's row was removed: what belongs to it goes, too. Backends call it in the same transaction, once for each row
+/// that was there.
+pub(crate) fn forget<T: TablesMut>(tables: &mut T, key: PayloadKey) -> Result<(), StoreError> {
+    metadata::forget(tables, key)?;
+    lineage::forget(tables, key)
+}
+
+/// What a change or a query needs of a payload.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Needed {
+    /// That it is known.
+    Known,
+    /// That it is committed.
+    Committed,
+}
+
+/// The first of `ids` that is not as needed, and how it is.
+fn unfit<T: Tables>(
+    tables: &mut T,
+    namespace: NamespaceId,
+    ids: &[PayloadId],
+    needed: Needed,
+    at: WallMs,
+) -> Result<Option<RecordOutcome>, StoreError> {
+    let standings = tables.standings(namespace, ids)?;
+    let judged = ids.iter().zip(standings).map(|(id, standing)| judge(*id, standing, needed, at));
+    Ok(judged.into_iter().flatten().next())
+}
+
+fn judge(id: PayloadId, standing: Option<Standing>, needed: Needed, at: WallMs) -> Option<RecordOutcome> {
+    let Some(Standing { state, expires_at, health }) = standing else {
+        return Some(RecordOutcome::NotFound(id));
+    };
+    let gone = matches!(state, PayloadState::Deleting | PayloadState::Expired | PayloadState::Deleted);
+    if gone || expires_at.is_some_and(|end| end <= at) {
+        return Some(RecordOutcome::NotFound(id));
+    }
+    if health == Health::Lost {
+        return Some(RecordOutcome::Lost(id));
+    }
+    let uncommitted = matches!(state, PayloadState::Allocated | PayloadState::Committing);
+    (needed == Needed::Committed && uncommitted).then_some(RecordOutcome::NotCommitted(id))
+}
+
+/// As [`unfit`] for a query of one payload.
+fn unfit_to_ask<T: Tables>(
+    tables: &mut T,
+    key: PayloadKey,
+    at: WallMs,
+) -> Result<Option<RecordAnswer>, StoreError> {
+    let outcome = unfit(tables, key.namespace, &[key.id], Needed::Known, at)?;
+    Ok(outcome.map(|outcome| match outcome {
+        RecordOutcome::Lost(id) => RecordAnswer::Lost(id),
+        _ => RecordAnswer::NotFound(key.id),
+    }))
+}
+
+/// Each of `ids` once, in the order in which they come first.
+fn distinct(ids: impl Iterator<Item = PayloadId>) -> Vec<PayloadId> {
+    let mut seen = HashSet::new();
+    ids.filter(|id| seen.insert(*id)).collect()
+}
+
+/// Something is stored that this program cannot have written.
+fn strange(what: &str) -> StoreError {
+    StoreError::Corrupt(format!("the catalog's records do not fit together: {what}; {RESTORE}"))
+}

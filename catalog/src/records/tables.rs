@@ -1,0 +1,213 @@
+//! What a backend must be able to do for records: small operations on its tables, each one statement or a few.
+//!
+//! The rules (what an append is, what a merge is, when an edge goes) are written once, in this folder, over these traits;
+//! a backend implements them over one open transaction, so that all calls of one change, or of one query, see one state.
+//! Numbers fit into signed 64 bits. Strings are any UTF-8, NULs included, kept and compared byte for byte.
+
+use payload_types::record::{LineageEdge, MetadataEvent, StreamLimits, StreamName};
+use payload_types::{Health, NamespaceId, PayloadId, PayloadKey, PayloadState, WallMs};
+
+use crate::error::StoreError;
+
+/// What of a payload's row decides whether records may refer to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Standing {
+    pub(crate) state: PayloadState,
+    pub(crate) expires_at: Option<WallMs>,
+    pub(crate) health: Health,
+}
+
+/// The metadata of a payload: its events, of which one holds what is current.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct History {
+    /// Names the events: never used again, also when the payload is stored anew.
+    pub(crate) id: u64,
+    /// How many there are; they are numbered from 1 on.
+    pub(crate) events: u64,
+    /// The event that holds what is current; 0: none was set.
+    pub(crate) current: u64,
+}
+
+/// A stream.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct StreamRow {
+    /// Names its batches and groups; a later stream of the same name has a greater one.
+    pub(crate) id: u64,
+    pub(crate) name: StreamName,
+    pub(crate) limits: StreamLimits,
+    /// The oldest entry that is kept; `next` when there is none. Batches before it may not be removed yet.
+    pub(crate) first: u64,
+    /// The offset of the next entry.
+    pub(crate) next: u64,
+    /// When the last entry was appended; 0: never. Later ones are not older.
+    pub(crate) last_at: WallMs,
+    /// When a sweep may find something to remove.
+    pub(crate) due_at: Option<WallMs>,
+}
+
+/// Entries that were appended together, without the entries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Batch {
+    /// The offset of the first.
+    pub(crate) first: u64,
+    /// How many: at least one.
+    pub(crate) count: u64,
+    pub(crate) appended_at: WallMs,
+}
+
+impl Batch {
+    /// The offset behind the last.
+    pub(crate) fn end(&self) -> u64 {
+        self.first.saturating_add(self.count)
+    }
+}
+
+/// What is named no more and is removed bit by bit.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub(crate) enum Garbage {
+    /// Batches and groups of a deleted stream.
+    Stream = 1,
+    /// Events of a removed payload.
+    History = 2,
+}
+
+/// Reading.
+pub(crate) trait Tables {
+    /// Of each of `ids`, in their order.
+    fn standings(
+        &mut self,
+        namespace: NamespaceId,
+        ids: &[PayloadId],
+    ) -> Result<Vec<Option<Standing>>, StoreError>;
+
+    /// The metadata of a payload, if it ever had any.
+    fn history(&mut self, key: PayloadKey) -> Result<Option<History>, StoreError>;
+
+    /// Events of a history with a number greater than `after`, in order, at most so many, until `each` returns false.
+    fn events(
+        &mut self,
+        history: u64,
+        after: u64,
+        count_max: usize,
+        each: &mut dyn FnMut(MetadataEvent) -> bool,
+    ) -> Result<(), StoreError>;
+
+    /// Edges of which the child (`upstream`) or the parent is one of `ids`, in any order, until `each` returns false.
+    fn edges(
+        &mut self,
+        namespace: NamespaceId,
+        ids: &[PayloadId],
+        upstream: bool,
+        each: &mut dyn FnMut(LineageEdge) -> bool,
+    ) -> Result<(), StoreError>;
+
+    /// Word that `edges` will be asked step by step from `from` on, at most so many steps (0: all): a backend that is
+    /// far away may fetch them at once.
+    fn edges_ahead(&mut self, _from: PayloadKey, _upstream: bool, _depth_max: u32) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// The stream of this name.
+    fn stream(&mut self, name: &StreamName) -> Result<Option<StreamRow>, StoreError>;
+
+    /// Streams in the order of (namespace, name), those behind `after`, at most so many.
+    fn streams(&mut self, after: Option<&StreamName>, count_max: usize)
+    -> Result<Vec<StreamRow>, StoreError>;
+
+    /// The last batch that begins at `offset` or before.
+    fn batch_at(&mut self, stream: u64, offset: u64) -> Result<Option<Batch>, StoreError>;
+
+    /// Batches that begin at `first` or later, in order, with their entries as `codec` wrote them, until `each` returns
+    /// false.
+    fn batches(
+        &mut self,
+        stream: u64,
+        first: u64,
+        each: &mut dyn FnMut(Batch, &[u8]) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError>;
+
+    /// How far a group has come.
+    fn committed(&mut self, stream: u64, group: &str) -> Result<Option<u64>, StoreError>;
+
+    /// Streams with `due_at` <= `at`, earliest first, at most so many.
+    fn streams_due(&mut self, at: WallMs, count_max: usize) -> Result<Vec<StreamRow>, StoreError>;
+
+    /// Something of what is named no more.
+    fn garbage_next(&mut self) -> Result<Option<(Garbage, u64)>, StoreError>;
+
+    /// A removed payload that had edges, of which nobody has found out yet whether something living is connected.
+    fn dirty_next(&mut self) -> Result<Option<PayloadKey>, StoreError>;
+
+    /// A payload of the walk whose neighbours were not looked at (`expanded` false), or were.
+    fn walk_next(&mut self, expanded: bool) -> Result<Option<PayloadKey>, StoreError>;
+}
+
+/// Writing.
+pub(crate) trait TablesMut: Tables {
+    /// Gives a payload that has none an empty history.
+    fn history_add(&mut self, key: PayloadKey) -> Result<History, StoreError>;
+
+    /// Stores `events` and `current` of a payload's history.
+    fn history_set(&mut self, key: PayloadKey, history: History) -> Result<(), StoreError>;
+
+    /// Takes a payload's history away; its events stay.
+    fn history_remove(&mut self, key: PayloadKey) -> Result<(), StoreError>;
+
+    /// Adds an event.
+    fn event_add(&mut self, history: u64, event: &MetadataEvent) -> Result<(), StoreError>;
+
+    /// Removes events of a history, at most so many; returns how many.
+    fn events_remove(&mut self, history: u64, count_max: u64) -> Result<u64, StoreError>;
+
+    /// Adds edges; one with the same child, parent, operation and role is replaced.
+    fn edges_put(&mut self, namespace: NamespaceId, edges: &[LineageEdge]) -> Result<(), StoreError>;
+
+    /// Removes all edges of which a payload is child or parent; returns how many.
+    fn edges_remove(&mut self, key: PayloadKey) -> Result<u64, StoreError>;
+
+    /// Adds an empty stream, of which there is none of this name.
+    fn stream_add(&mut self, name: &StreamName, limits: StreamLimits, at: WallMs) -> Result<(), StoreError>;
+
+    /// Stores `first`, `next`, `last_at` and `due_at`.
+    fn stream_set(&mut self, stream: &StreamRow) -> Result<(), StoreError>;
+
+    /// Removes a stream; its batches and groups stay.
+    fn stream_remove(&mut self, stream: &StreamRow) -> Result<(), StoreError>;
+
+    /// Adds a batch.
+    fn batch_add(&mut self, stream: u64, batch: Batch, entries: &[u8]) -> Result<(), StoreError>;
+
+    /// Removes the oldest batches that end at `below` or before, at most so many; returns how many.
+    fn batches_remove(&mut self, stream: u64, below: u64, count_max: u64) -> Result<u64, StoreError>;
+
+    /// Stores how far a group has come.
+    fn group_set(&mut self, stream: u64, group: &str, next: u64, at: WallMs) -> Result<(), StoreError>;
+
+    /// Removes groups, at most so many; returns how many.
+    fn groups_remove(&mut self, stream: u64, count_max: u64) -> Result<u64, StoreError>;
+
+    /// Names something that is to be removed bit by bit.
+    fn garbage_add(&mut self, garbage: Garbage, id: u64) -> Result<(), StoreError>;
+
+    /// It is removed.
+    fn garbage_remove(&mut self, garbage: Garbage, id: u64) -> Result<(), StoreError>;
+
+    /// Notes a removed payload that has edges; once is enough.
+    fn dirty_add(&mut self, key: PayloadKey) -> Result<(), StoreError>;
+
+    /// It is settled, or there is none.
+    fn dirty_remove(&mut self, key: PayloadKey) -> Result<(), StoreError>;
+
+    /// Puts payloads into the walk, not expanded; those that are in it stay as they are.
+    fn walk_add(&mut self, keys: &[PayloadKey]) -> Result<(), StoreError>;
+
+    /// The neighbours of a payload of the walk are in it, too.
+    fn walk_expanded(&mut self, key: PayloadKey) -> Result<(), StoreError>;
+
+    /// Takes a payload out of the walk.
+    fn walk_remove(&mut self, key: PayloadKey) -> Result<(), StoreError>;
+
+    /// Ends the walk: it is empty, and nothing that was in it is dirty any more.
+    fn walk_end(&mut self) -> Result<(), StoreError>;
+}

@@ -1,0 +1,111 @@
+//! The tables of records in SQLite: each small operation is one prepared statement.
+//!
+//! Over a connection in whatever transaction its owner opened: the writer's, or a reader's snapshot.
+
+mod read;
+mod write;
+
+use payload_types::{PayloadKey, WallMs};
+use rusqlite::{CachedStatement, Connection};
+
+use super::errors::rolled_back;
+use crate::error::{RESTORE, StoreError};
+
+#[cfg(test)]
+pub(super) use {read::ALL as READS, write::ALL as WRITES};
+
+/// See the module.
+pub(super) struct SqliteTables<'connection>(pub(super) &'connection Connection);
+
+/// Statements that are kept prepared on a connection: all there are for rows and records, and some room.
+pub(super) const STATEMENTS_MAX: usize = 64;
+
+/// Whether there is anything that belongs to payloads: most catalogs have no metadata and no lineage, and looking for it
+/// would make removals slower.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kept {
+    /// True when there may be some: also after a change that came to nothing.
+    pub(super) any: bool,
+}
+
+impl Kept {
+    /// What a database holds when it is opened.
+    pub(super) fn of(connection: &Connection) -> rusqlite::Result<Self> {
+        let any = "SELECT EXISTS (SELECT 1 FROM history) OR EXISTS (SELECT 1 FROM lineage)";
+        Ok(Self { any: connection.query_row(any, [], |row| row.get(0))? })
+    }
+}
+
+impl<'connection> SqliteTables<'connection> {
+    fn statement(&self, sql: &str) -> Result<CachedStatement<'connection>, StoreError> {
+        self.0.prepare_cached(sql).map_err(|error| rolled_back(&error))
+    }
+
+    /// Runs a statement; returns how many rows it changed.
+    fn run(&self, sql: &str, values: impl rusqlite::Params) -> Result<u64, StoreError> {
+        let changed = self.statement(sql)?.execute(values).map_err(|error| rolled_back(&error))?;
+        Ok(changed as u64)
+    }
+}
+
+/// A payload's namespace and id, as they are bound.
+fn bound(key: &PayloadKey) -> (u32, &[u8]) {
+    (key.namespace.0, &key.id.as_bytes()[..])
+}
+
+/// The next cells of a row, decoded.
+struct Cells<'row, 'statement> {
+    row: &'row rusqlite::Row<'statement>,
+    column: usize,
+}
+
+impl<'row, 'statement> Cells<'row, 'statement> {
+    fn of(row: &'row rusqlite::Row<'statement>) -> Self {
+        Self { row, column: 0 }
+    }
+
+    fn next<T: rusqlite::types::FromSql>(&mut self) -> Result<T, StoreError> {
+        let cell = self.row.get(self.column).map_err(|error| rolled_back(&error))?;
+        self.column += 1;
+        Ok(cell)
+    }
+
+    fn number(&mut self) -> Result<u64, StoreError> {
+        u64::try_from(self.next::<i64>()?).map_err(|_| strange("a number is negative"))
+    }
+
+    fn optional(&mut self) -> Result<Option<u64>, StoreError> {
+        match self.next::<Option<i64>>()? {
+            None => Ok(None),
+            Some(number) => u64::try_from(number).map(Some).map_err(|_| strange("a number is negative")),
+        }
+    }
+
+    fn time(&mut self) -> Result<WallMs, StoreError> {
+        self.number().map(WallMs::from_millis)
+    }
+
+    fn bytes(&mut self) -> Result<&'row [u8], StoreError> {
+        let cell = self.row.get_ref(self.column).map_err(|error| rolled_back(&error))?;
+        self.column += 1;
+        cell.as_blob().map_err(|_| strange("a cell is no BLOB"))
+    }
+
+    fn text(&mut self) -> Result<String, StoreError> {
+        String::from_utf8(self.bytes()?.to_vec()).map_err(|_| strange("a text is not UTF-8"))
+    }
+
+    fn id(&mut self) -> Result<payload_types::PayloadId, StoreError> {
+        let bytes = self.bytes()?.try_into().map_err(|_| strange("a payload id has not 16 bytes"))?;
+        Ok(payload_types::PayloadId::from_bytes(bytes))
+    }
+
+    fn key(&mut self) -> Result<PayloadKey, StoreError> {
+        let namespace = u32::try_from(self.number()?).map_err(|_| strange("a namespace is out of range"))?;
+        Ok(PayloadKey { namespace: payload_types::NamespaceId(namespace), id: self.id()? })
+    }
+}
+
+fn strange(what: &str) -> StoreError {
+    StoreError::Corrupt(format!("the catalog's records are not as written: {what}; {RESTORE}"))
+}
