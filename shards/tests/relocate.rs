@@ -27,15 +27,8 @@ fn broken(kind: DriverErrorKind) -> DriverError {
     DriverError { kind, message: "as the test wants it".into() }
 }
 
-/// Committed in RAM and spilled to this extent; on DISK alone.
 fn packed(world: &mut World, at: Extent) -> (PayloadKey, ReplicaRef) {
-    let key = world.committed(Tier::Ram, SIZE);
-    let number = world.send(spill(key, DISK, false));
-    let to = world.transfers[0].to;
-    world.transfer_to(copied(at));
-    world.settle();
-    world.answer(number).expect("answered").expect("spilled");
-    (key, ReplicaRef { extent: Some(at), ..to })
+    world.packed(at, SIZE)
 }
 
 fn relocate(world: &mut World, replica: ReplicaRef) {

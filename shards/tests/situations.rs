@@ -1,6 +1,7 @@
 //! Situations of behaviour.md, one at a time, with every step of the world under the test's control.
 
 mod pressure;
+#[allow(dead_code, reason = "every test binary uses its own part")]
 mod world;
 
 use payload_shards::{Adopted, Shard, ShardConfig};

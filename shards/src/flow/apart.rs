@@ -7,7 +7,7 @@
 //!   Acquire, packed --> charged copy DISK -> DISK (`TransferOp::alone`) --> row --> published, old place in limbo --> granted
 //! ```
 //! An ordinary copy ([`super::copy`]): leases go on meanwhile, later requests join it, and it waits for space until its
-//! callers' deadlines. It is no promotion and no relocation. A payload that is spilled anew later shares a file again.
+//! callers' deadlines. It is no promotion and no relocation. The payload keeps that file for as long as it lies on DISK.
 
 use payload_ledger::SlotKey;
 use payload_types::{PayloadError, Tier, limits};

@@ -492,11 +492,6 @@ impl Drop for Drivers {
     }
 }
 
-/// True when no file's mode holds this process back.
-pub fn runs_as_root() -> bool {
-    sys::effective_user() == 0
-}
-
 /// XXH3-64 (seed 0) of `bytes`, as every copy computes it.
 pub fn checksum(bytes: &[u8]) -> Checksum {
     Checksum(xxhash_rust::xxh3::xxh3_64(bytes))
