@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures_util::TryStreamExt as _;
 use tokio::runtime::Runtime;
 use tokio_postgres::types::{FromSqlOwned, ToSql, Type};
-use tokio_postgres::{Client, Config, NoTls, Row, Statement};
+use tokio_postgres::{Client, Config, NoTls, Row, RowStream, SimpleQueryMessage, Statement};
 
 use super::errors::{Doing, silent, strange, translate};
 use crate::error::StoreError;
@@ -96,24 +96,25 @@ impl Link {
         runtime.block_on(limited).unwrap_or_else(|_| Err(silent(ANSWER_WAIT.as_secs(), doing)))
     }
 
-    /// Gives each row of the answer to `each` as it comes in. Takes as long as it takes.
+    /// Gives each row of the answer to `each` as it comes in, until it returns false. Takes as long as it takes.
     pub fn each_row(
         &mut self,
         sql: &'static Sql,
         values: &[Value<'_>],
-        each: &mut dyn FnMut(&Row) -> Result<(), StoreError>,
+        each: &mut dyn FnMut(&Row) -> Result<bool, StoreError>,
     ) -> Result<(), StoreError> {
         let Self { runtime, session } = self;
         runtime.block_on(async {
             let asking = |error: tokio_postgres::Error| translate(&error, Doing::Asking);
-            let parameters = values.iter().zip(sql.types).map(|(value, r#type)| (*value, r#type.clone()));
-            let rows = session.client.query_typed_raw(sql.text, parameters).await.map_err(asking)?;
-            let mut rows = pin!(rows);
+            let mut rows = pin!(session.stream(sql, values).await?);
             loop {
                 let next = tokio::time::timeout(ANSWER_WAIT, rows.try_next()).await;
                 let next = next.map_err(|_| silent(ANSWER_WAIT.as_secs(), Doing::Asking))?;
                 let Some(row) = next.map_err(asking)? else { return Ok(()) };
-                each(&row)?;
+                if !each(&row)? {
+                    // The rest is thrown away as it comes.
+                    return Ok(());
+                }
             }
         })
     }
@@ -155,12 +156,33 @@ impl Session {
     ) -> Result<Vec<Row>, tokio_postgres::Error> {
         match self.prepared.get(sql.text) {
             Some(statement) => self.client.query(statement, values).await,
-            None => {
-                let typed: Vec<(Value<'_>, Type)> =
-                    values.iter().zip(sql.types).map(|(value, r#type)| (*value, r#type.clone())).collect();
-                self.client.query_typed(sql.text, &typed).await
-            }
+            None => self.client.query_typed(sql.text, &typed(sql, values)).await,
         }
+    }
+
+    /// Runs a statement, and returns how many rows it changed.
+    pub async fn execute(&mut self, sql: &'static Sql, values: &[Value<'_>]) -> Result<u64, StoreError> {
+        self.prepare(sql).await?;
+        let executed = match self.prepared.get(sql.text) {
+            Some(statement) => self.client.execute(statement, values).await,
+            None => self.client.execute_typed(sql.text, &typed(sql, values)).await,
+        };
+        executed.map_err(|error| translate(&error, Doing::Asking))
+    }
+
+    /// Runs a statement that is not prepared, so that it is planned for what there is now, and gives its rows as they
+    /// come.
+    async fn stream(&self, sql: &'static Sql, values: &[Value<'_>]) -> Result<RowStream, StoreError> {
+        let rows = self.client.query_typed_raw(sql.text, typed(sql, values)).await;
+        rows.map_err(|error| translate(&error, Doing::Asking))
+    }
+
+    /// Opens a transaction and fences it: false when the fence does not stand. One round trip.
+    pub async fn begin(&mut self, update: &str) -> Result<bool, StoreError> {
+        let messages = self.client.simple_query(&format!("BEGIN; {update}")).await;
+        let messages = messages.map_err(|error| translate(&error, Doing::Asking))?;
+        // The last answer is that of the update: how many rows it changed.
+        Ok(matches!(messages.last(), Some(SimpleQueryMessage::CommandComplete(1))))
     }
 
     /// The one value of a statement's one row.
@@ -175,6 +197,11 @@ impl Session {
         })?;
         cell(row, 0)
     }
+}
+
+/// Parameters with their types.
+fn typed<'value>(sql: &'static Sql, values: &[Value<'value>]) -> Vec<(Value<'value>, Type)> {
+    values.iter().zip(sql.types).map(|(value, r#type)| (*value, r#type.clone())).collect()
 }
 
 /// One value of a row.

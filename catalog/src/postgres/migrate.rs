@@ -7,7 +7,10 @@ use tokio_postgres::types::Type;
 use super::link::{Session, Sql};
 use crate::error::StoreError;
 
-const MIGRATIONS: [&str; 1] = [include_str!("../../migrations/postgres/0001_initial.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("../../migrations/postgres/0001_initial.sql"),
+    include_str!("../../migrations/postgres/0002_records.sql"),
+];
 
 /// "payload" and a version of the locking rule: what starts and migrations of all nodes hold one after the other.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(8097874551267943169)";

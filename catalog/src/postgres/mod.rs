@@ -17,6 +17,7 @@ mod errors;
 mod link;
 mod migrate;
 mod node;
+mod records;
 mod row;
 
 use std::str::FromStr as _;
@@ -34,6 +35,7 @@ use crate::store::{Reader, Store};
 use errors::{Doing, translate};
 use link::{Link, Session, Sql, cell};
 use node::Heart;
+use records::PostgresReader;
 use row::{Fence, Round};
 
 /// How long a start waits for a server that is not there yet: both may be started together.
@@ -203,11 +205,7 @@ impl PostgresStore {
 
     fn write(&mut self, batch: &[Change]) -> Result<Vec<RecordOutcome>, StoreError> {
         self.connected()?;
-        let fence = self.fence.ok_or_else(|| {
-            StoreError::Unavailable(
-                "this server has not registered its start; begin_epoch comes first".to_owned(),
-            )
-        })?;
+        let fence = self.fence.ok_or_else(unregistered)?;
         self.group += 1;
         let group = self.group;
         let steps = steps(batch);
@@ -215,12 +213,14 @@ impl PostgresStore {
         let result = if let [Step::Rows(rounds)] = &steps[..]
             && let [round] = &rounds[..]
         {
-            self.call(Doing::Committing, async |session| write_alone(session, round, fence, group).await)
+            self.call(Doing::Committing, async |session| write_round(session, round, fence, group).await)
         } else {
-            let made = self.ask(async |session| write_all(session, &steps, fence, group).await);
-            made.and_then(|made| {
+            let mut link = self.link.take().expect("connected");
+            write_all(&mut link, &steps, fence, group).and_then(|made| {
                 outcomes = made;
-                self.call(Doing::Committing, Session::commit)
+                link.run(Doing::Committing, Session::commit)?;
+                self.link = Some(link);
+                Ok(())
             })
         };
         match result {
@@ -235,18 +235,27 @@ impl PostgresStore {
     }
 
     fn own(&self) -> Result<i32, StoreError> {
-        self.fence.map(|fence| fence.node).ok_or_else(|| {
-            StoreError::Unavailable(
-                "this server has not registered its start; begin_epoch comes first".to_owned(),
-            )
-        })
+        self.fence.map(|fence| fence.node).ok_or_else(unregistered)
     }
+}
+
+fn unregistered() -> StoreError {
+    StoreError::Unavailable("this server has not registered its start; begin_epoch comes first".to_owned())
 }
 
 /// What a group is made of, in order.
 enum Step<'batch> {
     Rows(Vec<Round>),
     Record(&'batch RecordChange),
+}
+
+impl<'batch> Step<'batch> {
+    fn record(&self) -> Option<&'batch RecordChange> {
+        match self {
+            Self::Rows(_) => None,
+            Self::Record(change) => Some(change),
+        }
+    }
 }
 
 fn steps(batch: &[Change]) -> Vec<Step<'_>> {
@@ -266,8 +275,8 @@ fn steps(batch: &[Change]) -> Vec<Step<'_>> {
     steps
 }
 
-/// One statement that is a transaction.
-async fn write_alone(
+/// One statement, which is a transaction where none is open.
+async fn write_round(
     session: &mut Session,
     round: &Round,
     fence: Fence,
@@ -280,25 +289,27 @@ async fn write_alone(
 }
 
 /// A transaction, but for its COMMIT.
-async fn write_all(
-    session: &mut Session,
+fn write_all(
+    link: &mut Link,
     steps: &[Step<'_>],
     fence: Fence,
     group: i64,
 ) -> Result<Vec<RecordOutcome>, StoreError> {
-    session.run("BEGIN").await?;
-    let outcomes = Vec::new();
+    let update = node::fence_update(fence, group);
+    if !link.run(Doing::Asking, async |session| session.begin(&update).await)? {
+        return Err(node::fenced());
+    }
+    records::streams_lock(link, steps.iter().filter_map(Step::record))?;
+    let mut outcomes = Vec::new();
     for step in steps {
         match step {
             Step::Rows(rounds) => {
                 for round in rounds {
-                    let rows = session.query(&row::WRITE, &round.values(&fence, &group)).await?;
-                    if rows.is_empty() {
-                        return Err(node::fenced());
-                    }
+                    let values = round.values(&fence, &group);
+                    link.run(Doing::Asking, async |session| session.query(&row::WRITE, &values).await)?;
                 }
             }
-            Step::Record(_) => return Err(crate::memory::unkept()),
+            Step::Record(change) => outcomes.push(records::apply(link, fence.node, change)?),
         }
     }
     Ok(outcomes)
@@ -404,11 +415,15 @@ impl Store for PostgresStore {
     }
 
     fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
-        Err(crate::memory::unkept())
+        Ok(Box::new(PostgresReader::open(self.place.clone())?))
     }
 
-    fn sweep_is_due(&mut self, _at: WallMs) -> Result<bool, StoreError> {
-        Ok(false)
+    fn sweep_is_due(&mut self, at: WallMs) -> Result<bool, StoreError> {
+        self.connected()?;
+        let mut link = self.link.take().expect("connected");
+        let is_due = records::sweep_is_due(&mut link, at)?;
+        self.link = Some(link);
+        Ok(is_due)
     }
 
     fn load(&mut self, each: &mut dyn FnMut(PayloadRow)) -> Result<(), StoreError> {
@@ -417,7 +432,7 @@ impl Store for PostgresStore {
         let mut link = self.link.take().expect("connected");
         link.each_row(&row::ALL, &[&own], &mut |found| {
             each(row::read(found)?);
-            Ok(())
+            Ok(true)
         })?;
         self.link = Some(link);
         Ok(())

@@ -117,6 +117,14 @@ pub(super) async fn enlist(session: &mut Session, fence: &mut Fence) -> Result<i
     cell(row, 1)
 }
 
+/// What fences a transaction of several statements, and names its group. Only numbers: it needs no parameters.
+pub(super) fn fence_update(fence: Fence, group: i64) -> String {
+    let Fence { node, epoch, session } = fence;
+    format!(
+        "UPDATE payload_manager.node SET last_group = {group} WHERE id = {node} AND epoch = {epoch} AND session = {session}"
+    )
+}
+
 /// The refusal of a write whose fence does not stand.
 pub(super) fn fenced() -> StoreError {
     StoreError::Fenced(

@@ -3,6 +3,9 @@
 //! One statement fences, puts and removes: as a transaction of its own it is one round trip. No two changes of one
 //! statement are of one key, so several changes of a key make several statements, in order. Keys are sorted: rows are
 //! locked in that order.
+//!
+//! What belongs to a removed row goes with it, as `records::forget` says it: metadata in the same statement, or bit by bit
+//! where it is long, and lineage when a sweep finds nothing living connected with it.
 
 use payload_types::effect::CatalogChange;
 use payload_types::{NamespaceId, PayloadId, PayloadKey, PayloadRow};
@@ -67,9 +70,26 @@ pub(super) static WRITE: Sql = Sql {
             WHERE (excluded.epoch, excluded.version) >= (kept.epoch, kept.version) AND excluded.owner = kept.owner
         ), gone AS (
             DELETE FROM payload_manager.payload AS kept
-            USING unnest($27, $28, $29) AS gone (namespace, id, epoch)
-            WHERE kept.namespace = gone.namespace AND kept.id = gone.id AND kept.epoch <= gone.epoch
+            USING unnest($27, $28, $29) AS old (namespace, id, epoch)
+            WHERE kept.namespace = old.namespace AND kept.id = old.id AND kept.epoch <= old.epoch
                 AND kept.owner = (SELECT id FROM fence)
+            RETURNING kept.namespace, kept.id
+        ), histories AS (
+            DELETE FROM payload_manager.history AS history USING gone
+            WHERE history.namespace = gone.namespace AND history.payload = gone.id
+            RETURNING history.id, history.events
+        ), events AS (
+            DELETE FROM payload_manager.event AS event USING histories
+            WHERE event.history = histories.id AND histories.events <= 64
+        ), garbage AS (
+            INSERT INTO payload_manager.garbage SELECT 2, id FROM histories WHERE events > 64
+        ), dirty AS (
+            INSERT INTO payload_manager.lineage_dirty SELECT namespace, id FROM gone
+            WHERE EXISTS (SELECT FROM payload_manager.lineage AS edge
+                    WHERE edge.namespace = gone.namespace AND edge.child = gone.id)
+                OR EXISTS (SELECT FROM payload_manager.lineage AS edge
+                    WHERE edge.namespace = gone.namespace AND edge.parent = gone.id)
+            ON CONFLICT DO NOTHING
         )
         SELECT id FROM fence"
     ),

@@ -1,0 +1,132 @@
+//! The statements on the tables of records, with their parameters' types.
+//!
+//! A transaction that changes something locks what it decides by, so that nodes that share the database take turns: a
+//! stream's row, a payload's history, and the rows of other nodes' payloads (a node's own are changed by its one writer).
+
+use tokio_postgres::types::Type;
+
+use super::super::link::Sql;
+
+macro_rules! statements {
+    ($($name:ident($($type:ident),*) = $($text:expr),+;)*) => {
+        $(pub(super) static $name: Sql = Sql { text: concat!($($text),+), types: &[$(Type::$type),*] };)*
+    };
+}
+
+macro_rules! stream_columns {
+    () => {
+        "SELECT id, namespace, name, entries_max, age_ms_max, first, next, last_at, due_at FROM payload_manager.stream "
+    };
+}
+
+macro_rules! edge_columns {
+    () => {
+        "SELECT child, parent, operation, role, parameters FROM payload_manager.lineage "
+    };
+}
+
+statements! {
+    // Payloads.
+    STANDINGS(INT8, UUID_ARRAY) = "SELECT id, state::bigint, expires_at, health::bigint FROM payload_manager.payload
+        WHERE namespace = $1 AND id = ANY($2)";
+    STANDINGS_LOCKED(INT8, UUID_ARRAY, INT4) = "WITH theirs AS (
+            SELECT id, state, expires_at, health FROM payload_manager.payload
+            WHERE namespace = $1 AND id = ANY($2) AND owner <> $3 ORDER BY id FOR KEY SHARE)
+        SELECT id, state::bigint, expires_at, health::bigint FROM theirs
+        UNION ALL SELECT id, state::bigint, expires_at, health::bigint FROM payload_manager.payload
+        WHERE namespace = $1 AND id = ANY($2) AND owner = $3";
+
+    // Metadata.
+    HISTORY(INT8, UUID) = "SELECT id, events, current FROM payload_manager.history
+        WHERE namespace = $1 AND payload = $2";
+    HISTORY_LOCKED(INT8, UUID) = "SELECT id, events, current FROM payload_manager.history
+        WHERE namespace = $1 AND payload = $2 FOR NO KEY UPDATE";
+    HISTORY_ADD(INT8, UUID) = "INSERT INTO payload_manager.history (namespace, payload, events, current)
+        VALUES ($1, $2, 0, 0) ON CONFLICT DO NOTHING RETURNING id";
+    HISTORY_SET(INT8, UUID, INT8, INT8) = "UPDATE payload_manager.history SET events = $3, current = $4
+        WHERE namespace = $1 AND payload = $2";
+    HISTORY_REMOVE(INT8, UUID) = "DELETE FROM payload_manager.history WHERE namespace = $1 AND payload = $2";
+    EVENTS(INT8, INT8, INT8) = "SELECT number, at, kind::bigint, data, schema, source, reason, version
+        FROM payload_manager.event WHERE history = $1 AND number > $2 ORDER BY number LIMIT $3";
+    EVENT_ADD(INT8, INT8, INT8, INT8, BYTEA, BYTEA, BYTEA, BYTEA, BYTEA) = "INSERT INTO payload_manager.event
+        (history, number, at, kind, data, schema, source, reason, version) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+    EVENTS_REMOVE(INT8, INT8) = "DELETE FROM payload_manager.event WHERE history = $1 AND number IN (
+        SELECT number FROM payload_manager.event WHERE history = $1 ORDER BY number LIMIT $2)";
+
+    // Lineage.
+    EDGES_UP(INT8, UUID_ARRAY) = edge_columns!(), "WHERE namespace = $1 AND child = ANY($2)";
+    EDGES_DOWN(INT8, UUID_ARRAY) = edge_columns!(), "WHERE namespace = $1 AND parent = ANY($2)";
+    EDGES_UP_ALL(INT8, UUID) = "WITH RECURSIVE walk (id) AS (
+            SELECT $2 UNION SELECT edge.parent FROM walk
+            JOIN payload_manager.lineage AS edge ON edge.namespace = $1 AND edge.child = walk.id)
+        SELECT edge.child, edge.parent, edge.operation, edge.role, edge.parameters FROM walk
+        JOIN payload_manager.lineage AS edge ON edge.namespace = $1 AND edge.child = walk.id";
+    EDGES_DOWN_ALL(INT8, UUID) = "WITH RECURSIVE walk (id) AS (
+            SELECT $2 UNION SELECT edge.child FROM walk
+            JOIN payload_manager.lineage AS edge ON edge.namespace = $1 AND edge.parent = walk.id)
+        SELECT edge.child, edge.parent, edge.operation, edge.role, edge.parameters FROM walk
+        JOIN payload_manager.lineage AS edge ON edge.namespace = $1 AND edge.parent = walk.id";
+    EDGES_PUT(INT8, UUID_ARRAY, UUID_ARRAY, BYTEA_ARRAY, BYTEA_ARRAY, BYTEA_ARRAY) = "INSERT INTO payload_manager.lineage
+            (namespace, child, parent, digest, operation, role, parameters)
+        SELECT $1, child, parent, sha256(int4send(octet_length(operation)) || operation || role), operation, role,
+            parameters
+        FROM unnest($2, $3, $4, $5, $6) AS new (child, parent, operation, role, parameters)
+        ON CONFLICT (namespace, child, parent, digest) DO UPDATE SET parameters = excluded.parameters";
+    EDGES_REMOVE(INT8, UUID) = "WITH up AS (
+            DELETE FROM payload_manager.lineage WHERE namespace = $1 AND child = $2 RETURNING 1
+        ), down AS (
+            DELETE FROM payload_manager.lineage WHERE namespace = $1 AND parent = $2 AND child <> $2 RETURNING 1)
+        SELECT (SELECT count(*) FROM up) + (SELECT count(*) FROM down)";
+    DIRTY_NEXT() = "SELECT namespace, payload FROM payload_manager.lineage_dirty ORDER BY namespace, payload LIMIT 1";
+    DIRTY_ADD(INT8, UUID) = "INSERT INTO payload_manager.lineage_dirty VALUES ($1, $2) ON CONFLICT DO NOTHING";
+    DIRTY_REMOVE(INT8, UUID) = "DELETE FROM payload_manager.lineage_dirty WHERE namespace = $1 AND payload = $2";
+    WALK_NEXT(BOOL) = "SELECT namespace, payload FROM payload_manager.lineage_walk WHERE expanded = $1
+        ORDER BY namespace, payload LIMIT 1";
+    WALK_ADD(INT8_ARRAY, UUID_ARRAY) = "INSERT INTO payload_manager.lineage_walk
+        SELECT namespace, payload, false FROM unnest($1, $2) AS new (namespace, payload) ON CONFLICT DO NOTHING";
+    WALK_EXPANDED(INT8, UUID) = "UPDATE payload_manager.lineage_walk SET expanded = true
+        WHERE namespace = $1 AND payload = $2";
+    WALK_REMOVE(INT8, UUID) = "DELETE FROM payload_manager.lineage_walk WHERE namespace = $1 AND payload = $2";
+    WALK_END() = "WITH ended AS (DELETE FROM payload_manager.lineage_walk RETURNING namespace, payload)
+        DELETE FROM payload_manager.lineage_dirty AS dirty USING ended
+        WHERE dirty.namespace = ended.namespace AND dirty.payload = ended.payload";
+
+    // Streams.
+    STREAM(BYTEA, BYTEA) = stream_columns!(), "WHERE namespace = $1 AND name = $2";
+    STREAM_LOCKED(BYTEA, BYTEA) = stream_columns!(), "WHERE namespace = $1 AND name = $2 FOR NO KEY UPDATE";
+    STREAMS_LOCKED(BYTEA_ARRAY, BYTEA_ARRAY) = "SELECT id FROM payload_manager.stream
+        WHERE (namespace, name) IN (SELECT * FROM unnest($1, $2)) ORDER BY namespace, name FOR NO KEY UPDATE";
+    STREAMS(BYTEA, BYTEA, INT8) = stream_columns!(),
+        "WHERE (namespace, name) > ($1, $2) ORDER BY namespace, name LIMIT $3";
+    STREAMS_DUE(INT8, INT8) = stream_columns!(), "WHERE due_at <= $1 ORDER BY due_at, id LIMIT $2";
+    STREAMS_DUE_LOCKED(INT8, INT8) = stream_columns!(),
+        "WHERE due_at <= $1 ORDER BY due_at, id LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED";
+    STREAM_ADD(BYTEA, BYTEA, INT8, INT8, INT8) = "INSERT INTO payload_manager.stream
+        (namespace, name, entries_max, age_ms_max, first, next, last_at, created_at)
+        VALUES ($1, $2, $3, $4, 0, 0, 0, $5) ON CONFLICT DO NOTHING RETURNING id";
+    STREAM_SET(BYTEA, BYTEA, INT8, INT8, INT8, INT8) = "UPDATE payload_manager.stream
+        SET first = $3, next = $4, last_at = $5, due_at = $6 WHERE namespace = $1 AND name = $2";
+    STREAM_REMOVE(BYTEA, BYTEA) = "DELETE FROM payload_manager.stream WHERE namespace = $1 AND name = $2";
+    BATCH_AT(INT8, INT8) = "SELECT first, count, appended_at FROM payload_manager.stream_batch
+        WHERE stream = $1 AND first <= $2 ORDER BY first DESC LIMIT 1";
+    BATCHES(INT8, INT8, INT8) = "SELECT first, count, appended_at, entries FROM payload_manager.stream_batch
+        WHERE stream = $1 AND first >= $2 ORDER BY first LIMIT $3";
+    BATCH_ADD(INT8, INT8, INT8, INT8, BYTEA) = "INSERT INTO payload_manager.stream_batch
+        (stream, first, count, appended_at, entries) VALUES ($1, $2, $3, $4, $5)";
+    BATCHES_REMOVE(INT8, INT8, INT8) = "DELETE FROM payload_manager.stream_batch WHERE stream = $1 AND first IN (
+        SELECT first FROM payload_manager.stream_batch WHERE stream = $1 AND first < $2 AND first + count <= $2
+        ORDER BY first LIMIT $3)";
+    COMMITTED(INT8, BYTEA) = "SELECT next FROM payload_manager.stream_group WHERE stream = $1 AND name = $2";
+    GROUP_SET(INT8, BYTEA, INT8, INT8) = "INSERT INTO payload_manager.stream_group (stream, name, next, at)
+        VALUES ($1, $2, $3, $4)
+        ON CONFLICT (stream, name) DO UPDATE SET next = excluded.next, at = excluded.at";
+    GROUPS_REMOVE(INT8, INT8) = "DELETE FROM payload_manager.stream_group WHERE stream = $1 AND name IN (
+        SELECT name FROM payload_manager.stream_group WHERE stream = $1 ORDER BY name LIMIT $2)";
+
+    // Cleaning up.
+    GARBAGE_NEXT() = "SELECT kind::bigint, id FROM payload_manager.garbage ORDER BY kind, id LIMIT 1";
+    GARBAGE_ADD(INT8, INT8) = "INSERT INTO payload_manager.garbage VALUES ($1, $2) ON CONFLICT DO NOTHING";
+    GARBAGE_REMOVE(INT8, INT8) = "DELETE FROM payload_manager.garbage WHERE kind = $1 AND id = $2";
+    // "sweep", so to say: held by the one node that sweeps, until its transaction ends.
+    SWEEP_LOCK() = "SELECT pg_try_advisory_xact_lock(8097874551267943170)";
+}

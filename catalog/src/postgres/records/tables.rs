@@ -1,0 +1,398 @@
+//! The operations that the rules are written over, as statements.
+
+use std::collections::HashMap;
+
+use payload_types::limits::ANSWER_BYTES_MAX;
+use payload_types::record::{
+    LineageEdge, Metadata, MetadataEvent, MetadataEventKind, StreamLimits, StreamName,
+};
+use payload_types::{Health, NamespaceId, PayloadId, PayloadKey, PayloadState, WallMs};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::super::link::{Value, cell};
+use super::super::row::uuid;
+use super::{
+    Records, key, moment, number, overtaken, payload, positive, positive_if_any, sql, strange, text,
+};
+use crate::error::StoreError;
+use crate::records::tables::{Batch, Garbage, History, Standing, StreamRow, Tables, TablesMut};
+
+/// Rows of one answer where each may be long: 16 batches of 256 KiB, 16 events of 1 MiB.
+const LONG_ROWS: usize = 16;
+
+/// Lineage is fetched ahead for walks of more steps than this; shorter ones ask step by step.
+const STEPS_ASKED: u32 = 16;
+
+/// What an edge takes beside its texts, at least: two ids.
+const EDGE_BYTES: usize = 32;
+
+fn namespace_of(namespace: NamespaceId) -> i64 {
+    i64::from(namespace.0)
+}
+
+fn uuids(ids: &[PayloadId]) -> Vec<Uuid> {
+    ids.iter().map(|id| uuid(*id)).collect()
+}
+
+fn standing(row: &Row) -> Result<(PayloadId, Standing), StoreError> {
+    let state = PayloadState::from_number(cell(row, 1)?).ok_or_else(|| strange("an unknown state"))?;
+    let health = [Health::Good, Health::Lost, Health::Damaged]
+        .into_iter()
+        .find(|health| cell(row, 3) == Ok(*health as i64))
+        .ok_or_else(|| strange("an unknown health"))?;
+    let expires_at = positive_if_any(row, 2)?.map(WallMs::from_millis);
+    Ok((payload(row, 0)?, Standing { state, expires_at, health }))
+}
+
+fn history(row: &Row) -> Result<History, StoreError> {
+    Ok(History { id: positive(row, 0)?, events: positive(row, 1)?, current: positive(row, 2)? })
+}
+
+fn event(row: &Row) -> Result<MetadataEvent, StoreError> {
+    use MetadataEventKind::{Merged, Noted, Replaced};
+    let kind = [Replaced, Merged, Noted].into_iter().find(|kind| cell(row, 2) == Ok(*kind as i64));
+    Ok(MetadataEvent {
+        number: positive(row, 0)?,
+        at: moment(row, 1)?,
+        kind: kind.ok_or_else(|| strange("an event of an unknown kind"))?,
+        metadata: Metadata { data: cell(row, 3)?, schema: text(row, 4)? },
+        source: text(row, 5)?,
+        reason: text(row, 6)?,
+        version: text(row, 7)?,
+    })
+}
+
+fn edge(row: &Row) -> Result<LineageEdge, StoreError> {
+    Ok(LineageEdge {
+        child: payload(row, 0)?,
+        parent: payload(row, 1)?,
+        operation: text(row, 2)?,
+        role: text(row, 3)?,
+        parameters: cell(row, 4)?,
+    })
+}
+
+fn stream(row: &Row) -> Result<StreamRow, StoreError> {
+    Ok(StreamRow {
+        id: positive(row, 0)?,
+        name: StreamName { namespace: text(row, 1)?, name: text(row, 2)? },
+        limits: StreamLimits { entries_max: positive_if_any(row, 3)?, age_ms_max: positive_if_any(row, 4)? },
+        first: positive(row, 5)?,
+        next: positive(row, 6)?,
+        last_at: moment(row, 7)?,
+        due_at: positive_if_any(row, 8)?.map(WallMs::from_millis),
+    })
+}
+
+fn batch(row: &Row) -> Result<Batch, StoreError> {
+    Ok(Batch { first: positive(row, 0)?, count: positive(row, 1)?, appended_at: moment(row, 2)? })
+}
+
+impl Tables for Records<'_> {
+    fn standings(
+        &mut self,
+        namespace: NamespaceId,
+        ids: &[PayloadId],
+    ) -> Result<Vec<Option<Standing>>, StoreError> {
+        let (namespace, asked) = (namespace_of(namespace), uuids(ids));
+        let rows = match self.writer {
+            Some(node) => self.query(&sql::STANDINGS_LOCKED, &[&namespace, &asked, &node])?,
+            None => self.query(&sql::STANDINGS, &[&namespace, &asked])?,
+        };
+        let found: HashMap<PayloadId, Standing> = rows.iter().map(standing).collect::<Result<_, _>>()?;
+        Ok(ids.iter().map(|id| found.get(id).copied()).collect())
+    }
+
+    fn history(&mut self, key: PayloadKey) -> Result<Option<History>, StoreError> {
+        let statement = if self.writer.is_some() { &sql::HISTORY_LOCKED } else { &sql::HISTORY };
+        let rows = self.query(statement, &[&namespace_of(key.namespace), &uuid(key.id)])?;
+        rows.first().map(history).transpose()
+    }
+
+    fn events(
+        &mut self,
+        history: u64,
+        after: u64,
+        count_max: usize,
+        each: &mut dyn FnMut(MetadataEvent) -> bool,
+    ) -> Result<(), StoreError> {
+        let (mut after, mut left) = (after, count_max);
+        while left > 0 {
+            let some = left.min(LONG_ROWS);
+            let rows = self.query(&sql::EVENTS, &[&number(history), &number(after), &(some as i64)])?;
+            for row in &rows {
+                let event = event(row)?;
+                after = event.number;
+                if !each(event) {
+                    return Ok(());
+                }
+            }
+            if rows.len() < some {
+                return Ok(());
+            }
+            left -= some;
+        }
+        Ok(())
+    }
+
+    fn edges(
+        &mut self,
+        namespace: NamespaceId,
+        ids: &[PayloadId],
+        upstream: bool,
+        each: &mut dyn FnMut(LineageEdge) -> bool,
+    ) -> Result<(), StoreError> {
+        if let Some(ahead) = &mut self.ahead {
+            let found = ids.iter().filter_map(|id| ahead.remove(id)).flatten();
+            // `all` stops at the first false.
+            found.map(each).all(|more| more);
+            return Ok(());
+        }
+        let statement = if upstream { &sql::EDGES_UP } else { &sql::EDGES_DOWN };
+        self.link
+            .each_row(statement, &[&namespace_of(namespace), &uuids(ids)], &mut |row| Ok(each(edge(row)?)))
+    }
+
+    fn edges_ahead(&mut self, from: PayloadKey, upstream: bool, depth_max: u32) -> Result<(), StoreError> {
+        if (1..=STEPS_ASKED).contains(&depth_max) {
+            return Ok(());
+        }
+        let statement = if upstream { &sql::EDGES_UP_ALL } else { &sql::EDGES_DOWN_ALL };
+        let mut ahead: HashMap<PayloadId, Vec<LineageEdge>> = HashMap::new();
+        let mut bytes = 0;
+        self.link.each_row(statement, &[&namespace_of(from.namespace), &uuid(from.id)], &mut |row| {
+            let edge = edge(row)?;
+            bytes += EDGE_BYTES + edge.operation.len() + edge.role.len() + edge.parameters.len();
+            ahead.entry(if upstream { edge.child } else { edge.parent }).or_default().push(edge);
+            Ok(bytes <= ANSWER_BYTES_MAX)
+        })?;
+        // What is longer than an answer is asked for step by step until the answer is full, or deep enough.
+        self.ahead = (bytes <= ANSWER_BYTES_MAX).then_some(ahead);
+        Ok(())
+    }
+
+    fn stream(&mut self, name: &StreamName) -> Result<Option<StreamRow>, StoreError> {
+        let statement = if self.writer.is_some() { &sql::STREAM_LOCKED } else { &sql::STREAM };
+        let rows = self.query(statement, &[&name.namespace.as_bytes(), &name.name.as_bytes()])?;
+        rows.first().map(stream).transpose()
+    }
+
+    fn streams(
+        &mut self,
+        after: Option<&StreamName>,
+        count_max: usize,
+    ) -> Result<Vec<StreamRow>, StoreError> {
+        // A name has at least one byte, so everything is behind two empty ones.
+        let (namespace, name) =
+            after.map_or((&b""[..], &b""[..]), |after| (after.namespace.as_bytes(), after.name.as_bytes()));
+        let rows = self.query(&sql::STREAMS, &[&namespace, &name, &number(count_max as u64)])?;
+        rows.iter().map(stream).collect()
+    }
+
+    fn batch_at(&mut self, stream: u64, offset: u64) -> Result<Option<Batch>, StoreError> {
+        let rows = self.query(&sql::BATCH_AT, &[&number(stream), &number(offset)])?;
+        rows.first().map(batch).transpose()
+    }
+
+    fn batches(
+        &mut self,
+        stream: u64,
+        first: u64,
+        each: &mut dyn FnMut(Batch, &[u8]) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut from = first;
+        loop {
+            let rows = self.query(&sql::BATCHES, &[&number(stream), &number(from), &(LONG_ROWS as i64)])?;
+            for row in &rows {
+                let batch = batch(row)?;
+                let entries: &[u8] = row.try_get(3).map_err(|_| strange("a batch without entries"))?;
+                from = batch.end();
+                if !each(batch, entries)? {
+                    return Ok(());
+                }
+            }
+            if rows.len() < LONG_ROWS {
+                return Ok(());
+            }
+        }
+    }
+
+    fn committed(&mut self, stream: u64, group: &str) -> Result<Option<u64>, StoreError> {
+        let rows = self.query(&sql::COMMITTED, &[&number(stream), &group.as_bytes()])?;
+        rows.first().map(|row| positive(row, 0)).transpose()
+    }
+
+    fn streams_due(&mut self, at: WallMs, count_max: usize) -> Result<Vec<StreamRow>, StoreError> {
+        let statement = if self.writer.is_some() { &sql::STREAMS_DUE_LOCKED } else { &sql::STREAMS_DUE };
+        let rows = self.query(statement, &[&number(at.as_millis()), &number(count_max as u64)])?;
+        rows.iter().map(stream).collect()
+    }
+
+    fn garbage_next(&mut self) -> Result<Option<(Garbage, u64)>, StoreError> {
+        let rows = self.query(&sql::GARBAGE_NEXT, &[])?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let kind =
+            [Garbage::Stream, Garbage::History].into_iter().find(|kind| cell(row, 0) == Ok(*kind as i64));
+        Ok(Some((kind.ok_or_else(|| strange("an unknown kind of garbage"))?, positive(row, 1)?)))
+    }
+
+    fn dirty_next(&mut self) -> Result<Option<PayloadKey>, StoreError> {
+        self.query(&sql::DIRTY_NEXT, &[])?.first().map(key).transpose()
+    }
+
+    fn walk_next(&mut self, expanded: bool) -> Result<Option<PayloadKey>, StoreError> {
+        self.query(&sql::WALK_NEXT, &[&expanded])?.first().map(key).transpose()
+    }
+}
+
+impl TablesMut for Records<'_> {
+    fn history_add(&mut self, key: PayloadKey) -> Result<History, StoreError> {
+        let rows = self.query(&sql::HISTORY_ADD, &[&namespace_of(key.namespace), &uuid(key.id)])?;
+        let row = rows.first().ok_or_else(overtaken)?;
+        Ok(History { id: positive(row, 0)?, events: 0, current: 0 })
+    }
+
+    fn history_set(&mut self, key: PayloadKey, history: History) -> Result<(), StoreError> {
+        let (events, current) = (number(history.events), number(history.current));
+        let values: [Value<'_>; 4] = [&namespace_of(key.namespace), &uuid(key.id), &events, &current];
+        self.execute(&sql::HISTORY_SET, &values).map(|_one| ())
+    }
+
+    fn history_remove(&mut self, key: PayloadKey) -> Result<(), StoreError> {
+        self.execute(&sql::HISTORY_REMOVE, &[&namespace_of(key.namespace), &uuid(key.id)]).map(|_one| ())
+    }
+
+    fn event_add(&mut self, history: u64, event: &MetadataEvent) -> Result<(), StoreError> {
+        let MetadataEvent { number: event_number, at, kind, metadata, source, reason, version } = event;
+        let values: [Value<'_>; 9] = [
+            &number(history),
+            &number(*event_number),
+            &number(at.as_millis()),
+            &(*kind as i64),
+            &metadata.data,
+            &metadata.schema.as_bytes(),
+            &source.as_bytes(),
+            &reason.as_bytes(),
+            &version.as_bytes(),
+        ];
+        self.execute(&sql::EVENT_ADD, &values).map(|_one| ())
+    }
+
+    fn events_remove(&mut self, history: u64, count_max: u64) -> Result<u64, StoreError> {
+        self.execute(&sql::EVENTS_REMOVE, &[&number(history), &number(count_max)])
+    }
+
+    fn edges_put(&mut self, namespace: NamespaceId, edges: &[LineageEdge]) -> Result<(), StoreError> {
+        // One statement cannot put two edges of one key: the last one counts.
+        let mut last: HashMap<_, &LineageEdge> = HashMap::new();
+        for edge in edges {
+            last.insert((edge.child, edge.parent, &edge.operation, &edge.role), edge);
+        }
+        let mut edges: Vec<&LineageEdge> = last.into_values().collect();
+        edges.sort();
+        let children: Vec<Uuid> = edges.iter().map(|edge| uuid(edge.child)).collect();
+        let parents: Vec<Uuid> = edges.iter().map(|edge| uuid(edge.parent)).collect();
+        let operations: Vec<&[u8]> = edges.iter().map(|edge| edge.operation.as_bytes()).collect();
+        let roles: Vec<&[u8]> = edges.iter().map(|edge| edge.role.as_bytes()).collect();
+        let parameters: Vec<&[u8]> = edges.iter().map(|edge| &edge.parameters[..]).collect();
+        let values: [Value<'_>; 6] =
+            [&namespace_of(namespace), &children, &parents, &operations, &roles, &parameters];
+        self.execute(&sql::EDGES_PUT, &values).map(|_count| ())
+    }
+
+    fn edges_remove(&mut self, key: PayloadKey) -> Result<u64, StoreError> {
+        let rows = self.query(&sql::EDGES_REMOVE, &[&namespace_of(key.namespace), &uuid(key.id)])?;
+        rows.first().map_or(Ok(0), |row| positive(row, 0))
+    }
+
+    fn stream_add(&mut self, name: &StreamName, limits: StreamLimits, at: WallMs) -> Result<(), StoreError> {
+        let (entries_max, age_ms_max) = (limits.entries_max.map(number), limits.age_ms_max.map(number));
+        let values: [Value<'_>; 5] = [
+            &name.namespace.as_bytes(),
+            &name.name.as_bytes(),
+            &entries_max,
+            &age_ms_max,
+            &number(at.as_millis()),
+        ];
+        let rows = self.query(&sql::STREAM_ADD, &values)?;
+        rows.first().map(|_id| ()).ok_or_else(overtaken)
+    }
+
+    fn stream_set(&mut self, stream: &StreamRow) -> Result<(), StoreError> {
+        let due_at = stream.due_at.map(|due_at| number(due_at.as_millis()));
+        let values: [Value<'_>; 6] = [
+            &stream.name.namespace.as_bytes(),
+            &stream.name.name.as_bytes(),
+            &number(stream.first),
+            &number(stream.next),
+            &number(stream.last_at.as_millis()),
+            &due_at,
+        ];
+        self.execute(&sql::STREAM_SET, &values).map(|_one| ())
+    }
+
+    fn stream_remove(&mut self, stream: &StreamRow) -> Result<(), StoreError> {
+        let StreamName { namespace, name } = &stream.name;
+        self.execute(&sql::STREAM_REMOVE, &[&namespace.as_bytes(), &name.as_bytes()]).map(|_one| ())
+    }
+
+    fn batch_add(&mut self, stream: u64, batch: Batch, entries: &[u8]) -> Result<(), StoreError> {
+        let values: [Value<'_>; 5] = [
+            &number(stream),
+            &number(batch.first),
+            &number(batch.count),
+            &number(batch.appended_at.as_millis()),
+            &entries,
+        ];
+        self.execute(&sql::BATCH_ADD, &values).map(|_one| ())
+    }
+
+    fn batches_remove(&mut self, stream: u64, below: u64, count_max: u64) -> Result<u64, StoreError> {
+        self.execute(&sql::BATCHES_REMOVE, &[&number(stream), &number(below), &number(count_max)])
+    }
+
+    fn group_set(&mut self, stream: u64, group: &str, next: u64, at: WallMs) -> Result<(), StoreError> {
+        let values: [Value<'_>; 4] =
+            [&number(stream), &group.as_bytes(), &number(next), &number(at.as_millis())];
+        self.execute(&sql::GROUP_SET, &values).map(|_one| ())
+    }
+
+    fn groups_remove(&mut self, stream: u64, count_max: u64) -> Result<u64, StoreError> {
+        self.execute(&sql::GROUPS_REMOVE, &[&number(stream), &number(count_max)])
+    }
+
+    fn garbage_add(&mut self, garbage: Garbage, id: u64) -> Result<(), StoreError> {
+        self.execute(&sql::GARBAGE_ADD, &[&(garbage as i64), &number(id)]).map(|_one| ())
+    }
+
+    fn garbage_remove(&mut self, garbage: Garbage, id: u64) -> Result<(), StoreError> {
+        self.execute(&sql::GARBAGE_REMOVE, &[&(garbage as i64), &number(id)]).map(|_one| ())
+    }
+
+    fn dirty_add(&mut self, key: PayloadKey) -> Result<(), StoreError> {
+        self.execute(&sql::DIRTY_ADD, &[&namespace_of(key.namespace), &uuid(key.id)]).map(|_one| ())
+    }
+
+    fn dirty_remove(&mut self, key: PayloadKey) -> Result<(), StoreError> {
+        self.execute(&sql::DIRTY_REMOVE, &[&namespace_of(key.namespace), &uuid(key.id)]).map(|_one| ())
+    }
+
+    fn walk_add(&mut self, keys: &[PayloadKey]) -> Result<(), StoreError> {
+        let namespaces: Vec<i64> = keys.iter().map(|key| namespace_of(key.namespace)).collect();
+        let ids: Vec<Uuid> = keys.iter().map(|key| uuid(key.id)).collect();
+        self.execute(&sql::WALK_ADD, &[&namespaces, &ids]).map(|_count| ())
+    }
+
+    fn walk_expanded(&mut self, key: PayloadKey) -> Result<(), StoreError> {
+        self.execute(&sql::WALK_EXPANDED, &[&namespace_of(key.namespace), &uuid(key.id)]).map(|_one| ())
+    }
+
+    fn walk_remove(&mut self, key: PayloadKey) -> Result<(), StoreError> {
+        self.execute(&sql::WALK_REMOVE, &[&namespace_of(key.namespace), &uuid(key.id)]).map(|_one| ())
+    }
+
+    fn walk_end(&mut self) -> Result<(), StoreError> {
+        self.execute(&sql::WALK_END, &[]).map(|_count| ())
+    }
+}
