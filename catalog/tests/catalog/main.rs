@@ -2,6 +2,9 @@
 //! should be, the writer's promises, a process killed while it commits, and where DDL may stand.
 #![forbid(unsafe_code)]
 
+#[macro_use]
+mod suite;
+
 mod backends;
 mod child;
 mod conformance;
@@ -11,9 +14,11 @@ mod kill;
 mod late;
 mod migrations;
 mod postgres;
+mod postgres_records;
 #[path = "../../../tests/src/postgres.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod postgres_server;
+mod records;
 mod recovery;
 mod rows;
 mod writer;

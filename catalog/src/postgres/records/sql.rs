@@ -56,16 +56,17 @@ statements! {
     // Lineage.
     EDGES_UP(INT8, UUID_ARRAY) = edge_columns!(), "WHERE namespace = $1 AND child = ANY($2)";
     EDGES_DOWN(INT8, UUID_ARRAY) = edge_columns!(), "WHERE namespace = $1 AND parent = ANY($2)";
+    // OFFSET 0: each payload's edges are looked up, whatever the planner takes the tables' sizes for.
     EDGES_UP_ALL(INT8, UUID) = "WITH RECURSIVE walk (id) AS (
-            SELECT $2 UNION SELECT edge.parent FROM walk
-            JOIN payload_manager.lineage AS edge ON edge.namespace = $1 AND edge.child = walk.id)
-        SELECT edge.child, edge.parent, edge.operation, edge.role, edge.parameters FROM walk
-        JOIN payload_manager.lineage AS edge ON edge.namespace = $1 AND edge.child = walk.id";
+            SELECT $2 UNION SELECT edge.parent FROM walk, LATERAL (
+                SELECT parent FROM payload_manager.lineage WHERE namespace = $1 AND child = walk.id OFFSET 0) AS edge)
+        SELECT edge.* FROM walk, LATERAL (
+            ", edge_columns!(), "WHERE namespace = $1 AND child = walk.id OFFSET 0) AS edge";
     EDGES_DOWN_ALL(INT8, UUID) = "WITH RECURSIVE walk (id) AS (
-            SELECT $2 UNION SELECT edge.child FROM walk
-            JOIN payload_manager.lineage AS edge ON edge.namespace = $1 AND edge.parent = walk.id)
-        SELECT edge.child, edge.parent, edge.operation, edge.role, edge.parameters FROM walk
-        JOIN payload_manager.lineage AS edge ON edge.namespace = $1 AND edge.parent = walk.id";
+            SELECT $2 UNION SELECT edge.child FROM walk, LATERAL (
+                SELECT child FROM payload_manager.lineage WHERE namespace = $1 AND parent = walk.id OFFSET 0) AS edge)
+        SELECT edge.* FROM walk, LATERAL (
+            ", edge_columns!(), "WHERE namespace = $1 AND parent = walk.id OFFSET 0) AS edge";
     EDGES_PUT(INT8, UUID_ARRAY, UUID_ARRAY, BYTEA_ARRAY, BYTEA_ARRAY, BYTEA_ARRAY) = "INSERT INTO payload_manager.lineage
             (namespace, child, parent, digest, operation, role, parameters)
         SELECT $1, child, parent, sha256(int4send(octet_length(operation)) || operation || role), operation, role,
