@@ -168,9 +168,3 @@ impl Reader for MemoryReader {
         records::answer(&mut *state, query)
     }
 }
-
-/// A backend without records.
-#[cfg(feature = "postgres")]
-pub(crate) fn unkept() -> StoreError {
-    StoreError::Unstorable("this catalog keeps rows of payloads only".to_owned())
-}

@@ -274,15 +274,6 @@ pub fn given_late_changes_when_applied_then_they_are_seen_at_once_in_order_and_s
     assert_eq!(all(store.as_mut()), [row(4)]);
 }
 
-macro_rules! suite {
-    ($($backend:ident: $module:ident),* => $list:tt) => {
-        $(mod $module { suite!(@tests $backend $list); })*
-    };
-    (@tests $backend:ident [$($test:ident),* $(,)?]) => {
-        $(#[test] fn $test() { super::$test::<crate::backends::$backend>(); })*
-    };
-}
-
 suite! {
     Memory: memory, Decorated: decorated, Sqlite: sqlite, SqliteNormal: sqlite_normal,
     Postgres: postgres, PostgresPooled: postgres_pooled => [
