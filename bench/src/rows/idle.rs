@@ -55,7 +55,7 @@ pub fn run(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
 }
 
 /// What all threads of a process have spent on CPUs. A thread that ended meanwhile takes its share with it.
-fn cpu_ns(pid: u32) -> anyhow::Result<u64> {
+pub(super) fn cpu_ns(pid: u32) -> anyhow::Result<u64> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).context("the server's process is gone")?;
     let mut sum = 0;
     for task in tasks {

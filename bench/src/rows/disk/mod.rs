@@ -21,6 +21,7 @@ pub use self::moves::{Load, Moves};
 use crate::context::Context;
 use crate::floors::disk::{RawFiles, Shape};
 use crate::report::{Figure, Findings};
+use crate::rows::idle;
 use crate::series::Series;
 use crate::server::Server;
 
@@ -151,21 +152,25 @@ fn run(context: &Context, findings: &mut Findings, case: Case) -> anyhow::Result
         }
         if let Some(ours) = &mut ours {
             ours.moves.put(turn)?;
-            keep(1, ours.moves.spill()?);
+            keep(1, ours.timed(turn, 0, Moves::spill)?);
         }
         if let (Some(raw), Some(_)) = (&mut raw, case.read) {
             keep(2, raw.read().context("raw reads")?);
         }
         if let Some(ours) = &mut ours {
             if case.read.is_some() {
-                keep(3, ours.moves.promote()?);
+                keep(3, ours.timed(turn, 1, Moves::promote)?);
             }
             ours.moves.delete()?;
         }
     }
-    for (row, series) in &series {
+    for (number, (row, series)) in series.iter().enumerate() {
         if series.rounds() > 0 {
-            findings.put(row, Figure::of(series)?.noted(case.note.clone()));
+            // Floor, spills, floor, promotions.
+            let used =
+                ours.as_ref().filter(|_| number % 2 == 1).and_then(|ours| ours.used[number / 2].median());
+            let used = used.map(|us| format!("; {us:.0} µs of the server's CPU time a payload"));
+            findings.put(row, Figure::of(series)?.noted(case.note.clone() + &used.unwrap_or_default()));
         }
     }
     Ok(())
@@ -173,7 +178,10 @@ fn run(context: &Context, findings: &mut Findings, case: Case) -> anyhow::Result
 
 struct Ours {
     moves: Moves,
-    _server: Server,
+    server: Server,
+    payloads: usize,
+    /// The server's CPU time for each payload of a round, in µs: spills, promotions.
+    used: [Series; 2],
 }
 
 impl Ours {
@@ -181,6 +189,22 @@ impl Ours {
         // Two rounds' worth: what was deleted is charged until it is proven free.
         let ram = ByteCount(2 * load.bytes() + (64 << 20));
         let server = Server::start(context, ram, DISK_BYTES)?;
-        Ok(Self { moves: Moves::connect(server.address(), load)?, _server: server })
+        let moves = Moves::connect(server.address(), load)?;
+        Ok(Self { moves, server, payloads: load.payloads, used: Default::default() })
+    }
+
+    /// A round of `kind`. The first one warms up. Where schedstat cannot be read, only bandwidth is told.
+    fn timed(
+        &mut self,
+        turn: usize,
+        kind: usize,
+        does: fn(&Moves) -> anyhow::Result<f64>,
+    ) -> anyhow::Result<f64> {
+        let before = idle::cpu_ns(self.server.pid());
+        let bytes_per_s = does(&self.moves)?;
+        if let (Ok(before), Ok(after), true) = (before, idle::cpu_ns(self.server.pid()), turn > 0) {
+            self.used[kind].push(after.saturating_sub(before) as f64 / 1e3 / self.payloads as f64);
+        }
+        Ok(bytes_per_s)
     }
 }
