@@ -118,8 +118,19 @@ fn database(database: &DatabaseConfig) -> Check {
             "the catalog is kept in memory: payloads are forgotten when the server ends",
             "remove database.memory unless this is a test",
         ),
+        #[cfg(feature = "postgres")]
+        DatabaseConfig::Postgres { connection_uri, pooled, .. } => {
+            match payload_catalog::PostgresStore::probe(&connection_uri.0, *pooled) {
+                Ok(()) => Check::ok(NAME, "the PostgreSQL server lets this one in"),
+                Err(error) => {
+                    let fix = "start it, or set database.postgres.connection_uri";
+                    Check::fault(NAME, format!("PostgreSQL: {error}"), fix)
+                }
+            }
+        }
+        #[cfg(not(feature = "postgres"))]
         DatabaseConfig::Postgres { .. } => {
-            Check::fault(NAME, "PostgreSQL is not supported yet in this version", "use database.sqlite")
+            Check::fault(NAME, "this server was built without PostgreSQL", "use database.sqlite")
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::Parser as _;
 use payload_front::cli::{Cli, Command};
 use payload_front::config::{Config, Loaded};
@@ -64,7 +65,8 @@ fn serve(cli: &Cli) -> anyhow::Result<ExitCode> {
     let metrics = metrics.transpose()?;
     bootstrap::preflight(config)?;
     config.prepare()?;
-    let node = bootstrap::Node::start(config, &plan)?;
+    let port = listener.local_addr().context("the listening socket has no address")?.port();
+    let node = bootstrap::Node::start(config, &plan, port)?;
     let listeners = Listeners { grpc: listener, metrics };
     serve::run(listeners, node, FrontLimits::of(config), plan.front_cores.as_deref())?;
     Ok(ExitCode::SUCCESS)

@@ -28,7 +28,9 @@ impl NodePorts {
     /// Ends both, in the order in which nothing can be lost: the writer first flushes what the shards submitted, then
     /// the drivers finish what is under way.
     pub fn shutdown(self) {
-        drop(self.writer.shutdown());
+        if let Err(error) = self.writer.shutdown().close() {
+            tracing::warn!(%error, "the catalog was not closed in order; what it acknowledged is stored");
+        }
         self.drivers.shutdown();
     }
 }

@@ -56,7 +56,10 @@ impl Postgres {
         }
         let guard = guard(&directory, &programs, user)?;
         let mut server = Self { directory, programs, user, port: 0, guard };
-        server.said("initdb", &["-D", "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"])?;
+        server.said(
+            "initdb",
+            &["-D", "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"],
+        )?;
         let settings = "listen_addresses = '127.0.0.1'\nlog_statement = 'none'\nmax_connections = 60\n\
             shared_buffers = '64MB'\nrestart_after_crash = on\n";
         let path = server.directory.join("data/postgresql.auto.conf");
@@ -213,7 +216,8 @@ fn programs() -> Result<PathBuf, String> {
     versions.sort();
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = versions.into_iter().rev().map(|(_, place)| place).chain(std::env::split_paths(&path));
-    let has_all = |place: &PathBuf| ["initdb", "pg_ctl", "psql"].iter().all(|name| place.join(name).is_file());
+    let has_all =
+        |place: &PathBuf| ["initdb", "pg_ctl", "psql"].iter().all(|name| place.join(name).is_file());
     places
         .into_iter()
         .find(has_all)

@@ -70,7 +70,7 @@ pub fn run(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
     let loaded = Config::load(Some(&scratch.config()), &scratch.data_dir(), std::iter::empty())?;
     bootstrap::preflight(&loaded.config)?;
     loaded.config.prepare()?;
-    let node = Node::start(&loaded.config, &bootstrap::plan(&loaded.config)?)?;
+    let node = Node::start(&loaded.config, &bootstrap::plan(&loaded.config)?, 0)?;
     let plant = Plant {
         shards: node.handle(),
         mint: Mint::new(loaded.config.shards.count),

@@ -20,6 +20,8 @@ use anyhow::Context as _;
 #[cfg(feature = "sqlite")]
 use payload_catalog::SqliteStore;
 use payload_catalog::{MemoryStore, Store, Writer};
+#[cfg(feature = "postgres")]
+use payload_catalog::{PostgresConfig, PostgresStore};
 use payload_drivers::{DiskWatch, Drivers, DriversConfig, Locator};
 use payload_ledger::segments::Geometry;
 use payload_reactor::preflight::{self, Status};
@@ -28,6 +30,8 @@ use payload_reactor::{Mailboxes, Reactor, ReactorConfig, ReactorHandle, SpinPoli
 use payload_shards::{Arbiter, Shard, ShardConfig, Watermarks};
 use payload_types::{ByteCount, Epoch, PerTier, ShardIndex, Tier, limits};
 
+#[cfg(feature = "postgres")]
+use crate::config::BindAddress;
 use crate::config::{Config, DatabaseConfig, DiskConfig, Spin};
 use crate::ports::NodePorts;
 use crate::shutdown::Budget;
@@ -43,14 +47,14 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts everything but gRPC. Recovers what an earlier start left.
+    /// Starts everything but gRPC, which will be served on `port`. Recovers what an earlier start left.
     ///
     /// # Errors
     /// One sentence: a root or catalog that another server holds, that is foreign or damaged, a limit of the system.
-    pub fn start(config: &Config, plan: &Plan) -> anyhow::Result<Self> {
+    pub fn start(config: &Config, plan: &Plan, port: u16) -> anyhow::Result<Self> {
         let reactor = reactor_config(config, plan);
         let mut drivers = Drivers::open(drivers_config(config))?;
-        let mut store = store_open(&config.database)?;
+        let mut store = store_open(config, &drivers, port)?;
         let root_id = root_of_catalog(config, &drivers, store.as_mut())?;
         let epoch = store.begin_epoch(&config.node.name)?;
         store.disk_root_bind(&config.node.name, &root_id)?;
@@ -173,26 +177,34 @@ fn root_of_catalog(config: &Config, drivers: &Drivers, store: &mut dyn Store) ->
     let files = drivers.named(Tier::Disk);
     if files > 0 {
         anyhow::bail!(
-            "the disk root {root} holds {files} files of another catalog, which this one does not know; name that catalog in database.sqlite.path, restore it, or choose an empty storage.disk.root_path"
+            "the disk root {root} holds {files} files of another catalog, which this one does not know; name that catalog (database.sqlite.path, or database.postgres.connection_uri and node.name), restore it, or choose an empty storage.disk.root_path"
         );
     }
     Ok(root_id)
 }
 
-fn store_open(database: &DatabaseConfig) -> anyhow::Result<Box<dyn Store>> {
-    match database {
+/// Opens the catalog that is configured, for this node.
+#[cfg_attr(not(feature = "postgres"), allow(unused_variables, reason = "only PostgreSQL asks who uses it"))]
+fn store_open(config: &Config, drivers: &Drivers, port: u16) -> anyhow::Result<Box<dyn Store>> {
+    match &config.database {
         #[cfg(feature = "sqlite")]
         DatabaseConfig::Sqlite { path, synchronous } => Ok(Box::new(SqliteStore::open(path, *synchronous)?)),
-        #[cfg(not(feature = "sqlite"))]
-        DatabaseConfig::Sqlite { .. } => {
-            anyhow::bail!(
-                "this server was built without SQLite; build it with the feature `sqlite`, or use database.postgres"
-            )
+        #[cfg(feature = "postgres")]
+        DatabaseConfig::Postgres { connection_uri, pooled, .. } => {
+            let address = BindAddress { host: config.server.bind_address.host.clone(), port };
+            Ok(Box::new(PostgresStore::open(PostgresConfig {
+                connection_uri: connection_uri.0.clone(),
+                pooled: *pooled,
+                node: config.node.name.clone(),
+                disk_root: drivers.root_id().map(str::to_owned),
+                address: address.to_string(),
+            })?))
         }
         DatabaseConfig::Memory => Ok(Box::new(MemoryStore::default())),
-        DatabaseConfig::Postgres { .. } => {
-            anyhow::bail!("database.postgres is not available in this version; use database.sqlite")
-        }
+        #[allow(unreachable_patterns, reason = "reachable where a backend is not built in")]
+        _ => anyhow::bail!(
+            "this server was built without the configured database; see the features of its build"
+        ),
     }
 }
 

@@ -10,11 +10,20 @@ impl Config {
     /// Refuses what is valid but not built yet, without touching the system.
     ///
     /// # Errors
-    /// PostgreSQL is chosen, or TLS is required for an address that other hosts can reach.
+    /// The database is one that was not built in, or TLS is required for an address that other hosts can reach.
     pub fn check_supported(&self) -> Result<(), ConfigError> {
-        if matches!(self.database, DatabaseConfig::Postgres { .. }) {
-            let reason = "PostgreSQL is not supported yet in this version; use database.sqlite";
-            return Err(ConfigError::refused("database.postgres", reason));
+        let backend = match &self.database {
+            DatabaseConfig::Sqlite { .. } if !cfg!(feature = "sqlite") => Some(("database.sqlite", "sqlite")),
+            DatabaseConfig::Postgres { .. } if !cfg!(feature = "postgres") => {
+                Some(("database.postgres", "postgres"))
+            }
+            _ => None,
+        };
+        if let Some((path, feature)) = backend {
+            let reason = format!(
+                "this server was built without it; build with the feature `{feature}`, or use another database"
+            );
+            return Err(ConfigError::refused(path, reason));
         }
         if self.server.require_tls && !self.server.bind_address.is_loopback() {
             let reason = format!(

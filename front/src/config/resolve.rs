@@ -138,7 +138,15 @@ fn database(settings: &mut Settings, data_dir: &Path) -> Result<DatabaseConfig, 
                 let reason = "it is not set; write it like `postgresql://user:password@host/database`";
                 return Err(ConfigError::refused("database.postgres.connection_uri", reason));
             };
-            Ok(DatabaseConfig::Postgres { connection_uri: Secret(uri) })
+            let connections_max = settings.number("database.postgres.max_connections").unwrap_or(8);
+            settings.set("database.postgres.max_connections", Setting::Number(connections_max));
+            let pooled = settings.flag("database.postgres.pooled");
+            settings.set("database.postgres.pooled", Setting::Flag(pooled));
+            Ok(DatabaseConfig::Postgres {
+                connection_uri: Secret(uri),
+                connections_max: connections_max as usize,
+                pooled,
+            })
         }
         ["database.memory"] => Ok(DatabaseConfig::Memory),
         _ => {
@@ -345,8 +353,6 @@ fn not_built(settings: &Settings, config: &Config) -> Vec<String> {
             sentences.push(format!("`{part}` is configured, but not built yet in this version: {effect}"));
         }
     };
-    let is_postgres = matches!(config.database, DatabaseConfig::Postgres { .. });
-    say(is_postgres, "database.postgres", "the server will not start with it");
     say(!config.storage.gpu.is_empty(), "storage.gpu", "the GPU tier is unavailable");
     say(is_present(settings, "storage.object"), "storage.object", "the OBJECT tier is unavailable");
     say(

@@ -165,10 +165,14 @@ pub enum DatabaseConfig {
         /// What a removal waits for.
         synchronous: Synchronous,
     },
-    /// A server. Not built in this version: [`Config::prepare`] refuses it.
+    /// A server, which nodes of different names may share.
     Postgres {
         /// Where, and with which password.
         connection_uri: Secret,
+        /// How many connections may be open at a time.
+        connections_max: usize,
+        /// A proxy that pools by transaction stands in between.
+        pooled: bool,
     },
     /// Forgotten when the server ends.
     Memory,

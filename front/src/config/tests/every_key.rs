@@ -80,15 +80,14 @@ fn given_keys_that_have_no_effect_when_loaded_then_one_warning_each() {
 }
 
 #[test]
-fn given_postgres_when_loaded_then_valid_and_when_prepared_then_refused() {
+fn given_what_this_version_cannot_do_when_checked_then_refused_and_else_not() {
     let loaded = load(POSTGRES).expect("valid");
-    assert!(
-        loaded.warnings.iter().any(|warning| warning.contains("database.postgres")),
-        "{:?}",
-        loaded.warnings
-    );
-    let error = loaded.config.prepare().expect_err("not built").to_string();
-    assert!(error.contains("not supported yet"), "{error}");
+    assert_eq!(loaded.warnings, Vec::<String>::new());
+    assert_eq!(loaded.config.check_supported(), Ok(()));
+    let DatabaseConfig::Postgres { connections_max, pooled, .. } = loaded.config.database else {
+        panic!("it was asked for")
+    };
+    assert_eq!((connections_max, pooled), (4, false));
     let open = load("server: {bind_address: '0.0.0.0:1', require_tls: true}").expect("valid").config;
     assert!(open.check_supported().is_err_and(|error| error.to_string().contains("TLS")));
     assert_eq!(load(MEMORY).expect("valid").config.check_supported(), Ok(()));
@@ -101,7 +100,7 @@ fn given_any_configuration_when_shown_and_loaded_again_then_the_same() {
         let second = load(&first.to_yaml()).unwrap_or_else(|error| panic!("{error} in\n{}", first.to_yaml()));
         assert_eq!(second.to_yaml(), first.to_yaml());
         let open = |mut config: Config| {
-            if let DatabaseConfig::Postgres { connection_uri } = &mut config.database {
+            if let DatabaseConfig::Postgres { connection_uri, .. } = &mut config.database {
                 connection_uri.0.clear();
             }
             config
