@@ -29,7 +29,7 @@ use crate::series::Series;
 const OUTSTANDING: usize = 512;
 
 /// Rows in the order in which a server makes them: ids grow with time.
-struct Rows {
+pub(super) struct Rows {
     random: SmallRng,
     epoch: payload_types::Epoch,
     count: u64,
@@ -42,11 +42,11 @@ const START_MS: u64 = 1_795_000_000_000;
 const ROWS_PER_MS: u64 = 60;
 
 impl Rows {
-    fn new(epoch: payload_types::Epoch) -> Self {
+    pub(super) fn new(epoch: payload_types::Epoch) -> Self {
         Self { random: SmallRng::seed_from_u64(7), epoch, count: 0 }
     }
 
-    fn next(&mut self) -> PayloadRow {
+    pub(super) fn next(&mut self) -> PayloadRow {
         self.count += 1;
         let milliseconds = START_MS + self.count / ROWS_PER_MS;
         let id = PayloadId::mint((milliseconds << 12) + self.count % ROWS_PER_MS, self.random.next_u64());

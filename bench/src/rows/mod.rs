@@ -9,6 +9,7 @@ mod disk;
 mod idle;
 mod ledger;
 mod memory;
+mod records;
 mod shard;
 mod stall;
 mod stall_spill;
@@ -213,6 +214,30 @@ pub const FAMILIES: &[Family] = &[
             },
         ],
         run: catalog::run,
+    },
+    Family {
+        specs: &[Spec {
+            target: Some(100_000.0),
+            ..floor(
+                "stream/append",
+                "entries/s",
+                Better::Higher,
+                "appends of 100 entries, 64 outstanding, through the catalog writer into SQLite",
+            )
+        }],
+        run: records::append,
+    },
+    Family {
+        specs: &[Spec {
+            target: Some(50.0),
+            ..floor(
+                "lineage/walk-1e4",
+                "ms",
+                Better::Lower,
+                "GetLineage's walk over a chain of 10,000 edges in SQLite",
+            )
+        }],
+        run: records::lineage,
     },
     Family {
         specs: &[Spec {
