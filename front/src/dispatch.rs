@@ -20,6 +20,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use payload_wire::pb::operations::v1::payload_operations_service_server::PayloadOperationsServiceServer;
+use payload_wire::pb::operations::v1::payload_records_service_server::PayloadRecordsServiceServer;
 use payload_wire::pb::services::v1::payload_admin_service_server::PayloadAdminServiceServer;
 use payload_wire::pb::services::v1::payload_catalog_service_server::PayloadCatalogServiceServer;
 use payload_wire::pb::services::v1::payload_data_service_server::PayloadDataServiceServer;
@@ -32,7 +33,9 @@ use tonic::server::NamedService;
 
 use crate::admission::{Gate, Permit};
 use crate::deadline;
-use crate::services::{AdminService, CatalogService, DataService, OperationsService, StreamService};
+use crate::services::{
+    AdminService, CatalogService, DataService, OperationsService, RecordsService, StreamService,
+};
 use crate::tally::{Call, Tally};
 
 type Data = PayloadDataServiceServer<DataService>;
@@ -40,6 +43,7 @@ type Catalog = PayloadCatalogServiceServer<CatalogService>;
 type Admin = PayloadAdminServiceServer<AdminService>;
 type Stream = PayloadStreamServiceServer<StreamService>;
 type Operations = PayloadOperationsServiceServer<OperationsService>;
+type Records = PayloadRecordsServiceServer<RecordsService>;
 
 /// The services behind one address. Cheap to clone: tonic does so for every call.
 #[derive(Clone)]
@@ -60,6 +64,8 @@ pub struct Services {
     pub stream: Stream,
     /// Holders, explanations, scrubs.
     pub operations: Operations,
+    /// Metadata and streams, read back.
+    pub records: Records,
     /// Health and reflection.
     pub others: Vec<Other>,
     /// The bound on requests in flight (`limits.requests_in_flight`).
@@ -138,6 +144,7 @@ impl Service<http::Request<Body>> for Dispatch {
             Target::Catalog => services.catalog.clone().call(request),
             Target::Admin => services.admin.clone().call(request),
             Target::Operations => services.operations.clone().call(request),
+            Target::Records => services.records.clone().call(request),
             Target::Stream | Target::Other => services.stream.clone().call(request),
         };
         Answer { stage: Stage::Running(running), end, call, _permit: Some(permit) }
@@ -151,6 +158,7 @@ enum Target {
     Admin,
     Stream,
     Operations,
+    Records,
     Other,
 }
 
@@ -162,6 +170,7 @@ impl Target {
             _ if name == Admin::NAME => Self::Admin,
             _ if name == Stream::NAME => Self::Stream,
             _ if name == Operations::NAME => Self::Operations,
+            _ if name == Records::NAME => Self::Records,
             _ => Self::Other,
         }
     }
@@ -216,6 +225,7 @@ mod tests {
             ("payload.manager.services.v1.PayloadAdminService", Target::Admin),
             ("payload.manager.services.v1.PayloadStreamService", Target::Stream),
             ("payload.manager.operations.v1.PayloadOperationsService", Target::Operations),
+            ("payload.manager.operations.v1.PayloadRecordsService", Target::Records),
             ("grpc.health.v1.Health", Target::Other),
             ("", Target::Other),
         ] {

@@ -6,6 +6,7 @@
 //! ```text
 //! serve:  bootstrap::Node (shards, drivers, catalog writer; no gRPC)  --ReactorHandle-->  serve (gRPC on one thread)
 //! a call: incoming -> dispatch (admission) -> services -> shard -> services -> client      shutdown ends all of it
+//! metadata, lineage, streams: services -> records -> catalog writer and readers, past the shards
 //! ```
 #![forbid(unsafe_code)]
 
@@ -25,6 +26,7 @@ pub mod metrics;
 pub mod mint;
 pub mod owners;
 pub mod ports;
+pub mod records;
 pub mod serve;
 pub mod services;
 pub mod shutdown;

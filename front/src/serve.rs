@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use payload_reactor::topology;
 use payload_types::limits;
 use payload_wire::pb::operations::v1::payload_operations_service_server::PayloadOperationsServiceServer;
+use payload_wire::pb::operations::v1::payload_records_service_server::PayloadRecordsServiceServer;
 use payload_wire::pb::services::v1::payload_admin_service_server::PayloadAdminServiceServer;
 use payload_wire::pb::services::v1::payload_catalog_service_server::PayloadCatalogServiceServer;
 use payload_wire::pb::services::v1::payload_data_service_server::PayloadDataServiceServer;
@@ -30,7 +31,10 @@ use crate::dispatch::{Dispatch, Other, Services};
 use crate::incoming::{Connections, Incoming};
 use crate::locate::Places;
 use crate::metrics::Metrics;
-use crate::services::{AdminService, CatalogService, DataService, OperationsService, Router, StreamService};
+use crate::records::Records;
+use crate::services::{
+    AdminService, CatalogService, DataService, OperationsService, RecordsService, Router, StreamService,
+};
 use crate::shutdown::{self, Budget, Signals};
 use crate::tally::Tally;
 
@@ -125,6 +129,7 @@ async fn serve(listeners: Listeners, node: Node, front: FrontLimits) -> anyhow::
     let gate = Gate::new(front.requests_in_flight);
     let connections = Connections::default();
     let router = Arc::new(Router::new(node.handle(), Places(node.locator()), front.allocate_wait_ms));
+    let records = Arc::new(node.records(Arc::clone(&router)));
     let (health, others) = health_and_reflection().await?;
     let accounting = Arc::new(Accounting::new(Arc::clone(&router), &node, connections.clone()));
     let operations = OperationsService::new(Arc::clone(&router), connections.clone(), address.port());
@@ -134,7 +139,8 @@ async fn serve(listeners: Listeners, node: Node, front: FrontLimits) -> anyhow::
         let (reactor, tally, gate) = (node.handle(), tally.clone(), gate.clone());
         metrics_start(Metrics { accounting, reactor, tally, gate }, listener);
     }
-    let dispatch = Dispatch::new(services(&router, accounting, operations, others, gate.clone()), tally);
+    let dispatch =
+        Dispatch::new(services(&router, &records, accounting, operations, others, gate.clone()), tally);
     let (stop, stopped) = oneshot::channel::<()>();
     let mut serving = pin!(
         Server::builder()
@@ -162,6 +168,8 @@ async fn serve(listeners: Listeners, node: Node, front: FrontLimits) -> anyhow::
     shutdown::watchdog_start(front.stop.exit);
     tokio::spawn(signals.exit_at_next());
     health_set(&health, ServingStatus::NotServing).await;
+    // Subscriptions would keep their connections open for ever.
+    records.hub().stop();
     // The server may have ended meanwhile; then nobody needs to be told.
     let _ended = stop.send(());
     let mut closed = false;
@@ -190,6 +198,7 @@ async fn serve(listeners: Listeners, node: Node, front: FrontLimits) -> anyhow::
 
 fn services(
     router: &Arc<Router>,
+    records: &Arc<Records>,
     accounting: Arc<Accounting>,
     operations: OperationsService,
     others: Vec<Other>,
@@ -200,16 +209,22 @@ fn services(
         data: PayloadDataServiceServer::new(DataService::new(Arc::clone(router)))
             .max_decoding_message_size(max)
             .max_encoding_message_size(max),
-        catalog: PayloadCatalogServiceServer::new(CatalogService::new(Arc::clone(router)))
-            .max_decoding_message_size(max)
-            .max_encoding_message_size(max),
+        catalog: PayloadCatalogServiceServer::new(CatalogService::new(
+            Arc::clone(router),
+            Arc::clone(records),
+        ))
+        .max_decoding_message_size(max)
+        .max_encoding_message_size(max),
         admin: PayloadAdminServiceServer::new(AdminService::new(accounting))
             .max_decoding_message_size(max)
             .max_encoding_message_size(max),
-        stream: PayloadStreamServiceServer::new(StreamService)
+        stream: PayloadStreamServiceServer::new(StreamService::new(Arc::clone(records)))
             .max_decoding_message_size(max)
             .max_encoding_message_size(max),
         operations: PayloadOperationsServiceServer::new(operations)
+            .max_decoding_message_size(max)
+            .max_encoding_message_size(max),
+        records: PayloadRecordsServiceServer::new(RecordsService::new(Arc::clone(records)))
             .max_decoding_message_size(max)
             .max_encoding_message_size(max),
         others,
@@ -230,12 +245,14 @@ fn metrics_start(metrics: Metrics, listener: TcpListener) {
 }
 
 /// The services that health speaks of; the empty name is the whole server.
-const HEALTH_NAMES: [&str; 5] = [
+const HEALTH_NAMES: [&str; 7] = [
     "",
     <PayloadCatalogServiceServer<CatalogService> as NamedService>::NAME,
     <PayloadDataServiceServer<DataService> as NamedService>::NAME,
     <PayloadAdminServiceServer<AdminService> as NamedService>::NAME,
+    <PayloadStreamServiceServer<StreamService> as NamedService>::NAME,
     <PayloadOperationsServiceServer<OperationsService> as NamedService>::NAME,
+    <PayloadRecordsServiceServer<RecordsService> as NamedService>::NAME,
 ];
 
 async fn health_set(health: &HealthReporter, status: ServingStatus) {

@@ -10,7 +10,7 @@ use tonic::Code;
 use tonic::codegen::http::HeaderMap;
 
 /// The RPCs of our services, the busiest first: a call is looked up here. Their names differ across services.
-pub const RPCS: [&str; 29] = [
+pub const RPCS: [&str; 32] = [
     "AcquireReadLease",
     "ReleaseLease",
     "ResolveSnapshot",
@@ -40,6 +40,9 @@ pub const RPCS: [&str; 29] = [
     "ListHolders",
     "ExplainPayload",
     "Scrub",
+    "GetPayloadMetadata",
+    "ListPayloadMetadataEvents",
+    "ListStreams",
 ];
 
 /// gRPC codes are 0 to 16.

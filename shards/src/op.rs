@@ -145,6 +145,11 @@ pub enum Kind {
         /// True for Unpin.
         unpin: bool,
     },
+    /// Stores the row of a payload that is not committed. Not exclusive.
+    Enrol {
+        /// Whom to answer.
+        reply_to: ReplyTo,
+    },
 }
 
 /// What follows once a row is marked.
@@ -367,7 +372,8 @@ impl Ops {
             | Kind::Sync { .. }
             | Kind::Mark(_)
             | Kind::Verify(_)
-            | Kind::Pin { .. } => {}
+            | Kind::Pin { .. }
+            | Kind::Enrol { .. } => {}
         }
     }
 

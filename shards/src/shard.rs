@@ -176,6 +176,7 @@ impl Shard {
                 self.delete(step, caller, key, force, expected_version)
             }
             Request::Resolve { key } => self.resolve(step, key),
+            Request::Enrol { key } => self.enrol(step, caller, key),
             Request::Acquire(request) => self.acquire(step, caller, request),
             Request::Release { lease } => {
                 self.release(step, lease);

@@ -153,7 +153,8 @@ impl Shard {
             | Kind::Mark(_)
             | Kind::Verify(_)
             | Kind::Remove { .. }
-            | Kind::Pin { .. } => unreachable!("only allocations and copies ask for space"),
+            | Kind::Pin { .. }
+            | Kind::Enrol { .. } => unreachable!("only allocations and copies ask for space"),
         }
     }
 

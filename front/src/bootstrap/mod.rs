@@ -19,7 +19,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 #[cfg(feature = "sqlite")]
 use payload_catalog::SqliteStore;
-use payload_catalog::{MemoryStore, Store, Writer};
+use payload_catalog::{MemoryStore, RECORDS_WAITING_MAX, Readers, Store, Writer, WriterHandle};
 #[cfg(feature = "postgres")]
 use payload_catalog::{PostgresConfig, PostgresStore};
 use payload_drivers::{DiskWatch, Drivers, DriversConfig, Locator};
@@ -34,6 +34,8 @@ use payload_types::{ByteCount, Epoch, PerTier, ShardIndex, Tier, limits};
 use crate::config::BindAddress;
 use crate::config::{Config, DatabaseConfig, DiskConfig, Spin};
 use crate::ports::NodePorts;
+use crate::records::Records;
+use crate::services::Router;
 use crate::shutdown::Budget;
 
 /// A running node: shards, drivers and catalog writer, without gRPC.
@@ -44,6 +46,9 @@ pub struct Node {
     locator: Locator,
     disk: DiskWatch,
     overhead: PerTier<u64>,
+    writer: WriterHandle,
+    readers: Readers,
+    catalog_is_shared: bool,
 }
 
 impl Node {
@@ -89,19 +94,36 @@ impl Node {
         let completions = handle.clone();
         drivers.start(Arc::new(move |shard, completion| completions.complete(shard, completion)));
         let acks = handle.clone();
+        let readers = readers_start(&config.database, store.as_ref())?;
         let writer = Writer::start(
             store,
-            limits::CATALOG_LANE_PER_SHARD * usize::from(config.shards.count),
+            limits::CATALOG_LANE_PER_SHARD * usize::from(config.shards.count) + RECORDS_WAITING_MAX,
             Arc::new(move |shard, completion| acks.complete(shard, completion)),
         );
+        let writer_handle = writer.handle();
         let ports = Arc::new(NodePorts::new(drivers, writer));
         let reactor = Reactor::start(reactor, mailboxes, shards, arbiter, ports.clone())?;
-        Ok(Self { reactor, handle, ports, locator, disk, overhead: overhead(config) })
+        Ok(Self {
+            reactor,
+            handle,
+            ports,
+            locator,
+            disk,
+            overhead: overhead(config),
+            writer: writer_handle,
+            readers,
+            catalog_is_shared: matches!(config.database, DatabaseConfig::Postgres { .. }),
+        })
     }
 
     /// A way to the shards.
     pub fn handle(&self) -> ReactorHandle {
         self.handle.clone()
+    }
+
+    /// A way to metadata, lineage and streams; `router` knows the payloads that are not committed.
+    pub fn records(&self, router: Arc<Router>) -> Records {
+        Records::new(self.writer.clone(), self.readers.handle(), router, self.catalog_is_shared)
     }
 
     /// The names of this node's replicas.
@@ -122,7 +144,7 @@ impl Node {
     /// Ends the node in order: shards answer what waits and let go, the writer flushes, the drivers drain.
     /// Blocks; what is still acknowledged meanwhile is durable.
     pub fn stop(self) {
-        let Self { reactor, ports, .. } = self;
+        let Self { reactor, ports, readers, .. } = self;
         // A scrub may have hours to go; everything else is over soon.
         ports.stop_scrubs();
         reactor.shutdown();
@@ -133,7 +155,27 @@ impl Node {
                 tracing::warn!("a shard did not stop in time; drivers and catalog are left to the exit")
             }
         }
+        readers.shutdown();
     }
+}
+
+/// Threads that answer questions about metadata, lineage and streams: one more than one, so that a long walk along a
+/// lineage holds up nobody. More would take cores from shards.
+const READERS: usize = 2;
+
+/// Questions that wait for them; of about 1 KiB each at most (names).
+const QUERIES_WAITING_MAX: usize = 1024;
+
+fn readers_start(database: &DatabaseConfig, store: &dyn Store) -> anyhow::Result<Readers> {
+    let count = match database {
+        // One connection writes, one says that the server runs.
+        DatabaseConfig::Postgres { connections_max, .. } => {
+            connections_max.saturating_sub(2).clamp(1, READERS)
+        }
+        DatabaseConfig::Sqlite { .. } | DatabaseConfig::Memory => READERS,
+    };
+    let readers = (0..count).map(|_| store.reader()).collect::<Result<Vec<_>, _>>()?;
+    Ok(Readers::start(readers, QUERIES_WAITING_MAX))
 }
 
 /// Looks whether this machine can run a node. Warnings are logged; what keeps it from serving is an error.

@@ -1,4 +1,4 @@
-//! `PayloadCatalogService`: lifecycle and placement. Metadata, lineage and import answer UNIMPLEMENTED.
+//! `PayloadCatalogService`: lifecycle, placement, metadata and lineage. Import answers UNIMPLEMENTED.
 
 use std::sync::Arc;
 
@@ -14,20 +14,21 @@ use payload_wire::{decode, encode};
 use tonic::{Request, Response, Status};
 
 use super::router::{NAMESPACE, Router, mismatch};
-use super::spill;
-use super::stream::not_served;
+use super::{metadata, spill};
 use crate::deadline::Deadline;
 use crate::incoming::peer_of;
+use crate::records::Records;
 
 /// See the module.
 pub struct CatalogService {
     router: Arc<Router>,
+    records: Arc<Records>,
 }
 
 impl CatalogService {
-    /// Serves from the shards behind `router`.
-    pub fn new(router: Arc<Router>) -> Self {
-        Self { router }
+    /// Serves from the shards behind `router`, and from the catalog behind `records`.
+    pub fn new(router: Arc<Router>, records: Arc<Records>) -> Self {
+        Self { router, records }
     }
 }
 
@@ -134,35 +135,48 @@ impl PayloadCatalogService for CatalogService {
         Ok(Response::new(encode::page(&parts, pages)))
     }
 
-    async fn add_lineage(&self, _: Request<pb_catalog::AddLineageRequest>) -> Result<Response<()>, Status> {
-        Err(not_served("AddLineage", "lineage and metadata"))
+    async fn add_lineage(
+        &self,
+        request: Request<pb_catalog::AddLineageRequest>,
+    ) -> Result<Response<()>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        let answer = metadata::lineage_add(&self.records, request.into_inner(), deadline).await;
+        answer.map(Response::new).map_err(to_status)
     }
 
     async fn get_lineage(
         &self,
-        _: Request<pb_catalog::GetLineageRequest>,
+        request: Request<pb_catalog::GetLineageRequest>,
     ) -> Result<Response<pb_catalog::GetLineageResponse>, Status> {
-        Err(not_served("GetLineage", "lineage and metadata"))
+        let deadline = Deadline::of(request.metadata());
+        let answer = metadata::lineage_get(&self.records, request.into_inner(), deadline).await;
+        answer.map(Response::new).map_err(to_status)
     }
 
     async fn update_payload_metadata(
         &self,
-        _: Request<pb_catalog::UpdatePayloadMetadataRequest>,
+        request: Request<pb_catalog::UpdatePayloadMetadataRequest>,
     ) -> Result<Response<pb_catalog::UpdatePayloadMetadataResponse>, Status> {
-        Err(not_served("UpdatePayloadMetadata", "lineage and metadata"))
+        let deadline = Deadline::of(request.metadata());
+        let answer = metadata::update(&self.records, request.into_inner(), deadline).await;
+        answer.map(Response::new).map_err(to_status)
     }
 
     async fn append_payload_metadata_event(
         &self,
-        _: Request<pb_catalog::AppendPayloadMetadataEventRequest>,
+        request: Request<pb_catalog::AppendPayloadMetadataEventRequest>,
     ) -> Result<Response<pb_catalog::AppendPayloadMetadataEventResponse>, Status> {
-        Err(not_served("AppendPayloadMetadataEvent", "lineage and metadata"))
+        let deadline = Deadline::of(request.metadata());
+        let answer = metadata::note(&self.records, request.into_inner(), deadline).await;
+        answer.map(Response::new).map_err(to_status)
     }
 
     async fn import_payload(
         &self,
         _: Request<pb::ImportPayloadRequest>,
     ) -> Result<Response<pb::ImportPayloadResponse>, Status> {
-        Err(not_served("ImportPayload", "objects and imports"))
+        Err(Status::unimplemented(
+            "ImportPayload is not served by this version of payload-manager: there is no object storage yet; commit payloads on ram or disk",
+        ))
     }
 }

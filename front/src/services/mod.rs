@@ -1,4 +1,5 @@
-//! The gRPC services: each call is decoded (`wire`), asked of the shard that owns its payload, and encoded.
+//! The gRPC services: each call is decoded (`wire`), asked of the shard that owns its payload or of the catalog
+//! ([`crate::records`]), and encoded.
 //!
 //! ```text
 //! tonic --> handler --decode--> Router::ask --mailbox--> shard --oneshot--> handler --encode--> tonic
@@ -10,7 +11,9 @@
 mod admin;
 mod catalog;
 mod data;
+mod metadata;
 mod operations;
+mod records;
 pub mod router;
 mod scrub;
 mod spill;
@@ -20,5 +23,6 @@ pub use admin::AdminService;
 pub use catalog::CatalogService;
 pub use data::DataService;
 pub use operations::OperationsService;
+pub use records::RecordsService;
 pub use router::Router;
 pub use stream::StreamService;

@@ -1,68 +1,254 @@
-//! `PayloadStreamService`: part of the contract, not built yet. Every call says so.
+//! `PayloadStreamService`: streams of payloads, kept by the catalog.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
+use futures_util::stream;
+use payload_reactor::clock;
+use payload_types::record::{RecordAnswer, RecordChange, RecordOutcome, RecordQuery, StreamName};
+use payload_types::{ErrorKind, PayloadError, PayloadId, PayloadState, limits};
 use payload_wire::pb::runtime::v1 as pb;
 use payload_wire::pb::services::v1::payload_stream_service_server::PayloadStreamService;
+use payload_wire::status::to_status;
+use payload_wire::{decode, encode};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-/// See the module.
-pub struct StreamService;
+use crate::deadline::Deadline;
+use crate::records::subscription::Subscription;
+use crate::records::{Records, absent, disagreement, stream_absent};
 
-/// The answer to an RPC of the contract that this version does not serve.
-pub(super) fn not_served(rpc: &str, purpose: &str) -> Status {
-    Status::unimplemented(format!(
-        "{rpc} is not served by this version of payload-manager: {purpose} are not available yet; payloads, leases and tiering are"
-    ))
+/// See the module.
+pub struct StreamService {
+    records: Arc<Records>,
 }
 
-fn streams(rpc: &str) -> Status {
-    not_served(rpc, "streams")
+impl StreamService {
+    /// Serves from the catalog behind `records`.
+    pub fn new(records: Arc<Records>) -> Self {
+        Self { records }
+    }
+
+    /// Makes a change of a stream.
+    async fn change(
+        &self,
+        rpc: &str,
+        change: RecordChange,
+        deadline: Option<Deadline>,
+    ) -> Result<RecordOutcome, PayloadError> {
+        let stream = stream_of(&change).cloned();
+        match (self.records.change(change, deadline).await?, stream) {
+            (RecordOutcome::StreamNotFound, Some(stream)) => Err(stream_absent(&stream)),
+            (RecordOutcome::NotCommitted(id), _) => Err(uncommitted(id)),
+            (RecordOutcome::NotFound(id) | RecordOutcome::Lost(id), _) => {
+                Err(match self.records.resolve(id, deadline).await {
+                    Ok(found) if is_uncommitted(found.state) => uncommitted(id),
+                    Ok(_) => absent(id),
+                    Err(error) => error,
+                })
+            }
+            (
+                outcome @ (RecordOutcome::Done
+                | RecordOutcome::Appended { .. }
+                | RecordOutcome::StreamExists
+                | RecordOutcome::BeyondEnd { .. }),
+                _,
+            ) => Ok(outcome),
+            (other, _) => Err(disagreement(rpc, &other)),
+        }
+    }
+
+    async fn create(
+        &self,
+        request: pb::CreateStreamRequest,
+        deadline: Option<Deadline>,
+    ) -> Result<(), PayloadError> {
+        let change = decode::stream_create(request, clock::now().wall)?;
+        match self.change("CreateStream", change, deadline).await? {
+            RecordOutcome::Done => Ok(()),
+            RecordOutcome::StreamExists => Err(PayloadError::new(
+                ErrorKind::AlreadyExists,
+                "there is a stream of this name; append to it, or delete it first",
+            )),
+            other => Err(disagreement("CreateStream", &other)),
+        }
+    }
+
+    async fn store(
+        &self,
+        request: pb::AppendRequest,
+        deadline: Option<Deadline>,
+    ) -> Result<pb::AppendResponse, PayloadError> {
+        let change = decode::stream_append(request, clock::now().wall)?;
+        match self.change("Append", change, deadline).await? {
+            RecordOutcome::Appended { first, last } => {
+                Ok(pb::AppendResponse { first_offset: first, last_offset: last })
+            }
+            other => Err(disagreement("Append", &other)),
+        }
+    }
+
+    /// Entries as a query asks for them, and whether they are all.
+    async fn entries(
+        &self,
+        rpc: &str,
+        query: RecordQuery,
+        deadline: Option<Deadline>,
+    ) -> Result<(Vec<pb::StreamEntry>, bool), PayloadError> {
+        let RecordQuery::StreamRead { stream, from, to, .. } = &query else {
+            return Err(disagreement(rpc, &query));
+        };
+        let stream = stream.clone();
+        let query = if from > to { RecordQuery::Stream(stream.clone()) } else { query };
+        match self.records.query(query, deadline).await? {
+            RecordAnswer::Entries(_, entries, more) => {
+                let (entries, complete) = encode::stream_entries(&stream, entries);
+                Ok((entries, complete && !more))
+            }
+            RecordAnswer::Stream(_) => Ok((Vec::new(), true)),
+            RecordAnswer::StreamNotFound => Err(stream_absent(&stream)),
+            other => Err(disagreement(rpc, &other)),
+        }
+    }
+
+    async fn range(
+        &self,
+        request: pb::GetRangeRequest,
+        deadline: Option<Deadline>,
+    ) -> Result<pb::GetRangeResponse, PayloadError> {
+        let query = decode::stream_range(request, clock::now().wall)?;
+        match self.entries("GetRange", query, deadline).await? {
+            (entries, true) => Ok(pb::GetRangeResponse { entries }),
+            (_, false) => Err(PayloadError::exhausted(format!(
+                "the range has more than {} entries or {} bytes, which one answer cannot hold; page through it with Read, or with smaller ranges",
+                limits::STREAM_READ_MAX,
+                limits::MESSAGE_BYTES_MAX
+            ))),
+        }
+    }
+
+    async fn group_commit(
+        &self,
+        request: pb::CommitRequest,
+        deadline: Option<Deadline>,
+    ) -> Result<(), PayloadError> {
+        let offset = request.offset;
+        let change = decode::stream_commit(request, clock::now().wall)?;
+        match self.change("Commit", change, deadline).await? {
+            RecordOutcome::Done => Ok(()),
+            RecordOutcome::BeyondEnd { end } => Err(PayloadError::invalid(format!(
+                "offset is {offset}, and the stream ends at {end}; commit the offset that the group wants next, {end} at most"
+            ))),
+            other => Err(disagreement("Commit", &other)),
+        }
+    }
+
+    async fn group_committed(
+        &self,
+        request: pb::GetCommittedRequest,
+        deadline: Option<Deadline>,
+    ) -> Result<pb::GetCommittedResponse, PayloadError> {
+        let query = decode::stream_committed(request)?;
+        let RecordQuery::Committed { stream, .. } = &query else {
+            return Err(disagreement("GetCommitted", &query));
+        };
+        let stream = stream.clone();
+        match self.records.query(query, deadline).await? {
+            RecordAnswer::Committed(offset) => Ok(pb::GetCommittedResponse {
+                offset: offset.unwrap_or_default(),
+                committed: offset.is_some(),
+            }),
+            RecordAnswer::StreamNotFound => Err(stream_absent(&stream)),
+            other => Err(disagreement("GetCommitted", &other)),
+        }
+    }
+}
+
+fn stream_of(change: &RecordChange) -> Option<&StreamName> {
+    match change {
+        RecordChange::StreamAppend { stream, .. } | RecordChange::StreamCommit { stream, .. } => Some(stream),
+        _ => None,
+    }
+}
+
+fn is_uncommitted(state: PayloadState) -> bool {
+    matches!(state, PayloadState::Allocated | PayloadState::Committing)
+}
+
+fn uncommitted(id: PayloadId) -> PayloadError {
+    PayloadError::precondition(format!("payload {id} is not committed; commit it, then append it"))
 }
 
 #[tonic::async_trait]
 impl PayloadStreamService for StreamService {
     type SubscribeStream = Pin<Box<dyn Stream<Item = Result<pb::SubscribeResponse, Status>> + Send>>;
 
-    async fn create_stream(&self, _: Request<pb::CreateStreamRequest>) -> Result<Response<()>, Status> {
-        Err(streams("CreateStream"))
+    async fn create_stream(&self, request: Request<pb::CreateStreamRequest>) -> Result<Response<()>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        self.create(request.into_inner(), deadline).await.map(Response::new).map_err(to_status)
     }
 
-    async fn delete_stream(&self, _: Request<pb::DeleteStreamRequest>) -> Result<Response<()>, Status> {
-        Err(streams("DeleteStream"))
+    async fn delete_stream(&self, request: Request<pb::DeleteStreamRequest>) -> Result<Response<()>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        let change = decode::stream_delete(request.into_inner()).map_err(to_status)?;
+        match self.change("DeleteStream", change, deadline).await.map_err(to_status)? {
+            RecordOutcome::Done => Ok(Response::new(())),
+            other => Err(to_status(disagreement("DeleteStream", &other))),
+        }
     }
 
-    async fn append(&self, _: Request<pb::AppendRequest>) -> Result<Response<pb::AppendResponse>, Status> {
-        Err(streams("Append"))
+    async fn append(
+        &self,
+        request: Request<pb::AppendRequest>,
+    ) -> Result<Response<pb::AppendResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        self.store(request.into_inner(), deadline).await.map(Response::new).map_err(to_status)
     }
 
-    async fn read(&self, _: Request<pb::ReadRequest>) -> Result<Response<pb::ReadResponse>, Status> {
-        Err(streams("Read"))
+    async fn read(&self, request: Request<pb::ReadRequest>) -> Result<Response<pb::ReadResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        let query = decode::stream_read(request.into_inner(), clock::now().wall).map_err(to_status)?;
+        let (entries, _) = self.entries("Read", query, deadline).await.map_err(to_status)?;
+        Ok(Response::new(pb::ReadResponse { entries }))
     }
 
     async fn subscribe(
         &self,
-        _: Request<pb::SubscribeRequest>,
+        request: Request<pb::SubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        Err(streams("Subscribe"))
+        let deadline = Deadline::of(request.metadata());
+        let parts = decode::stream_subscribe(request.into_inner()).map_err(to_status)?;
+        let start = Subscription::start(Arc::clone(&self.records), parts, deadline);
+        let subscription = start.await.map_err(to_status)?;
+        // After an error there is nothing more: the stream ends with it.
+        let entries = stream::unfold(Some(subscription), async |subscription| {
+            let mut subscription = subscription?;
+            match subscription.next().await {
+                Ok(entry) => Some((Ok(pb::SubscribeResponse { entry: Some(entry) }), Some(subscription))),
+                Err(error) => Some((Err(to_status(error)), None)),
+            }
+        });
+        Ok(Response::new(Box::pin(entries)))
     }
 
-    async fn commit(&self, _: Request<pb::CommitRequest>) -> Result<Response<()>, Status> {
-        Err(streams("Commit"))
+    async fn commit(&self, request: Request<pb::CommitRequest>) -> Result<Response<()>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        self.group_commit(request.into_inner(), deadline).await.map(Response::new).map_err(to_status)
     }
 
     async fn get_committed(
         &self,
-        _: Request<pb::GetCommittedRequest>,
+        request: Request<pb::GetCommittedRequest>,
     ) -> Result<Response<pb::GetCommittedResponse>, Status> {
-        Err(streams("GetCommitted"))
+        let deadline = Deadline::of(request.metadata());
+        self.group_committed(request.into_inner(), deadline).await.map(Response::new).map_err(to_status)
     }
 
     async fn get_range(
         &self,
-        _: Request<pb::GetRangeRequest>,
+        request: Request<pb::GetRangeRequest>,
     ) -> Result<Response<pb::GetRangeResponse>, Status> {
-        Err(streams("GetRange"))
+        let deadline = Deadline::of(request.metadata());
+        self.range(request.into_inner(), deadline).await.map(Response::new).map_err(to_status)
     }
 }

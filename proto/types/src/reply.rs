@@ -35,6 +35,8 @@ pub enum Reply {
     Spilled(Option<Descriptor>),
     /// Prefetch: validated and scheduled.
     Prefetching,
+    /// Enrol.
+    Enrolled,
     /// Pin.
     Pinned,
     /// Unpin.

@@ -128,6 +128,8 @@ pub enum Work {
     Removing,
     /// Its pin is being stored.
     Pinning,
+    /// A row of it is being stored, before it is committed.
+    Enrolling,
 }
 
 /// One current replica.

@@ -34,6 +34,11 @@ pub enum Request {
         /// Target.
         key: PayloadKey,
     },
+    /// Store a row of it, if it has none: metadata or lineage are to refer to it.
+    Enrol {
+        /// Target.
+        key: PayloadKey,
+    },
     /// Lease a replica for reading.
     Acquire(Acquire),
     /// End a lease; unknown ones are fine.
@@ -182,6 +187,7 @@ impl Request {
             Self::Commit { key, .. }
             | Self::Delete { key, .. }
             | Self::Resolve { key }
+            | Self::Enrol { key }
             | Self::Promote { key, .. }
             | Self::Prefetch { key, .. }
             | Self::Pin { key, .. }

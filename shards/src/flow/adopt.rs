@@ -1,7 +1,7 @@
 //! Boot: a shard takes over the rows of its payloads before its first step.
 
 use payload_types::effect::ReplicaRef;
-use payload_types::{Health, Now, PayloadRow, PerTier, Tier};
+use payload_types::{Health, Now, PayloadRow, PayloadState, PerTier, Tier};
 
 use crate::limbo::Users;
 use crate::payload::{Payload, Replica, Terms};
@@ -75,7 +75,11 @@ impl Shard {
         payload.set_checksum(row.checksum);
         (payload.pin, payload.stored, payload.creating) = (row.pin, true, false);
         (payload.replicas, payload.extent) = (replicas, extent);
-        payload.state = payload.settled_state();
+        payload.state = match row.state {
+            // Nothing but the row is left: LOST until its timeout.
+            PayloadState::Allocated => PayloadState::Allocated,
+            _ => payload.settled_state(),
+        };
         let expired = payload.is_expired_at(now.wall);
         let slot = self.table.insert(payload).expect("rows of one shard fit its table");
         self.arm_payload_timer(now, slot);

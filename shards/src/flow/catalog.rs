@@ -20,6 +20,7 @@ impl Shard {
             Kind::Copy(_) => self.copy_stored(step, op, result),
             Kind::Remove { .. } => self.remove_stored(step, slot_key(op), result, sequence),
             Kind::Pin { .. } => self.pin_stored(step, slot_key(op), result),
+            Kind::Enrol { .. } => self.enrol_stored(step, slot_key(op), result),
             // Stored or not: the mark holds in memory, and damage is found again after a restart.
             Kind::Mark(Mark::Lost(failure)) => {
                 let failure = failure.clone();

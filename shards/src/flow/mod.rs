@@ -6,6 +6,7 @@ mod apart;
 mod catalog;
 mod commit;
 mod copy;
+mod enrol;
 mod evict;
 mod lease;
 mod pin;

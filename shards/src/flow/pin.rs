@@ -34,7 +34,8 @@ impl Shard {
         if new == prior && self.table.at(slot).pin_stored_by.is_none() {
             return done;
         }
-        if !self.table.at(slot).stored && !self.is_storing(slot) {
+        // A commit writes the pin with its row; the row of a payload that was enrolled before says nothing of it.
+        if !self.table.at(slot).state.is_committed() && !self.is_storing(slot) {
             self.set_pin(step.now, slot, new, owner);
             return done;
         }
@@ -77,7 +78,11 @@ impl Shard {
             // A commit writes the pin with its row; until then the row it would be in does not exist.
             Kind::Commit { .. } | Kind::Remove { .. } | Kind::Mark(_) => true,
             Kind::Copy(copy) => copy.step == op::Step::Catalog,
-            Kind::Allocate { .. } | Kind::Sync { .. } | Kind::Verify(_) | Kind::Pin { .. } => false,
+            Kind::Allocate { .. }
+            | Kind::Sync { .. }
+            | Kind::Verify(_)
+            | Kind::Pin { .. }
+            | Kind::Enrol { .. } => false,
         }
     }
 

@@ -57,7 +57,9 @@ impl Shard {
     fn find_even_lost(&self, now: Now, key: PayloadKey) -> Result<SlotKey, PayloadError> {
         let lost = self.table.find(key).filter(|slot| {
             let payload = self.table.at(*slot);
-            payload.health == Health::Lost && payload.state == payload.settled_state()
+            let is_settled =
+                payload.state == payload.settled_state() || payload.state == PayloadState::Allocated;
+            payload.health == Health::Lost && is_settled
         });
         lost.map_or_else(|| self.find(now, key), Ok)
     }
@@ -92,7 +94,8 @@ impl Shard {
             | Kind::Mark(_)
             | Kind::Verify(_)
             | Kind::Remove { .. }
-            | Kind::Pin { .. } => false,
+            | Kind::Pin { .. }
+            | Kind::Enrol { .. } => false,
         }
     }
 
@@ -110,10 +113,9 @@ impl Shard {
         let class = if caller.is_some() { Class::Request } else { Class::Upkeep };
         self.check_slot(class)?;
         let payload = self.table.at(slot);
-        let prior = if payload.state == PayloadState::Expired {
-            PayloadState::Expired
-        } else {
-            payload.settled_state()
+        let prior = match payload.state {
+            state @ (PayloadState::Expired | PayloadState::Allocated) => state,
+            _ => payload.settled_state(),
         };
         let change = CatalogChange::Remove { key: payload.key, epoch: self.config.epoch };
         // A copy that is under way stays the payload's operation: should the removal fail, it goes on.
@@ -183,7 +185,9 @@ impl Shard {
         } else if !self.may_remove(slot) {
             self.look_again(step.now, slot, BUSY_RETRY_MS);
         } else if state == PayloadState::Allocated {
-            self.start_removal(step, slot, None).expect("a payload without a row needs no slot");
+            if self.start_removal(step, slot, None).is_err() {
+                self.look_again(step.now, slot, CATALOG_RETRY_MS);
+            }
         } else {
             self.expire(step, slot);
         }

@@ -194,6 +194,7 @@ impl Shard {
             Kind::Mark(_) | Kind::Verify(_) => Work::Marking,
             Kind::Remove { .. } => Work::Removing,
             Kind::Pin { .. } => Work::Pinning,
+            Kind::Enrol { .. } => Work::Enrolling,
         })
     }
 

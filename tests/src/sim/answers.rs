@@ -173,6 +173,7 @@ impl Oracle {
             (Request::Prefetch { .. }, Reply::Prefetching) => Ok(()),
             (Request::Pin { key, duration_ms, .. }, Reply::Pinned) => self.pinned(*key, *duration_ms, scene),
             (Request::Unpin { .. }, Reply::Unpinned) => Ok(()),
+            (Request::Enrol { key }, Reply::Enrolled) => self.enrolled(*key, scene),
             (Request::List(request), Reply::Page(page)) => check_page(request, page),
             (Request::Scrub(_), Reply::Scrubbed(seen)) => self.scrubbed(pending, seen),
             (Request::Stats, Reply::Stats(_)) => Ok(()),
@@ -198,7 +199,7 @@ impl Oracle {
             return breach(Rule::Acknowledgement, "Committed, and no row was ever durable");
         }
         let fact = &self.facts[&key];
-        let stored = scene.catalog.rows.contains_key(&key);
+        let stored = scene.catalog.rows.get(&key).is_some_and(|row| row.state != PayloadState::Allocated);
         if !stored && fact.must_exist(scene.now, scene.plan) {
             return breach(Rule::Acknowledgement, "Committed, and there is no row");
         }
@@ -236,6 +237,23 @@ impl Oracle {
         Ok(())
     }
 
+    /// A payload that is enrolled has a row: what refers to it finds one.
+    fn enrolled(&mut self, key: PayloadKey, scene: Scene<'_>) -> Result<(), Breach> {
+        let Some(fact) = self.facts.get(&key) else {
+            return breach(Rule::WrongAnswer, "enrolled, and nobody allocated it");
+        };
+        match scene.catalog.rows.get(&key) {
+            None if fact.must_exist(scene.now, scene.plan) => {
+                breach(Rule::Acknowledgement, "Enrolled, and there is no row")
+            }
+            Some(row) if row.state == PayloadState::Allocated => {
+                self.coverage.hit("enrolled_before_its_commit");
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A pin that holds until Unpin is stored with the row before it is answered, and stays there.
     fn pinned(&mut self, key: PayloadKey, duration_ms: Option<u64>, scene: Scene<'_>) -> Result<(), Breach> {
         let unpins =
@@ -247,7 +265,8 @@ impl Oracle {
             fact.pinned = true;
         }
         match scene.catalog.rows.get(&key) {
-            Some(row) if row.pin != Pin::Forever => {
+            // Commit writes the pin with its row.
+            Some(row) if row.pin != Pin::Forever && row.state != PayloadState::Allocated => {
                 breach(Rule::Acknowledgement, format!("pinned, and not stored: {row:?}"))
             }
             _ => Ok(()),

@@ -164,6 +164,17 @@ impl Oracle {
                 fact.gone = true;
                 continue;
             };
+            if row.state == PayloadState::Allocated {
+                if must_exist {
+                    return breach(
+                        Rule::CommitLost,
+                        format!("committed, and no more than enrolled: {fact:?}"),
+                    );
+                }
+                (fact.gone_maybe, fact.shown, fact.lost) = (false, None, true);
+                coverage.hit("enrolled_and_lost_at_a_boot");
+                continue;
+            }
             if !fact.committed && !fact.commit_maybe {
                 return breach(Rule::Row, format!("stored, and nobody committed it: {row:?}"));
             }
@@ -322,6 +333,16 @@ impl Oracle {
 
     /// A row on its way to the catalog: is it so?
     pub(super) fn judge_row(&mut self, row: &PayloadRow, scene: Scene<'_>) -> Result<(), Breach> {
+        if row.state == PayloadState::Allocated {
+            let vouches = !row.replicas.is_empty() || row.checksum.is_some();
+            if vouches || scene.catalog.rows.get(&row.key).is_some_and(|old| old.state != row.state) {
+                return breach(
+                    Rule::Row,
+                    format!("enrolled with more than its name, or after Commit: {row:?}"),
+                );
+            }
+            return Ok(());
+        }
         if !matches!(row.state, PayloadState::Active | PayloadState::Durable | PayloadState::Expired) {
             return breach(Rule::Row, format!("a state that is never stored: {row:?}"));
         }
@@ -375,6 +396,7 @@ impl super::oracle::Pending {
                 | Request::Delete { .. }
                 | Request::Pin { .. }
                 | Request::Unpin { .. }
+                | Request::Enrol { .. }
                 | Request::Spill(_)
                 | Request::Scrub(_)
         )

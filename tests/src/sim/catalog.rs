@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use payload_catalog::{Change, MemoryStore, Store};
 use payload_types::effect::{CatalogChange, CatalogOp};
-use payload_types::{Epoch, PayloadKey, PayloadRow};
+use payload_types::{Epoch, PayloadKey, PayloadRow, PayloadState};
 
 use super::faults::Rng;
 use super::late::LateLog;
@@ -17,7 +17,7 @@ pub(super) struct Catalog {
     store: MemoryStore,
     /// What the store holds.
     pub(super) rows: BTreeMap<PayloadKey, PayloadRow>,
-    /// Keys that had a row at some time: their first commit was durable.
+    /// Keys that had a committed row at some time: their first commit was durable.
     pub(super) ever_stored: BTreeSet<PayloadKey>,
     pub(super) queue: VecDeque<CatalogOp>,
     pub(super) batch: Vec<CatalogOp>,
@@ -57,7 +57,9 @@ impl Catalog {
         let sequence = self.late.applies(&self.store, &changes);
         self.store.apply(&changes).expect("the memory store does not fail");
         for change in &changes {
-            if let Change::Row(CatalogChange::Put(row)) = change {
+            if let Change::Row(CatalogChange::Put(row)) = change
+                && row.state != PayloadState::Allocated
+            {
                 self.ever_stored.insert(row.key);
             }
         }

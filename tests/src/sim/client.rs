@@ -80,7 +80,7 @@ impl World {
         if self.rng.chance(self.plan.relocate_permille) {
             self.offer_something();
         }
-        if self.plan.churn && self.rng.chance(150) {
+        if self.plan.churn && self.rng.chance(250) {
             self.lease_something_packed();
         }
         if self.plan.crowd && !self.client.crowd_done {
@@ -225,7 +225,8 @@ impl World {
                 let duration_ms = self.rng.pick(&[None, Some(1), Some(50), Some(5_000)]);
                 Request::Pin { key, duration_ms, owner: Peer::UNKNOWN }
             }
-            84..=86 => Request::Unpin { key },
+            84..=85 => Request::Unpin { key },
+            86 => Request::Enrol { key },
             87 => Request::Scrub(Scrub { key, tier: None, bytes_per_second: 0, seen: Vec::new() }),
             88..=91 if self.client.scan.is_none() => self.scan_begin(),
             92..=93 => Request::Stats,

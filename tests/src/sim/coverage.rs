@@ -43,6 +43,8 @@ pub const SITUATIONS: &[&str] = &[
     "delete_refused_leased",
     "delete_while_committing",
     "drop_waited_for_a_flush",
+    "enrolled_and_lost_at_a_boot",
+    "enrolled_before_its_commit",
     "evict_discarded_void",
     "evict_dropped_clean_replica",
     "evict_failed",

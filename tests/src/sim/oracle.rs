@@ -473,6 +473,7 @@ pub(super) fn key_of(request: &Request) -> Option<PayloadKey> {
         Request::Commit { key, .. }
         | Request::Delete { key, .. }
         | Request::Resolve { key }
+        | Request::Enrol { key }
         | Request::Promote { key, .. }
         | Request::Prefetch { key, .. }
         | Request::Pin { key, .. }

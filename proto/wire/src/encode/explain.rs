@@ -178,6 +178,7 @@ fn work(work: Work) -> String {
         Work::Marking => "being marked as damaged".to_owned(),
         Work::Removing => "being removed".to_owned(),
         Work::Pinning => "its pin is being stored".to_owned(),
+        Work::Enrolling => "it is being noted in the catalog".to_owned(),
     }
 }
 

@@ -1,0 +1,192 @@
+//! Metadata, lineage and streams: straight to the catalog, past the shards.
+//!
+//! ```text
+//! service --RecordChange--> catalog writer (one FIFO) --after commit--> reply, and a knock at the stream's subscribers
+//!         --RecordQuery---> catalog readers ---------------------------> reply
+//!         --Resolve, Enrol--> shard of a payload that has no row: it is allocated, or it is not there
+//! ```
+//!
+//! Nothing is queued here: what the writer or the readers have no room for is RESOURCE_EXHAUSTED at once. A handler whose
+//! client hung up leaves its change to be made and its answer unheard.
+
+pub mod hub;
+pub mod subscription;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use payload_catalog::{ReadersHandle, WriterHandle};
+use payload_types::record::{RecordAnswer, RecordChange, RecordOutcome, RecordQuery, StreamName};
+use payload_types::reply::Reply;
+use payload_types::request::Request;
+use payload_types::{Descriptor, ErrorKind, PayloadError, PayloadId, PayloadKey};
+use tokio::sync::oneshot;
+
+use crate::deadline::{Deadline, late};
+use crate::records::hub::Hub;
+use crate::services::Router;
+use crate::services::router::{NAMESPACE, mismatch};
+
+/// The way to what the catalog keeps beside payload rows.
+pub struct Records {
+    writer: WriterHandle,
+    readers: ReadersHandle,
+    router: Arc<Router>,
+    hub: Arc<Hub>,
+    /// Other nodes append to the same catalog, too.
+    is_shared: bool,
+}
+
+impl Records {
+    /// Asks these. `is_shared`: other nodes use the same catalog.
+    pub fn new(writer: WriterHandle, readers: ReadersHandle, router: Arc<Router>, is_shared: bool) -> Self {
+        Self { writer, readers, router, hub: Arc::new(Hub::default()), is_shared }
+    }
+
+    /// Who follows streams.
+    pub fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
+    /// Makes a change and waits until it is durable. Subscribers of the stream that it changed are told.
+    ///
+    /// # Errors
+    /// The writer's own; DEADLINE_EXCEEDED when it did not answer in time; UNAVAILABLE when the server stops: whether the
+    /// change was made is unknown then.
+    pub async fn change(
+        &self,
+        change: RecordChange,
+        deadline: Option<Deadline>,
+    ) -> Result<RecordOutcome, PayloadError> {
+        let (sender, receiver) = oneshot::channel();
+        let followed = stream_changed(&change).map(|stream| (Arc::clone(&self.hub), stream.clone()));
+        let reply = Box::new(move |result: Result<RecordOutcome, PayloadError>| {
+            if let (Some((hub, stream)), Ok(_)) = (followed, &result) {
+                hub.changed(&stream);
+            }
+            // The receiver is gone when the client hung up: then nobody wants the answer.
+            drop(sender.send(result));
+        });
+        self.writer.submit_record(change, reply).map_err(|refused| refused.error)?;
+        within(deadline, receiver).await
+    }
+
+    /// As [`Records::change`], for a change that may refer to payloads which are not committed yet: `ids` are all that it
+    /// refers to. The outcome is neither `NotFound` nor `Lost`.
+    ///
+    /// # Errors
+    /// As [`Records::change`], and the shard's own for a payload that is not there.
+    pub async fn change_of(
+        &self,
+        ids: impl Iterator<Item = PayloadId>,
+        change: RecordChange,
+        deadline: Option<Deadline>,
+    ) -> Result<RecordOutcome, PayloadError> {
+        let outcome = self.change(change.clone(), deadline).await?;
+        let (RecordOutcome::NotFound(_) | RecordOutcome::Lost(_)) = outcome else { return Ok(outcome) };
+        for id in ids {
+            self.enrol(id, deadline).await?;
+        }
+        match self.change(change, deadline).await? {
+            RecordOutcome::NotFound(id) | RecordOutcome::Lost(id) => Err(absent(id)),
+            outcome => Ok(outcome),
+        }
+    }
+
+    /// Asks, and waits for the answer.
+    ///
+    /// # Errors
+    /// The readers' own; DEADLINE_EXCEEDED, UNAVAILABLE as [`Records::change`].
+    pub async fn query(
+        &self,
+        query: RecordQuery,
+        deadline: Option<Deadline>,
+    ) -> Result<RecordAnswer, PayloadError> {
+        let (sender, receiver) = oneshot::channel();
+        self.readers.submit(query, Box::new(move |answer| drop(sender.send(answer))))?;
+        within(deadline, receiver).await
+    }
+
+    /// What the shard knows of a payload that the catalog has no row of.
+    ///
+    /// # Errors
+    /// NOT_FOUND, with the reason where it is LOST.
+    pub async fn resolve(
+        &self,
+        id: PayloadId,
+        deadline: Option<Deadline>,
+    ) -> Result<Descriptor, PayloadError> {
+        let key = PayloadKey { namespace: NAMESPACE, id };
+        match self.router.ask_owner(Request::Resolve { key }, deadline).await? {
+            Reply::Resolved(descriptor) => Ok(descriptor),
+            other => Err(mismatch("ResolveSnapshot", &other)),
+        }
+    }
+
+    /// Sees to it that a payload has a row.
+    async fn enrol(&self, id: PayloadId, deadline: Option<Deadline>) -> Result<(), PayloadError> {
+        let key = PayloadKey { namespace: NAMESPACE, id };
+        match self.router.ask_owner(Request::Enrol { key }, deadline).await? {
+            Reply::Enrolled => Ok(()),
+            other => Err(mismatch("Enrol", &other)),
+        }
+    }
+}
+
+/// The stream whose subscribers are told of a change.
+fn stream_changed(change: &RecordChange) -> Option<&StreamName> {
+    match change {
+        RecordChange::StreamAppend { stream, .. } | RecordChange::StreamDelete { stream } => Some(stream),
+        RecordChange::MetadataUpdate { .. }
+        | RecordChange::MetadataNote { .. }
+        | RecordChange::LineageAdd { .. }
+        | RecordChange::StreamCreate { .. }
+        | RecordChange::StreamCommit { .. }
+        | RecordChange::Sweep { .. } => None,
+    }
+}
+
+/// What arrives through `answer`, if it does in time.
+async fn within<T>(
+    deadline: Option<Deadline>,
+    answer: impl Future<Output = Result<Result<T, PayloadError>, oneshot::error::RecvError>>,
+) -> Result<T, PayloadError> {
+    let answer = match deadline.and_then(|deadline| deadline.give_up) {
+        None => answer.await,
+        Some(give_up) => tokio::time::timeout_at(give_up, answer).await.map_err(|_late| late())?,
+    };
+    answer.map_err(|_dropped| {
+        PayloadError::new(
+            ErrorKind::Unavailable,
+            "the server stopped before the catalog had answered; whether a change was made is not known: look once it is back",
+        )
+    })?
+}
+
+/// The answer when shard and catalog disagree for a moment: it is being deleted.
+pub fn absent(id: PayloadId) -> PayloadError {
+    PayloadError::new(
+        ErrorKind::NotFound,
+        format!("payload {id} is not there: it was deleted, or it has expired"),
+    )
+}
+
+/// The answer when there is no such stream.
+pub fn stream_absent(stream: &StreamName) -> PayloadError {
+    PayloadError::new(
+        ErrorKind::NotFound,
+        format!(
+            "there is no stream `{}` in namespace `{}`; create it with CreateStream",
+            stream.name, stream.namespace
+        ),
+    )
+}
+
+/// The answer when the catalog said something that the question cannot have: a defect of ours.
+pub fn disagreement(asked: &str, met: &impl std::fmt::Debug) -> PayloadError {
+    tracing::error!(asked, ?met, "the catalog gave the answer to another question");
+    PayloadError::new(
+        ErrorKind::Internal,
+        format!("{asked}: the server's own parts disagree about the answer; please report this"),
+    )
+}
