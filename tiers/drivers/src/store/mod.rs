@@ -111,7 +111,9 @@ impl FileStore {
     fn create_now(&self, replica: &ReplicaRef) -> Result<(), DriverError> {
         let path = self.names.public(replica);
         let file = self.make(replica, &path)?;
-        let reserved = self.calls.reserve(&file, replica.size.0);
+        // One that was used before has all its pages; asking for them again costs 0.05 ms a MiB.
+        let has_pages = self.pool.is_some() && file.metadata().is_ok_and(|metadata| metadata.len() > 0);
+        let reserved = if has_pages { Ok(()) } else { self.calls.reserve(&file, replica.size.0) };
         let ready = reserved
             .and_then(|()| self.warm(&file, replica.size.0))
             .and_then(|()| self.clear_tail(&file, replica.size))
