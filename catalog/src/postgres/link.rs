@@ -26,6 +26,10 @@ pub(super) const ANSWER_WAIT: Duration = Duration::from_secs(15);
 /// How long a connection attempt may take, address by address.
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
 
+/// Rounds of the runtime until an end that the kernel knows of has reached the client: one to poll the socket, one to
+/// read the server's last words, one to read the end, and one to spare.
+const YIELDS: usize = 4;
+
 /// What the planner must not do with statements that were prepared while the tables were small: reading all of them.
 /// Every statement of ours but `load` finds its rows by an index.
 const SETTINGS: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off;
@@ -83,6 +87,18 @@ impl Link {
         let connected = runtime.block_on(async { tokio::time::timeout(ANSWER_WAIT, connecting).await });
         let session = connected.unwrap_or_else(|_| Err(silent(ANSWER_WAIT.as_secs(), Doing::Asking)))?;
         Ok(Self { runtime, session })
+    }
+
+    /// True when the server has ended the connection: what was not sent by then is not in doubt. Only what a runtime
+    /// was given the time to read is known, so it is given some here.
+    pub fn is_closed(&mut self) -> bool {
+        let Self { runtime, session } = self;
+        runtime.block_on(async {
+            for _ in 0..YIELDS {
+                tokio::task::yield_now().await;
+            }
+        });
+        session.client.is_closed()
     }
 
     /// Runs `work`, for at most [`ANSWER_WAIT`]. `doing` is what is assumed when no answer came.

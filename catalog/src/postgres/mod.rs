@@ -134,32 +134,27 @@ impl PostgresStore {
     }
 
     /// Runs `work` on a connection, a new one when it must be. The connection is given up after an error.
-    fn call<T>(
+    fn ask<T>(
         &mut self,
-        doing: Doing,
         work: impl AsyncFnOnce(&mut Session) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         self.connected()?;
         let mut link = self.link.take().expect("connected");
-        let result = link.run(doing, work);
+        let result = link.run(Doing::Asking, work);
         if result.is_ok() {
             self.link = Some(link);
         }
         result
     }
 
-    fn ask<T>(
-        &mut self,
-        work: impl AsyncFnOnce(&mut Session) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        self.call(Doing::Asking, work)
-    }
-
     /// Makes sure that there is a connection, and that it is the one that this node's row names.
     fn connected(&mut self) -> Result<(), StoreError> {
-        if self.link.is_some() {
+        if let Some(link) = &mut self.link
+            && !link.is_closed()
+        {
             return Ok(());
         }
+        self.link = None;
         if let Some((at, _, error)) = &self.refused
             && Instant::now() < *at
         {
@@ -210,19 +205,21 @@ impl PostgresStore {
         let group = self.group;
         let steps = steps(batch);
         let mut outcomes = Vec::new();
+        // The fence is this connection's: it must not be exchanged for a new one from here on.
+        let mut link = self.link.take().expect("connected");
         let result = if let [Step::Rows(rounds)] = &steps[..]
             && let [round] = &rounds[..]
         {
-            self.call(Doing::Committing, async |session| write_round(session, round, fence, group).await)
+            link.run(Doing::Committing, async |session| write_round(session, round, fence, group).await)
         } else {
-            let mut link = self.link.take().expect("connected");
             write_all(&mut link, &steps, fence, group).and_then(|made| {
                 outcomes = made;
-                link.run(Doing::Committing, Session::commit)?;
-                self.link = Some(link);
-                Ok(())
+                link.run(Doing::Committing, Session::commit)
             })
         };
+        if result.is_ok() {
+            self.link = Some(link);
+        }
         match result {
             Ok(()) => Ok(outcomes),
             Err(error) => {
