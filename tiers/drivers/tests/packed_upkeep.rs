@@ -182,6 +182,31 @@ fn given_a_shard_that_does_not_answer_when_compacting_then_it_is_asked_for_a_few
 }
 
 #[test]
+fn given_a_full_disk_a_little_of_which_dies_everywhere_when_room_is_wanted_then_all_of_it_comes_back() {
+    let mut shard = FakeShard::start(place(), 12, &[60_000]);
+    shard.unwanted = 0; // what it did not want would be asked for again seconds later
+    fill(&mut shard, 0);
+    let before = shard.payloads.len();
+    for id in ids(&shard).into_iter().step_by(16) {
+        shard.delete(id);
+    }
+    let free_share = |shard: &FakeShard| (shard.usable - shard.charged) as f64 / shard.usable as f64;
+    // No file, not even one that is being filled, holds a larger share than what is free anyway.
+    let least = |shard: &FakeShard| free_share(shard) * (shard.segments().file_bytes.0 as f64);
+    shard.until("little dead is left", |shard| shard.segments().dead_bytes.0 as f64 <= least(shard));
+    while shard.payloads.len() < before {
+        if shard.put(0) {
+            shard.until("copied", FakeShard::is_quiet);
+        } else {
+            // Less and less is free, so less and less is left.
+            shard.until("room for one more", |shard| shard.charged + 61_440 <= shard.usable);
+        }
+    }
+    shard.verify_all();
+    shard.check_capacity();
+}
+
+#[test]
 fn given_a_slow_pace_when_stopped_amid_it_then_the_stop_does_not_wait_for_it() {
     let mut place = place();
     place.config.compaction_bytes_per_second = 1; // eleven days for a payload

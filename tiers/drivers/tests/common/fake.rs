@@ -81,6 +81,8 @@ pub struct FakeShard {
     pub rng: Rng,
     /// Of 100 wishes, so many are not followed at once.
     pub stays: u64,
+    /// Of 100 copies that it asked for by following a wish, so many are not wanted after all.
+    pub unwanted: u64,
     pub moves: u64,
 }
 
@@ -124,6 +126,7 @@ impl FakeShard {
             usable: geometry.usable().0,
             rng: Rng::new(seed),
             stays: 0,
+            unwanted: 5,
             moves: 0,
         }
     }
@@ -250,7 +253,7 @@ impl FakeShard {
         self.moves += 1;
         let live = self.payloads.get_mut(&new.id).expect("what is moved is not deleted");
         live.is_busy = false;
-        if self.rng.below(20) == 0 {
+        if self.rng.below(100) < self.unwanted {
             self.dying.insert(new.generation, 0);
             return self.submit(new, StorageAction::Drop);
         }

@@ -94,7 +94,7 @@ enum Target {
     Mover,
     /// Into a closed file that has room.
     Closed(NonZeroU32),
-    /// Into a new file.
+    /// Into the end of the mover's file, and a new one: so files that compaction fills are full.
     New,
 }
 
@@ -247,10 +247,14 @@ impl Books {
         {
             return Room::Here(spot);
         }
-        // Compaction chose where it goes: see `begin`.
         if lane == Lane::Mover {
-            let opens = present.is_none() && self.may_open(lane, 0);
-            return if opens { Room::Open } else { Room::None };
+            // Compaction chose where it goes, see `begin`: what is left over goes on in a new file.
+            let closing = if present.is_some() { self.geometry.file_bytes() } else { 0 };
+            if !self.may_open(lane, closing) {
+                return Room::None;
+            }
+            self.close(lane);
+            return Room::Open;
         }
         let end = present.map_or(0, |number| u64::from(self.files[&number].room()) * BYTES);
         let closing = if present.is_some() { self.geometry.file_bytes() } else { 0 };
@@ -553,12 +557,11 @@ impl Books {
         }
         match victim.target {
             Target::Nowhere => return,
-            Target::Mover => {}
+            Target::Mover | Target::New => {}
             Target::Closed(number) => {
                 self.close(Lane::Mover);
                 self.reopen(Lane::Mover, number);
             }
-            Target::New => self.close(Lane::Mover),
         }
         self.file(victim.file).emptying = true;
     }
@@ -568,19 +571,15 @@ impl Books {
         (self.geometry.data_bytes() / BYTES) as u32
     }
 
-    /// Pages.
+    /// Pages that must be dead in a file: the share of it that the disk has free, at most half, and one where the disk is
+    /// full. Full is what payloads may use, whichever files they lie in: with more charged somebody waits.
     fn gain_min(&self) -> u32 {
-        let pages = self.pages();
-        let kept = self.geometry.files_kept() * self.geometry.file_bytes();
-        let full = self.geometry.capacity().0.saturating_sub(kept).max(1);
-        let percent = (self.own + self.closed_bytes()) * 100 / full;
-        let least = match percent {
-            97.. => 1,
-            90.. => pages / 64,
-            75.. => pages / 8,
-            _ => pages / 2,
-        };
-        least.max(1)
+        let pages = u64::from(self.pages());
+        let usable = self.geometry.usable().0.max(1);
+        let charged = |file: &File| u64::from((file.live + file.dead).saturating_sub(file.moved)) * BYTES;
+        let charged = self.own + self.files.values().map(charged).sum::<u64>();
+        let free = usable.saturating_sub(charged);
+        (pages * free / usable).clamp(1, pages.div_ceil(2)) as u32
     }
 
     /// Compaction gave it up for now.
