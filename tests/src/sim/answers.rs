@@ -273,6 +273,7 @@ impl Oracle {
         }
     }
 
+    // Long because: one check after the other, of one grant.
     fn leased(&mut self, request: &Acquire, grant: &LeaseGrant, scene: Scene<'_>) -> Result<(), Breach> {
         let seen = &grant.descriptor;
         self.see(request.key, seen, scene)?;
@@ -394,6 +395,7 @@ impl Oracle {
         Ok(())
     }
 
+    // Long because: one arm a kind of refusal and request.
     fn refused(&mut self, pending: &Pending, error: &PayloadError, scene: Scene<'_>) -> Result<(), Breach> {
         let now = scene.now;
         let wrong = |why: &str| breach(Rule::WrongAnswer, format!("{why}: {error:?}"));
@@ -421,7 +423,7 @@ impl Oracle {
                     self.coverage.hit("lost_answered");
                 } else if fact
                     .is_some_and(|fact| fact.lost && fact.gone_pending == 0 && !fact.gone && !fact.gone_maybe)
-                    && fact.is_some_and(|fact| fact.expires_at.is_none_or(|end| end > now.wall))
+                    && fact.is_some_and(|fact| !fact.is_over(now, scene.plan))
                 {
                     return wrong("lost, and the answer does not say LOST");
                 }

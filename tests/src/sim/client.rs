@@ -80,7 +80,7 @@ impl World {
         if self.rng.chance(self.plan.relocate_permille) {
             self.offer_something();
         }
-        if self.plan.churn && self.rng.chance(250) {
+        if self.plan.churn {
             self.lease_something_packed();
         }
         if self.plan.crowd && !self.client.crowd_done {
@@ -162,6 +162,7 @@ impl World {
     }
 
     /// One request, chosen at random.
+    // Long because: one arm a request.
     fn think(&mut self) -> Request {
         let wanted = self.plan.payloads_wanted;
         let alive =
@@ -294,7 +295,7 @@ impl World {
         })
     }
 
-    fn allocation(&mut self) -> Allocate {
+    pub(super) fn allocation(&mut self) -> Allocate {
         let wall_ms = self.clock().wall.as_millis();
         self.client.tick_last = (self.client.tick_last + 1).max(wall_ms << 12);
         let namespace = if self.rng.chance(100) { NAMESPACES[1] } else { NAMESPACES[0] };

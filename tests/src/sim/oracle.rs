@@ -147,10 +147,15 @@ impl Fact {
     /// True when a read must find it: no reason is known why it could have gone.
     pub(super) fn must_exist(&self, now: Now, plan: &Plan) -> bool {
         let removed = self.gone || self.gone_maybe || self.gone_pending > 0 || self.lost;
+        !removed && !self.is_over(now, plan)
+    }
+
+    /// True when its ttl has passed, or nobody committed it in time.
+    pub(super) fn is_over(&self, now: Now, plan: &Plan) -> bool {
         let expired = self.expires_at.is_some_and(|end| end <= now.wall);
         let timed_out = !self.committed
             && self.created_at.as_millis() + plan.allocation_timeout_ms <= now.wall.as_millis();
-        !removed && !expired && !timed_out
+        expired || timed_out
     }
 }
 
