@@ -6,7 +6,7 @@ use payload_types::{
     WallMs,
 };
 
-fn row(number: u64) -> PayloadRow {
+pub(super) fn row(number: u64) -> PayloadRow {
     PayloadRow {
         key: PayloadKey {
             namespace: NamespaceId::DEFAULT,

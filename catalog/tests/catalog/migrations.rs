@@ -4,6 +4,7 @@ use std::path::Path;
 
 use payload_catalog::{SqliteStore, Store, Synchronous};
 use payload_types::policy::EvictionPriority;
+use payload_types::record::{Metadata, RecordChange, RecordOutcome};
 use payload_types::tier::SpillTarget;
 use payload_types::{
     ByteCount, Checksum, Epoch, EvictionPolicy, Generation, Health, NamespaceId, PayloadId, PayloadKey,
@@ -138,4 +139,37 @@ fn given_a_migration_that_cannot_be_finished_when_opened_then_the_database_stays
     let version: i64 = old.pragma_query_value(None, "user_version", |row| row.get(0)).expect("a version");
     assert_eq!(version, 1);
     assert!(old.prepare("SELECT extent FROM payload").is_err(), "half a migration was kept");
+}
+
+#[test]
+fn given_a_database_of_schema_2_when_opened_then_its_rows_are_unchanged_and_it_takes_records() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("catalog.db");
+    let ours = path.with_extension("ours");
+    let rows: Vec<PayloadRow> = (0..400).map(varied).collect();
+    let mut store = open(&ours);
+    store.apply(&rows.iter().cloned().map(put).collect::<Vec<_>>()).expect("stored");
+    Box::new(store).close().expect("closes");
+    let old = Connection::open(&path).expect("a new database");
+    old.execute_batch(SCHEMA_1).expect("schema 1");
+    old.execute_batch(include_str!("../../migrations/sqlite/0002_extents.sql")).expect("schema 2");
+    old.execute_batch(&format!(
+        "PRAGMA user_version = 2; PRAGMA journal_mode = wal; ATTACH '{}' AS ours;
+         INSERT INTO payload SELECT * FROM ours.payload;",
+        ours.display()
+    ))
+    .expect("filled");
+    drop(old);
+
+    let mut store = open(&path);
+    assert_eq!(all(&mut store), rows);
+    store.apply(&[put(row(1000))]).expect("stored");
+    let note = RecordChange::MetadataNote {
+        key: row(1000).key,
+        metadata: Metadata::default(),
+        source: String::new(),
+        version: String::new(),
+        at: WallMs::default(),
+    };
+    assert_eq!(store.apply(&[note.into()]), Ok(vec![RecordOutcome::Done]));
 }

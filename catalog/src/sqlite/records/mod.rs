@@ -11,9 +11,6 @@ use rusqlite::{CachedStatement, Connection};
 use super::errors::rolled_back;
 use crate::error::{RESTORE, StoreError};
 
-#[cfg(test)]
-pub(super) use {read::ALL as READS, write::ALL as WRITES};
-
 /// See the module.
 pub(super) struct SqliteTables<'connection>(pub(super) &'connection Connection);
 
@@ -109,3 +106,6 @@ impl<'row, 'statement> Cells<'row, 'statement> {
 fn strange(what: &str) -> StoreError {
     StoreError::Corrupt(format!("the catalog's records are not as written: {what}; {RESTORE}"))
 }
+
+#[cfg(test)]
+mod tests;
