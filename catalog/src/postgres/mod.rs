@@ -387,8 +387,8 @@ impl Store for PostgresStore {
     }
 
     fn disk_roots(&mut self) -> Result<Vec<String>, StoreError> {
-        let name = self.node.clone();
-        self.ask(async |session| node::roots(session, &name).await)
+        let (name, place, own) = (self.node.clone(), self.place.clone(), self.fence);
+        self.ask(async |session| node::roots(session, &name, &place, own).await)
     }
 
     fn disk_root_bind(&mut self, name: &str, root_id: &str) -> Result<(), StoreError> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{RecvTimeoutError, Sender, bounded};
 use payload_types::Epoch;
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::errors::Doing;
@@ -55,11 +56,6 @@ static STOPPED: Sql = Sql {
     types: &[Type::INT4, Type::INT8],
 };
 
-static ROOTS: Sql = Sql {
-    text: "SELECT disk_root FROM payload_manager.node WHERE name = $1 AND disk_root IS NOT NULL",
-    types: &[Type::TEXT],
-};
-
 static ROOT_OWNER: Sql = Sql {
     text: "SELECT name FROM payload_manager.node WHERE name <> $1 AND disk_root = $2",
     types: &[Type::TEXT, Type::TEXT],
@@ -69,6 +65,20 @@ static ROOT_BIND: Sql = Sql {
     text: "UPDATE payload_manager.node SET disk_root = $2 WHERE name = $1",
     types: &[Type::TEXT, Type::TEXT],
 };
+
+/// Refuses a name that another server has: it was heard of lately, and is bound to a disk root that is not ours.
+fn free(found: &Row, name: &str, place: &Place) -> Result<(), StoreError> {
+    let silent: Option<f64> = cell(found, 2)?;
+    let root: Option<String> = cell(found, 4)?;
+    let Some(seconds) = silent.filter(|seconds| *seconds < SILENT_SECONDS_MAX) else { return Ok(()) };
+    if root.is_none() || root == place.disk_root {
+        return Ok(());
+    }
+    let address: String = cell(found, 3)?;
+    Err(StoreError::Locked(format!(
+        "the name `{name}` is taken by the server at {address}, which was heard of {seconds:.1} s ago; stop that one and wait {SILENT_SECONDS_MAX} s, or give this one a name of its own (`node.name`)"
+    )))
+}
 
 /// Registers a start of `name`, in a transaction that is left open. `own`: this process' last one.
 pub(super) async fn start(
@@ -81,17 +91,8 @@ pub(super) async fn start(
     migrate::lock(session).await?;
     if let Some(found) = session.query(&FIND, &[&name]).await?.first() {
         let is_own = own.is_some_and(|own| cell(found, 0) == Ok(own.node) && cell(found, 1) == Ok(own.epoch));
-        let silent: Option<f64> = cell(found, 2)?;
-        let root: Option<String> = cell(found, 4)?;
-        let may_take = root.is_none() || root == place.disk_root;
-        if let Some(seconds) = silent.filter(|seconds| *seconds < SILENT_SECONDS_MAX)
-            && !is_own
-            && !may_take
-        {
-            let address: String = cell(found, 3)?;
-            return Err(StoreError::Locked(format!(
-                "the name `{name}` is taken by the server at {address}, which was heard of {seconds:.1} s ago; stop that one and wait {SILENT_SECONDS_MAX} s, or give this one a name of its own (`node.name`)"
-            )));
+        if !is_own {
+            free(found, name, place)?;
         }
     }
     let rows = session.query(&START, &[&name, &place.address]).await?;
@@ -133,9 +134,19 @@ pub(super) fn fenced() -> StoreError {
     )
 }
 
-/// The disk root that `name` is bound to.
-pub(super) async fn roots(session: &mut Session, name: &str) -> Result<Vec<String>, StoreError> {
-    session.query(&ROOTS, &[&name]).await?.iter().map(|row| cell(row, 0)).collect()
+/// The disk root that `name` is bound to. Asked before anything is changed, so a taken name is found here.
+pub(super) async fn roots(
+    session: &mut Session,
+    name: &str,
+    place: &Place,
+    own: Option<Fence>,
+) -> Result<Vec<String>, StoreError> {
+    let rows = session.query(&FIND, &[&name]).await?;
+    let Some(found) = rows.first() else { return Ok(Vec::new()) };
+    if own.is_none() {
+        free(found, name, place)?;
+    }
+    Ok(cell::<Option<String>>(found, 4)?.into_iter().collect())
 }
 
 /// Binds `name` to a disk root, which no other name may have.
