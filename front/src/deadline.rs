@@ -56,6 +56,13 @@ impl Deadline {
         }
     }
 
+    /// How long the work of a call may go on: as long as the call, or, when it has a request id (`has_id`), as long as its
+    /// shard takes; whoever calls again with that id gets its answer.
+    pub fn of_work(self, has_id: bool) -> Self {
+        let give_up = if has_id { None } else { self.give_up };
+        Self { give_up, ..self }
+    }
+
     /// A limit of the server's own on how long a shard lets a call wait, for a client that set none.
     pub fn of_server(wait_ms: u64) -> Self {
         Self { shard: clock::monotonic().plus_millis(wait_ms), give_up: None }

@@ -27,6 +27,7 @@ pub mod mint;
 pub mod owners;
 pub mod ports;
 pub mod records;
+pub mod repeats;
 pub mod serve;
 pub mod services;
 pub mod shutdown;

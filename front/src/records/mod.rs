@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 
 use crate::deadline::{Deadline, late};
 use crate::records::hub::Hub;
+use crate::repeats::Repeats;
 use crate::services::Router;
 use crate::services::router::{NAMESPACE, mismatch};
 
@@ -35,12 +36,21 @@ pub struct Records {
     hub: Arc<Hub>,
     /// Other nodes append to the same catalog, too.
     is_shared: bool,
+    /// Calls that carry a request id.
+    pub repeats: Repeats,
 }
 
 impl Records {
     /// Asks these. `is_shared`: other nodes use the same catalog.
     pub fn new(writer: WriterHandle, readers: ReadersHandle, router: Arc<Router>, is_shared: bool) -> Self {
-        Self { writer, readers, router, hub: Arc::new(Hub::default()), is_shared }
+        Self {
+            writer,
+            readers,
+            router,
+            hub: Arc::new(Hub::default()),
+            is_shared,
+            repeats: Repeats::default(),
+        }
     }
 
     /// Who follows streams.
@@ -82,6 +92,9 @@ impl Records {
         change: RecordChange,
         deadline: Option<Deadline>,
     ) -> Result<RecordOutcome, PayloadError> {
+        if let Some(id) = change_target(&change) {
+            self.refuse_lost(id, deadline).await?;
+        }
         let outcome = self.change(change.clone(), deadline).await?;
         let (RecordOutcome::NotFound(_) | RecordOutcome::Lost(_)) = outcome else { return Ok(outcome) };
         for id in ids {
@@ -123,6 +136,19 @@ impl Records {
         }
     }
 
+    /// Refuses a payload whose bytes did not survive a restart: its shard found that out at the start, the catalog's row
+    /// does not say so. Where other nodes use the catalog, too, a payload that this node's shards do not know may be theirs.
+    ///
+    /// # Errors
+    /// NOT_FOUND with the reason LOST.
+    pub async fn refuse_lost(&self, id: PayloadId, deadline: Option<Deadline>) -> Result<(), PayloadError> {
+        match self.resolve(id, deadline).await {
+            // The word is the contract's (behaviour.md, "Everywhere").
+            Err(error) if error.kind != ErrorKind::NotFound || error.message.contains("LOST") => Err(error),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
     /// Sees to it that a payload has a row.
     async fn enrol(&self, id: PayloadId, deadline: Option<Deadline>) -> Result<(), PayloadError> {
         let key = PayloadKey { namespace: NAMESPACE, id };
@@ -130,6 +156,20 @@ impl Records {
             Reply::Enrolled => Ok(()),
             other => Err(mismatch("Enrol", &other)),
         }
+    }
+}
+
+/// The payload that a change of metadata or lineage names first.
+fn change_target(change: &RecordChange) -> Option<PayloadId> {
+    match change {
+        RecordChange::MetadataUpdate { key, .. }
+        | RecordChange::MetadataNote { key, .. }
+        | RecordChange::LineageAdd { child: key, .. } => Some(key.id),
+        RecordChange::StreamCreate { .. }
+        | RecordChange::StreamDelete { .. }
+        | RecordChange::StreamAppend { .. }
+        | RecordChange::StreamCommit { .. }
+        | RecordChange::Sweep { .. } => None,
     }
 }
 

@@ -26,7 +26,7 @@ use super::{Records, disagreement, stream_absent};
 use crate::deadline::Deadline;
 
 /// Where other nodes append to the same catalog nobody knocks for them: an indexed read so often finds what they appended.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Readers that have no room for another question are asked again after so long.
 const FULL_PAUSE: Duration = Duration::from_millis(20);

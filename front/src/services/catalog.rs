@@ -18,6 +18,7 @@ use super::{metadata, spill};
 use crate::deadline::Deadline;
 use crate::incoming::peer_of;
 use crate::records::Records;
+use crate::repeats::RequestId;
 
 /// See the module.
 pub struct CatalogService {
@@ -40,15 +41,21 @@ impl PayloadCatalogService for CatalogService {
     ) -> Result<Response<pb::AllocatePayloadResponse>, Status> {
         let deadline = Deadline::of(request.metadata())
             .unwrap_or_else(|| Deadline::of_server(self.router.allocate_wait_ms));
+        let request_id =
+            RequestId::of("AllocatePayload", request.metadata(), request.get_ref()).map_err(to_status)?;
         let parts = decode::allocate(request.into_inner(), clock::now().wall).map_err(to_status)?;
-        let (id, shard) = self.router.mint.payload_id();
-        let ask = Ask::Allocate(parts.into_allocate(PayloadKey { namespace: NAMESPACE, id }));
-        match self.router.ask(shard, ask, Some(deadline)).await.map_err(to_status)? {
-            Reply::Allocated(descriptor) => {
-                Ok(Response::new(encode::allocated(&descriptor, &self.router.locator)))
+        let router = Arc::clone(&self.router);
+        let patience = deadline.of_work(request_id.is_some());
+        let work = async move {
+            let (id, shard) = router.mint.payload_id();
+            let ask = Ask::Allocate(parts.into_allocate(PayloadKey { namespace: NAMESPACE, id }));
+            match router.ask(shard, ask, Some(patience)).await? {
+                Reply::Allocated(descriptor) => Ok(encode::allocated(&descriptor, &router.locator)),
+                other => Err(mismatch("AllocatePayload", &other)),
             }
-            other => Err(to_status(mismatch("AllocatePayload", &other))),
-        }
+        };
+        let answer = self.records.repeats.once(request_id, Some(deadline), work).await;
+        answer.map(Response::new).map_err(to_status)
     }
 
     async fn commit_payload(
@@ -56,13 +63,19 @@ impl PayloadCatalogService for CatalogService {
         request: Request<pb::CommitPayloadRequest>,
     ) -> Result<Response<pb::CommitPayloadResponse>, Status> {
         let deadline = Deadline::of(request.metadata());
+        let request_id =
+            RequestId::of("CommitPayload", request.metadata(), request.get_ref()).map_err(to_status)?;
         let ask = decode::commit(NAMESPACE, request.into_inner()).map_err(to_status)?;
-        match self.router.ask_owner(ask, deadline).await.map_err(to_status)? {
-            Reply::Committed(descriptor) => {
-                Ok(Response::new(encode::committed(&descriptor, &self.router.locator)))
+        let router = Arc::clone(&self.router);
+        let patience = deadline.map(|deadline| deadline.of_work(request_id.is_some()));
+        let work = async move {
+            match router.ask_owner(ask, patience).await? {
+                Reply::Committed(descriptor) => Ok(encode::committed(&descriptor, &router.locator)),
+                other => Err(mismatch("CommitPayload", &other)),
             }
-            other => Err(to_status(mismatch("CommitPayload", &other))),
-        }
+        };
+        let answer = self.records.repeats.once(request_id, deadline, work).await;
+        answer.map(Response::new).map_err(to_status)
     }
 
     async fn delete(&self, request: Request<pb::DeleteRequest>) -> Result<Response<()>, Status> {
@@ -158,7 +171,12 @@ impl PayloadCatalogService for CatalogService {
         request: Request<pb_catalog::UpdatePayloadMetadataRequest>,
     ) -> Result<Response<pb_catalog::UpdatePayloadMetadataResponse>, Status> {
         let deadline = Deadline::of(request.metadata());
-        let answer = metadata::update(&self.records, request.into_inner(), deadline).await;
+        let request_id = RequestId::of("UpdatePayloadMetadata", request.metadata(), request.get_ref())
+            .map_err(to_status)?;
+        let (records, request) = (Arc::clone(&self.records), request.into_inner());
+        let patience = deadline.map(|deadline| deadline.of_work(request_id.is_some()));
+        let work = async move { metadata::update(&records, request, patience).await };
+        let answer = self.records.repeats.once(request_id, deadline, work).await;
         answer.map(Response::new).map_err(to_status)
     }
 
@@ -167,7 +185,12 @@ impl PayloadCatalogService for CatalogService {
         request: Request<pb_catalog::AppendPayloadMetadataEventRequest>,
     ) -> Result<Response<pb_catalog::AppendPayloadMetadataEventResponse>, Status> {
         let deadline = Deadline::of(request.metadata());
-        let answer = metadata::note(&self.records, request.into_inner(), deadline).await;
+        let request_id = RequestId::of("AppendPayloadMetadataEvent", request.metadata(), request.get_ref())
+            .map_err(to_status)?;
+        let (records, request) = (Arc::clone(&self.records), request.into_inner());
+        let patience = deadline.map(|deadline| deadline.of_work(request_id.is_some()));
+        let work = async move { metadata::note(&records, request, patience).await };
+        let answer = self.records.repeats.once(request_id, deadline, work).await;
         answer.map(Response::new).map_err(to_status)
     }
 

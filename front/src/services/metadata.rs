@@ -70,7 +70,9 @@ pub async fn lineage_get(
     request: pb::GetLineageRequest,
     deadline: Option<Deadline>,
 ) -> Result<pb::GetLineageResponse, PayloadError> {
+    let id = ids::payload_id(request.id.as_ref())?;
     let query = decode::lineage_get(NAMESPACE, &request, clock::now().wall)?;
+    records.refuse_lost(id, deadline).await?;
     let too_large = || {
         PayloadError::exhausted(
             "the lineage of this payload does not fit into one answer; ask for fewer steps with max_depth, and go on from the payloads found",
@@ -95,6 +97,7 @@ pub async fn get(
 ) -> Result<own::GetPayloadMetadataResponse, PayloadError> {
     let id = ids::payload_id(request.id.as_ref())?;
     let query = decode::metadata_get(NAMESPACE, &request, clock::now().wall)?;
+    records.refuse_lost(id, deadline).await?;
     match records.query(query, deadline).await? {
         RecordAnswer::Metadata(current) => Ok(encode::metadata_got(id, current)),
         RecordAnswer::NotFound(id) | RecordAnswer::Lost(id) => {
@@ -113,6 +116,7 @@ pub async fn events(
 ) -> Result<own::ListPayloadMetadataEventsResponse, PayloadError> {
     let id = ids::payload_id(request.id.as_ref())?;
     let query = decode::metadata_events(NAMESPACE, &request, clock::now().wall)?;
+    records.refuse_lost(id, deadline).await?;
     match records.query(query, deadline).await? {
         RecordAnswer::MetadataEvents(events, more) => Ok(encode::metadata_events(id, events, more)),
         RecordAnswer::NotFound(id) | RecordAnswer::Lost(id) => {

@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status};
 use crate::deadline::Deadline;
 use crate::records::subscription::Subscription;
 use crate::records::{Records, absent, disagreement, stream_absent};
+use crate::repeats::RequestId;
 
 /// See the module.
 pub struct StreamService {
@@ -29,33 +30,14 @@ impl StreamService {
         Self { records }
     }
 
-    /// Makes a change of a stream.
+    /// As [`change`].
     async fn change(
         &self,
         rpc: &str,
         change: RecordChange,
         deadline: Option<Deadline>,
     ) -> Result<RecordOutcome, PayloadError> {
-        let stream = stream_of(&change).cloned();
-        match (self.records.change(change, deadline).await?, stream) {
-            (RecordOutcome::StreamNotFound, Some(stream)) => Err(stream_absent(&stream)),
-            (RecordOutcome::NotCommitted(id), _) => Err(uncommitted(id)),
-            (RecordOutcome::NotFound(id) | RecordOutcome::Lost(id), _) => {
-                Err(match self.records.resolve(id, deadline).await {
-                    Ok(found) if is_uncommitted(found.state) => uncommitted(id),
-                    Ok(_) => absent(id),
-                    Err(error) => error,
-                })
-            }
-            (
-                outcome @ (RecordOutcome::Done
-                | RecordOutcome::Appended { .. }
-                | RecordOutcome::StreamExists
-                | RecordOutcome::BeyondEnd { .. }),
-                _,
-            ) => Ok(outcome),
-            (other, _) => Err(disagreement(rpc, &other)),
-        }
+        self::change(&self.records, rpc, change, deadline).await
     }
 
     async fn create(
@@ -71,20 +53,6 @@ impl StreamService {
                 "there is a stream of this name; append to it, or delete it first",
             )),
             other => Err(disagreement("CreateStream", &other)),
-        }
-    }
-
-    async fn store(
-        &self,
-        request: pb::AppendRequest,
-        deadline: Option<Deadline>,
-    ) -> Result<pb::AppendResponse, PayloadError> {
-        let change = decode::stream_append(request, clock::now().wall)?;
-        match self.change("Append", change, deadline).await? {
-            RecordOutcome::Appended { first, last } => {
-                Ok(pb::AppendResponse { first_offset: first, last_offset: last })
-            }
-            other => Err(disagreement("Append", &other)),
         }
     }
 
@@ -164,6 +132,50 @@ impl StreamService {
     }
 }
 
+/// Makes a change of a stream.
+async fn change(
+    records: &Records,
+    rpc: &str,
+    change: RecordChange,
+    deadline: Option<Deadline>,
+) -> Result<RecordOutcome, PayloadError> {
+    let stream = stream_of(&change).cloned();
+    match (records.change(change, deadline).await?, stream) {
+        (RecordOutcome::StreamNotFound, Some(stream)) => Err(stream_absent(&stream)),
+        (RecordOutcome::NotCommitted(id), _) => Err(uncommitted(id)),
+        (RecordOutcome::NotFound(id) | RecordOutcome::Lost(id), _) => {
+            Err(match records.resolve(id, deadline).await {
+                Ok(found) if is_uncommitted(found.state) => uncommitted(id),
+                Ok(_) => absent(id),
+                Err(error) => error,
+            })
+        }
+        (
+            outcome @ (RecordOutcome::Done
+            | RecordOutcome::Appended { .. }
+            | RecordOutcome::StreamExists
+            | RecordOutcome::BeyondEnd { .. }),
+            _,
+        ) => Ok(outcome),
+        (other, _) => Err(disagreement(rpc, &other)),
+    }
+}
+
+/// Appends.
+async fn store(
+    records: &Records,
+    request: pb::AppendRequest,
+    deadline: Option<Deadline>,
+) -> Result<pb::AppendResponse, PayloadError> {
+    let made = decode::stream_append(request, clock::now().wall)?;
+    match change(records, "Append", made, deadline).await? {
+        RecordOutcome::Appended { first, last } => {
+            Ok(pb::AppendResponse { first_offset: first, last_offset: last })
+        }
+        other => Err(disagreement("Append", &other)),
+    }
+}
+
 fn stream_of(change: &RecordChange) -> Option<&StreamName> {
     match change {
         RecordChange::StreamAppend { stream, .. } | RecordChange::StreamCommit { stream, .. } => Some(stream),
@@ -202,7 +214,12 @@ impl PayloadStreamService for StreamService {
         request: Request<pb::AppendRequest>,
     ) -> Result<Response<pb::AppendResponse>, Status> {
         let deadline = Deadline::of(request.metadata());
-        self.store(request.into_inner(), deadline).await.map(Response::new).map_err(to_status)
+        let request_id = RequestId::of("Append", request.metadata(), request.get_ref()).map_err(to_status)?;
+        let (records, request) = (Arc::clone(&self.records), request.into_inner());
+        let patience = deadline.map(|deadline| deadline.of_work(request_id.is_some()));
+        let work = async move { store(&records, request, patience).await };
+        let answer = self.records.repeats.once(request_id, deadline, work).await;
+        answer.map(Response::new).map_err(to_status)
     }
 
     async fn read(&self, request: Request<pb::ReadRequest>) -> Result<Response<pb::ReadResponse>, Status> {
