@@ -1,4 +1,5 @@
-//! A tier's retire thread: frees dropped replicas once nobody has them open or mapped.
+//! A tier's retire thread: frees dropped replicas once nobody has them open or mapped. Segments that nobody has are freed
+//! by the workers themselves (`FileStore::drop_at_once`), and never come here.
 //!
 //! ```text
 //! worker: detached --lane--> [ due: probe -> freed | held: again in 1 ms, 2 ms, ... 4 s ] -> completion

@@ -13,11 +13,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crossbeam::channel::{Receiver, Sender};
-use payload_types::Tier;
-use payload_types::effect::{StorageAction, StorageOp, TransferOp};
+use payload_types::effect::{ReplicaRef, StorageAction, StorageOp, TransferOp};
 use payload_types::event::{
     Completion, Copied, DriverError, DriverErrorKind, StorageDone, TransferDone, TransferError,
 };
+use payload_types::{ShardIndex, Tier};
 
 use crate::CompletionSink;
 use crate::fault::finding;
@@ -63,49 +63,60 @@ pub(crate) fn run_storage(
                 continue;
             }
             StorageAction::Drop => {
-                let (tier, generation) = (replica.tier, replica.generation);
-                if let (Some(packed), Some(extent)) = (stores.packed(), replica.extent) {
-                    // First: as soon as the books know, upkeep may recycle the whole file and tell `Freed`.
-                    sink(shard, Completion::Storage(StorageDone::Detached { tier, generation }));
-                    let stays = catch_unwind(AssertUnwindSafe(|| packed.dropped(shard, &replica, extent)))
-                        .inspect_err(|panic| drop(panicked(&**panic)))
-                        .unwrap_or(true);
-                    if !stays {
-                        sink(shard, Completion::Storage(StorageDone::Freed { tier, generation }));
-                    }
-                    continue;
-                }
-                if stores.get(tier).is_err() || replica.extent.is_some() {
-                    // A row of an earlier configuration: what this node cannot reach is not its to free.
-                    sink(shard, Completion::Storage(StorageDone::Detached { tier, generation }));
-                    sink(shard, Completion::Storage(StorageDone::Freed { tier, generation }));
-                    continue;
-                }
-                let at_once = || {
-                    stores
-                        .get(tier)
-                        .is_ok_and(|store| matches!(store.drop_at_once(&replica), Ok(Limbo::Freed)))
-                };
-                if catch_unwind(AssertUnwindSafe(at_once)).unwrap_or(false) {
-                    sink(shard, Completion::Storage(StorageDone::Detached { tier, generation }));
-                    sink(shard, Completion::Storage(StorageDone::Freed { tier, generation }));
-                    continue;
-                }
-                let detached = work(&|| {
-                    let store = stores.get(tier)?;
-                    store.detach(&replica).map_err(|error| crate::fault::fault("detaching", &error))
-                });
-                let is_detached = detached.is_ok();
-                if is_detached {
-                    sink(shard, Completion::Storage(StorageDone::Detached { tier, generation }));
-                }
-                let retired = Retired { shard, replica, is_detached };
-                retire.send(retired).expect("the retire thread outlives the workers");
+                drop_replica(stores, shard, replica, retire, sink);
                 continue;
             }
         };
         sink(shard, Completion::Storage(done));
     }
+}
+
+/// Answers a drop, or hands it to who will.
+fn drop_replica(
+    stores: &Stores,
+    shard: ShardIndex,
+    replica: ReplicaRef,
+    retire: &Sender<Retired>,
+    sink: &CompletionSink,
+) {
+    let (tier, generation) = (replica.tier, replica.generation);
+    let detached = || sink(shard, Completion::Storage(StorageDone::Detached { tier, generation }));
+    let freed = || sink(shard, Completion::Storage(StorageDone::Freed { tier, generation }));
+    if let (Some(packed), Some(extent)) = (stores.packed(), replica.extent) {
+        // First: as soon as the books know, upkeep may recycle the whole file and tell `Freed`.
+        detached();
+        let stays = catch_unwind(AssertUnwindSafe(|| packed.dropped(shard, &replica, extent)))
+            .inspect_err(|panic| drop(panicked(&**panic)))
+            .unwrap_or(true);
+        if !stays {
+            freed();
+        }
+        return;
+    }
+    let store = match stores.get(tier) {
+        Ok(store) if replica.extent.is_none() => store,
+        // A row of an earlier configuration: what this node cannot reach is not its to free.
+        _ => {
+            detached();
+            freed();
+            return;
+        }
+    };
+    let at_once = catch_unwind(AssertUnwindSafe(|| store.drop_at_once(&replica)))
+        .inspect_err(|panic| drop(panicked(&**panic)));
+    if let Ok(Ok(Limbo::Freed)) = at_once {
+        detached();
+        freed();
+        return;
+    }
+    let is_detached = catch_unwind(AssertUnwindSafe(|| store.detach(&replica)))
+        .inspect_err(|panic| drop(panicked(&**panic)))
+        .is_ok_and(|result| result.is_ok());
+    if is_detached {
+        detached();
+    }
+    let retired = Retired { shard, replica, is_detached };
+    retire.send(retired).expect("the retire thread outlives the workers");
 }
 
 /// Carries out copies until the lane is closed: what goes into a segment file together with what waits behind it, all
