@@ -25,6 +25,7 @@ use payload_wire::pb::services::v1::payload_admin_service_client::PayloadAdminSe
 use payload_wire::pb::services::v1::payload_catalog_service_client::PayloadCatalogServiceClient;
 use payload_wire::pb::services::v1::payload_data_service_client::PayloadDataServiceClient;
 use payload_wire::{enums, ids};
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -58,6 +59,7 @@ pub struct Client {
     channel: Channel,
     address: String,
     deadline: Option<Duration>,
+    request_id: Option<MetadataValue<Ascii>>,
 }
 
 /// What an allocation asks for beside its size.
@@ -156,13 +158,27 @@ impl Client {
             .connect()
             .await
             .map_err(|error| ClientError::from_connect(&error, address))?;
-        Ok(Self { channel, address: address.to_owned(), deadline: None })
+        Ok(Self { channel, address: address.to_owned(), deadline: None, request_id: None })
     }
 
     /// A client on the same connection whose calls end after `deadline`; without one they wait as long as
     /// behaviour.md says.
     pub fn with_deadline(&self, deadline: Duration) -> Self {
         Self { deadline: Some(deadline), ..self.clone() }
+    }
+
+    /// A client on the same connection whose calls carry this `x-request-id`: an Allocate, Commit, Append or change of
+    /// metadata that is repeated with the same id and the same request, for instance after a deadline or a broken
+    /// connection, is done once, and answered as the first time. The server remembers it for 10 minutes, until its end at
+    /// most. Take a new id, a UUID, for each such request.
+    ///
+    /// # Errors
+    /// [`ClientError::Input`] when it is not 1 to 128 printable ASCII characters.
+    pub fn with_request_id(&self, id: &str) -> Result<Self, ClientError> {
+        let is_id = (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
+        let value = Some(id).filter(|_| is_id).and_then(|id| id.parse().ok());
+        let wrong = || ClientError::Input(format!("`{id}` is no request id; take a UUID"));
+        Ok(Self { request_id: Some(value.ok_or_else(wrong)?), ..self.clone() })
     }
 
     /// `host:port`.
@@ -418,6 +434,9 @@ impl Client {
         let mut request = Request::new(message);
         if let Some(deadline) = self.deadline {
             request.set_timeout(deadline);
+        }
+        if let Some(id) = &self.request_id {
+            request.metadata_mut().insert("x-request-id", id.clone());
         }
         request
     }
