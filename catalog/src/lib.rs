@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Owns the [`Store`] trait and its implementations, the migrations (the only DDL there is), the group-commit
-//! [`Writer`] and boot recovery. Callers: `front` opens a store, recovers, and hands the store to the writer; the
+//! [`Writer`], the rules for records beside rows (metadata, lineage, streams), the [`Readers`] that answer questions about
+//! them, and boot recovery. Callers: `front` opens a store, recovers, and hands the store to the writer; the
 //! simulator drives a [`MemoryStore`] directly. From `Writer::start` on, the writer's thread alone touches the store.
 #![forbid(unsafe_code)]
 

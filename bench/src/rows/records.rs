@@ -157,9 +157,12 @@ pub fn lineage(context: &Context, findings: &mut Findings) -> anyhow::Result<()>
     }
     made(&mut store, &batch)?;
     let mut reader = store.reader()?;
-    let query = RecordQuery::Lineage { key: keys[CHAIN], upstream: true, depth_max: 0, at: NOW };
     let mut series = Series::default();
-    for _ in 0..ROUNDS_SHORT {
+    // Up and down in turns.
+    for round in 0..ROUNDS_SHORT {
+        let upstream = round % 2 == 0;
+        let key = keys[if upstream { CHAIN } else { 0 }];
+        let query = RecordQuery::Lineage { key, upstream, depth_max: 0, at: NOW };
         let started = Instant::now();
         let answer = reader.read(&query)?;
         let taken = started.elapsed();

@@ -70,12 +70,12 @@ pub(super) fn append<T: TablesMut>(
     }
     if let Some(entries_max) = stream.limits.entries_max {
         stream.first = stream.first.max(stream.next.saturating_sub(entries_max));
-        if stream.first > 0
-            && tables.batches_remove(stream.id, stream.first, BATCHES_TRIMMED_MAX)? == BATCHES_TRIMMED_MAX
-        {
-            // There may be more of them than appends remove.
-            stream.due_at = Some(WallMs::default());
-        }
+    }
+    if stream.first > 0
+        && tables.batches_remove(stream.id, stream.first, BATCHES_TRIMMED_MAX)? == BATCHES_TRIMMED_MAX
+    {
+        // There may be more of them than appends remove.
+        stream.due_at = Some(WallMs::default());
     }
     tables.stream_set(&stream)?;
     Ok(RecordOutcome::Appended { first, last: stream.next - 1 })

@@ -25,12 +25,10 @@ use crate::error::StoreError;
 /// Streams that one sweep trims.
 const STREAMS_MAX: usize = 32;
 
-/// Batches, groups and events that one sweep removes of each stream and history: with up to 4 KiB a batch in a database's
-/// memory, some milliseconds.
-const ITEMS_MAX: u64 = 256;
-
-/// Histories and deleted streams that one sweep looks at.
-const GARBAGE_MAX: usize = 8;
+/// Batches, groups and events that one sweep removes, and histories and deleted streams that it looks at, all together:
+/// at up to 64 pages a batch, which have to be read to be freed, tens of milliseconds at worst and one normally. Appends
+/// remove old batches, too, so that a busy stream does not depend on this.
+const ITEMS_MAX: u64 = 128;
 
 /// Payloads that one sweep expands or whose edges it removes.
 const NODES_MAX: usize = 512;
@@ -45,15 +43,14 @@ pub(crate) fn is_due<T: Tables>(tables: &mut T, at: WallMs) -> Result<bool, Stor
 }
 
 pub(super) fn sweep<T: TablesMut>(tables: &mut T, at: WallMs) -> Result<RecordOutcome, StoreError> {
-    let mut removed = 0;
+    let (mut removed, mut budget) = (0, ITEMS_MAX);
     for stream in tables.streams_due(at, STREAMS_MAX)? {
-        removed += trim(tables, stream, at)?;
+        removed += trim(tables, stream, at, &mut budget)?;
     }
-    for _ in 0..GARBAGE_MAX {
-        let Some((garbage, id)) = tables.garbage_next()? else { break };
-        if !collect(tables, garbage, id)? {
-            break;
-        }
+    while budget > 0
+        && let Some((garbage, id)) = tables.garbage_next()?
+    {
+        collect(tables, garbage, id, &mut budget)?;
     }
     for _ in 0..NODES_MAX {
         if !step(tables, &mut removed)? {
@@ -64,11 +61,17 @@ pub(super) fn sweep<T: TablesMut>(tables: &mut T, at: WallMs) -> Result<RecordOu
 }
 
 /// Lets go what the stream does not keep any more; returns how many entries.
-fn trim<T: TablesMut>(tables: &mut T, mut stream: StreamRow, at: WallMs) -> Result<u64, StoreError> {
+fn trim<T: TablesMut>(
+    tables: &mut T,
+    mut stream: StreamRow,
+    at: WallMs,
+    budget: &mut u64,
+) -> Result<u64, StoreError> {
     let before = stream.first;
     stream.first = first_in_age(tables, &stream, at)?;
-    let done = tables.batches_remove(stream.id, stream.first, ITEMS_MAX)? < ITEMS_MAX;
-    stream.due_at = if !done {
+    *budget -= tables.batches_remove(stream.id, stream.first, *budget)?;
+    stream.due_at = if *budget == 0 {
+        // There may be more, now or with the next sweep.
         Some(WallMs::default())
     } else if let Some(age) = stream.limits.age_ms_max
         && stream.first < stream.next
@@ -83,19 +86,26 @@ fn trim<T: TablesMut>(tables: &mut T, mut stream: StreamRow, at: WallMs) -> Resu
     Ok(stream.first - before)
 }
 
-/// Removes a share of what is named no more; true when nothing of it is left.
-fn collect<T: TablesMut>(tables: &mut T, garbage: Garbage, id: u64) -> Result<bool, StoreError> {
-    let done = match garbage {
+/// Removes as much of what is named no more as the budget allows.
+fn collect<T: TablesMut>(
+    tables: &mut T,
+    garbage: Garbage,
+    id: u64,
+    budget: &mut u64,
+) -> Result<(), StoreError> {
+    match garbage {
         Garbage::Stream => {
-            tables.batches_remove(id, u64::MAX, ITEMS_MAX)? < ITEMS_MAX
-                && tables.groups_remove(id, ITEMS_MAX)? < ITEMS_MAX
+            *budget -= tables.batches_remove(id, u64::MAX, *budget)?;
+            *budget -= tables.groups_remove(id, *budget)?;
         }
-        Garbage::History => tables.events_remove(id, ITEMS_MAX)? < ITEMS_MAX,
-    };
-    if done {
-        tables.garbage_remove(garbage, id)?;
+        Garbage::History => *budget -= tables.events_remove(id, *budget)?,
     }
-    Ok(done)
+    // With nothing of the budget left there may be more of it.
+    if *budget > 0 {
+        tables.garbage_remove(garbage, id)?;
+        *budget -= 1;
+    }
+    Ok(())
 }
 
 /// One step of the walk; false when there is nothing to do.

@@ -17,8 +17,9 @@ const EVENTS: &str = "SELECT number, at, kind, data, schema, source, reason, ver
     WHERE history = ?1 AND number > ?2 ORDER BY number LIMIT ?3";
 const EDGES_UP: &str = "SELECT child, parent, operation, role, parameters FROM lineage
     WHERE namespace = ?1 AND child = ?2";
-const EDGES_DOWN: &str = "SELECT child, parent, operation, role, parameters FROM lineage
-    WHERE namespace = ?1 AND parent = ?2";
+// Left alone, SQLite takes the primary key here, of which the namespace alone is known: all edges.
+const EDGES_DOWN: &str = "SELECT child, parent, operation, role, parameters
+    FROM lineage INDEXED BY lineage_down WHERE namespace = ?1 AND parent = ?2";
 const STREAM: &str =
     "SELECT id, namespace, name, entries_max, age_ms_max, first, next, last_at, due_at FROM stream
     WHERE namespace = ?1 AND name = ?2";

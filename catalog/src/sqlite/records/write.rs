@@ -20,7 +20,9 @@ const EDGE_PUT: &str = "INSERT INTO lineage (namespace, child, parent, operation
     VALUES (?1, ?2, ?3, ?4, ?5, ?6)
     ON CONFLICT (namespace, child, parent, operation, role) DO UPDATE SET parameters = excluded.parameters";
 const EDGES_REMOVE_UP: &str = "DELETE FROM lineage WHERE namespace = ?1 AND child = ?2";
-const EDGES_REMOVE_DOWN: &str = "DELETE FROM lineage WHERE namespace = ?1 AND parent = ?2";
+// As in reading: left alone, SQLite would look at all edges.
+const EDGES_REMOVE_DOWN: &str =
+    "DELETE FROM lineage INDEXED BY lineage_down WHERE namespace = ?1 AND parent = ?2";
 const STREAM_ADD: &str = "INSERT INTO stream
     (namespace, name, entries_max, age_ms_max, first, next, last_at, due_at, created_at)
     VALUES (?1, ?2, ?3, ?4, 0, 0, 0, NULL, ?5)";
@@ -45,9 +47,10 @@ const WALK_ADD: &str = "INSERT INTO lineage_walk (namespace, payload, expanded) 
     ON CONFLICT DO NOTHING";
 const WALK_EXPANDED: &str = "UPDATE lineage_walk SET expanded = 1 WHERE namespace = ?1 AND payload = ?2";
 const WALK_REMOVE: &str = "DELETE FROM lineage_walk WHERE namespace = ?1 AND payload = ?2";
-// These two look at the whole walk, which is what they are for.
+// These two look at the whole walk, which is what they are for. A walk stays in one namespace.
 const WALK_SETTLED: &str = "DELETE FROM lineage_dirty
-    WHERE (namespace, payload) IN (SELECT namespace, payload FROM lineage_walk)";
+    WHERE namespace = (SELECT namespace FROM lineage_walk LIMIT 1)
+        AND payload IN (SELECT payload FROM lineage_walk)";
 const WALK_CLEAR: &str = "DELETE FROM lineage_walk";
 
 /// Every statement of this file that goes by a key.
