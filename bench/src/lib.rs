@@ -17,6 +17,9 @@ pub mod histogram;
 pub mod interrupt;
 pub mod lease_load;
 pub mod noise;
+#[path = "../../tests/src/postgres.rs"]
+#[allow(dead_code, reason = "tests use the rest")]
+mod postgres_server;
 pub mod report;
 pub mod rows;
 pub mod scratch;

@@ -1,8 +1,9 @@
 //! What this machine can do without us: the same calls answered by an echo, the same bytes written raw, the same
-//! rows put into SQLite by hand.
+//! rows put into SQLite and PostgreSQL by hand.
 //!
 //! The only place of the bench with `unsafe`, libc and io_uring (`disk`).
 
 pub mod disk;
 pub mod echo;
+pub mod postgres;
 pub mod sqlite;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use crossbeam::channel::{Receiver, bounded};
-use payload_catalog::{SqliteStore, Store as _, Synchronous, Writer};
+use payload_catalog::{SqliteStore, Store, Synchronous, Writer};
 use payload_types::effect::{CatalogChange, CatalogOp};
 use payload_types::event::{CatalogAck, Completion};
 use payload_types::{
@@ -76,15 +76,14 @@ impl Rows {
 }
 
 /// The writer and its committers.
-struct Ours {
+pub(super) struct Ours {
     writer: Writer,
     acks: Receiver<CatalogAck>,
     rows: Rows,
 }
 
 impl Ours {
-    fn start(path: &std::path::Path) -> anyhow::Result<Self> {
-        let mut store = SqliteStore::open(path, Synchronous::Full)?;
+    pub(super) fn start(mut store: Box<dyn Store>) -> anyhow::Result<Self> {
         let rows = Rows::new(store.begin_epoch("bench")?);
         let (sender, acks) = bounded(OUTSTANDING);
         // One place for each outstanding op, so this never blocks; an ack to a bench that gave up goes nowhere.
@@ -93,12 +92,24 @@ impl Ours {
                 drop(sender.send(ack));
             }
         });
-        let writer = Writer::start(Box::new(store), limits::CATALOG_LANE_PER_SHARD, sink);
+        let writer = Writer::start(store, limits::CATALOG_LANE_PER_SHARD, sink);
         Ok(Self { writer, acks, rows })
     }
 
+    pub(super) fn epoch(&self) -> payload_types::Epoch {
+        self.rows.epoch
+    }
+
+    pub(super) fn end(self) -> Result<(), payload_catalog::StoreError> {
+        self.writer.shutdown().close()
+    }
+
     /// Commits for so long; returns rows in a second and the mean size of a group.
-    fn commit_for(&mut self, duration: Duration, latencies: &mut Latencies) -> anyhow::Result<(f64, usize)> {
+    pub(super) fn commit_for(
+        &mut self,
+        duration: Duration,
+        latencies: &mut Latencies,
+    ) -> anyhow::Result<(f64, usize)> {
         let before = self.writer.stats();
         let started = Instant::now();
         let mut submitted_at = vec![started; OUTSTANDING];
@@ -139,7 +150,8 @@ impl Ours {
 /// See the module.
 pub fn run(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
     context.require_own()?;
-    let mut ours = Ours::start(&context.directory().join("catalog.db"))?;
+    let store = SqliteStore::open(&context.directory().join("catalog.db"), Synchronous::Full)?;
+    let mut ours = Ours::start(Box::new(store))?;
     let mut raw = RawSqlite::create(&context.directory().join("raw.db"))?;
     let mut raw_rows = Rows::new(ours.rows.epoch);
     let (_, mut group_len) = ours.commit_for(context.slice(ROUNDS), &mut Latencies::default())?;
@@ -152,7 +164,7 @@ pub fn run(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
         commit.push(rows_per_s);
         group_len = next_group_len;
     }
-    ours.writer.shutdown().close()?;
+    ours.end()?;
     let note = format!("{group_len} rows a transaction");
     findings.put("catalog/sqlite-batch", Figure::of(&floor)?.noted(note.clone()));
     findings

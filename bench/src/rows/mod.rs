@@ -5,6 +5,8 @@
 mod acquire;
 mod boot;
 mod catalog;
+mod catalog_postgres;
+mod deliver;
 mod disk;
 mod idle;
 mod ledger;
@@ -216,6 +218,27 @@ pub const FAMILIES: &[Family] = &[
         run: catalog::run,
     },
     Family {
+        specs: &[
+            floor(
+                "catalog/postgres-batch",
+                "rows/s",
+                Better::Higher,
+                "plain UNNEST inserts of the same rows, as many a transaction as the writer forms",
+            ),
+            Spec {
+                floor: Some("catalog/postgres-batch"),
+                target: Some(0.5),
+                ..floor(
+                    "catalog/commit-postgres",
+                    "rows/s",
+                    Better::Higher,
+                    "512 concurrent commits through the catalog writer into PostgreSQL",
+                )
+            },
+        ],
+        run: catalog_postgres::run,
+    },
+    Family {
         specs: &[Spec {
             target: Some(100_000.0),
             ..floor(
@@ -226,6 +249,27 @@ pub const FAMILIES: &[Family] = &[
             )
         }],
         run: records::append,
+    },
+    Family {
+        specs: &[
+            floor(
+                "stream/echo-and-transaction",
+                "µs",
+                Better::Lower,
+                "one echo of a call and one transaction of one row, synchronous FULL, one after the other",
+            ),
+            Spec {
+                floor: Some("stream/echo-and-transaction"),
+                target: Some(3.0),
+                ..floor(
+                    "stream/deliver",
+                    "µs",
+                    Better::Lower,
+                    "from the call of Append to the entry's arrival at a subscriber, p50",
+                )
+            },
+        ],
+        run: deliver::run,
     },
     Family {
         specs: &[Spec {
