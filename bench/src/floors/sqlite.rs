@@ -16,6 +16,9 @@ const SCHEMA: [&str; 2] = [
 /// The catalog checkpoints after 16 MiB of log (catalog/src/writer.rs): 4,096 pages of 4 KiB.
 const CHECKPOINT_PAGES: i64 = 4096;
 
+/// All columns, in the order of the table.
+const INSERT: &str = "INSERT INTO payload VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)";
+
 /// One database, written by one thread.
 pub struct RawSqlite {
     connection: Connection,
@@ -35,6 +38,21 @@ impl RawSqlite {
         Ok(Self { connection })
     }
 
+    /// Inserts one row in a transaction of its own, and tells how long that took.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn insert_alone(&mut self, row: &PayloadRow) -> rusqlite::Result<Duration> {
+        let started = Instant::now();
+        let transaction = self.connection.transaction()?;
+        {
+            let mut insert = transaction.prepare_cached(INSERT)?;
+            insert_one(&mut insert, row)?;
+        }
+        transaction.commit()?;
+        Ok(started.elapsed())
+    }
+
     /// Inserts what `next_row` gives, `group_len` rows a transaction, for so long. Returns rows in a second.
     ///
     /// # Errors
@@ -50,9 +68,7 @@ impl RawSqlite {
         while started.elapsed() < duration {
             let transaction = self.connection.transaction()?;
             {
-                let mut insert = transaction.prepare_cached(
-                    "INSERT INTO payload VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                )?;
+                let mut insert = transaction.prepare_cached(INSERT)?;
                 for _ in 0..group_len {
                     insert_one(&mut insert, &next_row())?;
                 }
