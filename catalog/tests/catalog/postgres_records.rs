@@ -293,7 +293,7 @@ fn given_the_statements_when_planned_on_large_tables_then_rows_are_found_by_an_i
         store.apply(&[append(1, 1, 3), update(2, "{}"), remove(3, 9)]).expect("made");
         store.get(key(5)).expect("read");
         let mut reader = store.reader().expect("a reader");
-        assert_eq!(entries(reader.as_mut()).is_empty(), false);
+        assert!(!entries(reader.as_mut()).is_empty());
         let asked: [PayloadKey; 1] = [key(2)];
         for key in asked {
             reader.read(&RecordQuery::Metadata { key, at: NOW }).expect("answered");

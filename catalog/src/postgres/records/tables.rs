@@ -144,9 +144,9 @@ impl Tables for Records<'_> {
         each: &mut dyn FnMut(LineageEdge) -> bool,
     ) -> Result<(), StoreError> {
         if let Some(ahead) = &mut self.ahead {
-            let found = ids.iter().filter_map(|id| ahead.remove(id)).flatten();
+            let mut found = ids.iter().filter_map(|id| ahead.remove(id)).flatten();
             // `all` stops at the first false.
-            found.map(each).all(|more| more);
+            found.all(each);
             return Ok(());
         }
         let statement = if upstream { &sql::EDGES_UP } else { &sql::EDGES_DOWN };
