@@ -98,10 +98,12 @@ impl Records {
         let outcome = self.change(change.clone(), deadline).await?;
         let (RecordOutcome::NotFound(_) | RecordOutcome::Lost(_)) = outcome else { return Ok(outcome) };
         for id in ids {
-            self.enrol(id, deadline).await?;
+            known_elsewhere(self.enrol(id, deadline).await)?;
         }
         match self.change(change, deadline).await? {
-            RecordOutcome::NotFound(id) | RecordOutcome::Lost(id) => Err(absent(id)),
+            RecordOutcome::NotFound(id) | RecordOutcome::Lost(id) => {
+                Err(self.resolve(id, deadline).await.err().unwrap_or_else(|| absent(id)))
+            }
             outcome => Ok(outcome),
         }
     }
@@ -142,11 +144,7 @@ impl Records {
     /// # Errors
     /// NOT_FOUND with the reason LOST.
     pub async fn refuse_lost(&self, id: PayloadId, deadline: Option<Deadline>) -> Result<(), PayloadError> {
-        match self.resolve(id, deadline).await {
-            // The word is the contract's (behaviour.md, "Everywhere").
-            Err(error) if error.kind != ErrorKind::NotFound || error.message.contains("LOST") => Err(error),
-            Ok(_) | Err(_) => Ok(()),
-        }
+        known_elsewhere(self.resolve(id, deadline).await.map(drop))
     }
 
     /// Sees to it that a payload has a row.
@@ -156,6 +154,15 @@ impl Records {
             Reply::Enrolled => Ok(()),
             other => Err(mismatch("Enrol", &other)),
         }
+    }
+}
+
+/// Lets pass that this node's shards do not know a payload: another node's may, and the catalog tells. That it is LOST is
+/// no such thing; the word is the contract's (behaviour.md, "Everywhere").
+fn known_elsewhere(answer: Result<(), PayloadError>) -> Result<(), PayloadError> {
+    match answer {
+        Err(error) if error.kind == ErrorKind::NotFound && !error.message.contains("LOST") => Ok(()),
+        answer => answer,
     }
 }
 
