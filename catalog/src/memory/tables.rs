@@ -58,9 +58,11 @@ impl Tables for State {
         each: &mut dyn FnMut(MetadataEvent) -> bool,
     ) -> Result<(), StoreError> {
         let range = (Excluded((history, after)), Excluded((history + 1, 0)));
-        let found = self.records.events.range(range).take(count_max);
-        // `all` stops at the first false.
-        found.map(|(_, event)| each(event.clone())).all(|more| more);
+        for (_, event) in self.records.events.range(range).take(count_max) {
+            if !each(event.clone()) {
+                break;
+            }
+        }
         Ok(())
     }
 

@@ -120,6 +120,7 @@ pub(crate) trait Tables {
 
     /// Batches that begin at `first` or later, in order, with their entries as `codec` wrote them, until `each` returns
     /// false.
+    #[allow(clippy::type_complexity, reason = "a name for it would say less")]
     fn batches(
         &mut self,
         stream: u64,
