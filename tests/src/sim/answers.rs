@@ -460,10 +460,6 @@ impl Oracle {
             }
             (ErrorKind::ResourceExhausted, request) => match request {
                 Request::Allocate(request) => self.full(pending, request, error, scene),
-                Request::Acquire(_) if error.message.contains("accepts_packed") => {
-                    self.coverage.hit("file_of_its_own_refused_for_room");
-                    Ok(())
-                }
                 Request::Promote { .. }
                 | Request::Prefetch { .. }
                 | Request::Spill(_)

@@ -6,6 +6,7 @@ use payload_types::request::{Acquire, Request};
 use payload_types::{Location, PayloadId, Peer, PromotionPolicy, Tier};
 
 use super::canary::Canary;
+use super::faults::MICROS;
 use super::oracle::{Breach, Oracle, Rule, breach};
 use super::storage::Block;
 use super::world::{Job, World};
@@ -28,10 +29,15 @@ impl World {
         }
     }
 
-    /// Readers come for something that is packed, one or a few at a time: some may set lengths.
+    /// Now and then readers come for something that is packed, one or a few at a time: some may set lengths.
     pub(super) fn lease_something_packed(&mut self) {
-        let packed =
-            self.storage.blocks.iter().filter(|(_, block)| block.extent.is_some() && block.is_intact());
+        if !self.rng.chance(100) {
+            return;
+        }
+        // What has a copy in memory is shown there.
+        let packed = self.storage.blocks.iter().filter(|(name, block)| {
+            block.extent.is_some() && block.is_intact() && self.storage.named_segment(name.id).is_none()
+        });
         let packed: Vec<PayloadId> = packed.map(|(name, _)| name.id).collect();
         if packed.is_empty() {
             return;
@@ -50,6 +56,9 @@ impl World {
                 owner: Peer::UNKNOWN,
             };
             self.ask(Request::Acquire(request));
+        }
+        if self.rng.chance(100) {
+            self.ask(Request::Delete { key, force: false, expected_version: None });
         }
     }
 
@@ -70,6 +79,7 @@ impl World {
         if self.canary.is_none() && !self.oracle.pending.values().any(|pending| wanted(&pending.request)) {
             return breach(Rule::Answers, format!("nobody wants a file of its own for this: {op:?}"));
         }
+        self.crash_soon(80, 200 * MICROS);
         Ok(())
     }
 

@@ -295,7 +295,7 @@ impl World {
         })
     }
 
-    pub(super) fn allocation(&mut self) -> Allocate {
+    fn allocation(&mut self) -> Allocate {
         let wall_ms = self.clock().wall.as_millis();
         self.client.tick_last = (self.client.tick_last + 1).max(wall_ms << 12);
         let namespace = if self.rng.chance(100) { NAMESPACES[1] } else { NAMESPACES[0] };

@@ -257,14 +257,14 @@ impl World {
         if !self.compaction.offers.remove(&op.from.into()) {
             return breach(Rule::Answers, format!("{op:?} moves, and nobody asked"));
         }
-        self.crash_soon(40);
+        self.crash_soon(40, 3 * MILLIS);
         Ok(())
     }
 
     /// Where servers die, this one does now and then, a moment after something that is over in a moment.
-    fn crash_soon(&mut self, permille: u64) {
+    pub(super) fn crash_soon(&mut self, permille: u64, within_ns: u64) {
         if self.plan.crash_per_10k > 0 && self.rng.chance(permille) {
-            let at = Monotonic(self.now.0 + self.rng.between(0, 3 * MILLIS));
+            let at = Monotonic(self.now.0 + self.rng.between(0, within_ns));
             self.agenda.add(at, Task::Crash);
         }
     }
@@ -307,7 +307,7 @@ impl World {
     pub(super) fn note_published(&mut self, row: &PayloadRow) {
         // What a start makes of a mark shows only where it comes before the replica is written anew.
         if row.replicas.iter().any(|replica| !replica.sound) {
-            self.crash_soon(400);
+            self.crash_soon(400, 3 * MILLIS);
         }
         for old in self.storage.published(row) {
             self.oracle.coverage.hit("relocation_published");
@@ -318,8 +318,7 @@ impl World {
                     self.storage.blocks.remove(&old);
                 }
             }
-            let (_, charged) = self.storage.disk_bytes();
-            if self.plan.packing.is_some_and(|geometry| charged * 100 >= geometry.usable().0 * 95) {
+            if self.is_disk_full() {
                 self.oracle.coverage.hit("full_disk_compacted");
             }
             if self.canary == Some(Canary::RelocationChargedTwice) {
@@ -335,6 +334,12 @@ impl World {
                 self.cores[shard].shard.adopt_held(now, replica);
             }
         }
+    }
+
+    /// True when next to nothing is left of a disk that packs.
+    pub(super) fn is_disk_full(&self) -> bool {
+        let (_, charged) = self.storage.disk_bytes();
+        self.plan.packing.is_some_and(|geometry| charged * 100 >= geometry.usable().0 * 95)
     }
 
     /// A planted bug: the row of a moved replica still names its old place.

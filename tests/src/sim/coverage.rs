@@ -60,7 +60,6 @@ pub const SITUATIONS: &[&str] = &[
     "file_of_its_own_in_flight_at_crash",
     "file_of_its_own_joined",
     "file_of_its_own_raced_delete",
-    "file_of_its_own_refused_for_room",
     "flush_failed",
     "flush_while_somebody_waits_for_space",
     "freed_long_after_detached",

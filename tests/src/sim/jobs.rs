@@ -120,6 +120,8 @@ impl World {
         }
         let skipped = self.strikes_sync();
         let lane = self.lane_of(op);
+        // Now and then the file system has no room for a whole segment file.
+        let lane = (is_relocation(op) || !self.rng.chance(15)).then_some(lane);
         let mut result = self.storage.finish_transfer(op, lane, fault);
         if skipped && let Some(made) = self.storage.blocks.get_mut(&op.to.into()) {
             made.synced = false;

@@ -336,11 +336,11 @@ impl Storage {
         Ok(())
     }
 
-    /// A copy ends. In a segment file it is filled from `lane`.
+    /// A copy ends. In a segment file it is filled from `lane`; `None`: there is no such file for it.
     pub(super) fn finish_transfer(
         &mut self,
         op: &TransferOp,
-        lane: Lane,
+        lane: Option<Lane>,
         fault: Option<TransferError>,
     ) -> Result<Copied, TransferError> {
         let source = self.blocks.get_mut(&op.from.into()).expect("an op holds it");
@@ -360,11 +360,12 @@ impl Storage {
             &error,
             Some(TransferError::Destination(error)) if error.kind == DriverErrorKind::SyncFailed
         );
-        if to_disk && !op.alone && (error.is_none() || sync_failed) {
+        let lane = lane.filter(|_| to_disk && !op.alone && (error.is_none() || sync_failed));
+        if let Some(lane) = lane {
             spot = self.segments.place(lane, op.to.size);
         }
         if let Some(error) = error {
-            if let Some(spot) = spot {
+            if let Some((spot, lane)) = spot.zip(lane) {
                 self.segments.write(spot, &record_of(op.to, content, spot), false);
                 self.segments.books().expect("they placed it").spoilt(lane);
             }
