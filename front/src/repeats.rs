@@ -37,10 +37,13 @@ const BYTES_MAX: usize = 64 << 20;
 /// An id is a UUID as a rule.
 const ID_BYTES_MAX: usize = 128;
 
+/// A method, and the id of a call of it.
+type CallKey = (&'static str, Box<str>);
+
 /// What a call is known by: its method, its id, and the hash of its request.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RequestId {
-    key: (&'static str, Box<str>),
+    key: CallKey,
     request: u64,
 }
 
@@ -77,9 +80,9 @@ pub struct Repeats {
 
 #[derive(Default)]
 struct Known {
-    calls: HashMap<(&'static str, Box<str>), KnownCall>,
+    calls: HashMap<CallKey, KnownCall>,
     /// Of the answers: when each was given, and its weight. Oldest first.
-    answered: VecDeque<(Instant, (&'static str, Box<str>), usize)>,
+    answered: VecDeque<(Instant, CallKey, usize)>,
     bytes: usize,
 }
 
@@ -163,7 +166,7 @@ impl Repeats {
 /// A call that is being worked on. Forgotten when it ends without an answer, also by a panic.
 struct Begun {
     repeats: Repeats,
-    key: Option<(&'static str, Box<str>)>,
+    key: Option<CallKey>,
 }
 
 impl Begun {
@@ -269,7 +272,7 @@ mod tests {
         let now = Instant::now();
         let mut known = Known::default();
         for number in 0..ANSWERS_MAX + 10 {
-            let key: (&'static str, Box<str>) = ("Append", number.to_string().into());
+            let key: CallKey = ("Append", number.to_string().into());
             let (_, answer) = watch::channel(None);
             known.calls.insert(key.clone(), KnownCall { request: 0, answer });
             known.answered.push_back((now, key, 1));
