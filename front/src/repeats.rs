@@ -209,7 +209,7 @@ impl Known {
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    use payload_wire::pb::runtime::v1::AppendResponse;
+    use payload_wire::pb::runtime::v1::{AppendItem, AppendResponse};
 
     use super::*;
 
@@ -288,6 +288,23 @@ mod tests {
         known.answered.push_back((now, ("Append", "x".into()), 0));
         known.forget_old(now + KEPT);
         assert!(known.answered.is_empty());
+    }
+
+    #[test]
+    fn given_a_request_with_tags_when_sent_in_another_order_then_it_is_the_same_request() {
+        let encoded = |tag: &str| {
+            let tags = [(tag.to_owned(), "value".to_owned())].into();
+            AppendItem { tags, ..AppendItem::default() }.encode_to_vec()
+        };
+        let sent = |order: [&str; 3]| {
+            let bytes = order.map(encoded).concat();
+            let item = AppendItem::decode(bytes.as_slice()).expect("fields may come in any order");
+            assert_eq!(item.tags.len(), 3);
+            let mut metadata = MetadataMap::new();
+            metadata.insert(HEADER, "0190a0b1".parse().expect("ASCII"));
+            RequestId::of("Append", &metadata, &item).expect("an id")
+        };
+        assert_eq!(sent(["a", "b", "c"]), sent(["c", "a", "b"]));
     }
 
     #[test]

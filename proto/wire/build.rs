@@ -29,7 +29,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Comments become rustdoc. Google's well-known types map to prost-types; HTTP routes need no Rust types.
     let mut descriptors = compiler.include_source_info(true).file_descriptor_set();
     descriptors.file.retain(|file| file.package() != "google.api");
-    tonic_prost_build::configure().emit_rerun_if_changed(false).compile_fds(descriptors)?;
+    // Maps in the order of their keys: a message has one encoding, whoever decoded it.
+    let configured = tonic_prost_build::configure().btree_map(".").emit_rerun_if_changed(false);
+    configured.compile_fds(descriptors)?;
     Ok(())
 }
 

@@ -390,7 +390,7 @@ async fn given_a_subscriber_that_reads_nothing_when_others_go_on_then_it_slows_o
     let payload = payload(&stream).await;
     let mut slow = stream.subscribe(None, 1).await.expect("subscribed");
     let mut fast = Stream::of(&server, "made").await.subscribe(None, 0).await.expect("subscribed");
-    let tags: std::collections::HashMap<_, _> = [("k".to_owned(), "v".repeat(60 << 10))].into();
+    let tags: std::collections::BTreeMap<_, _> = [("k".to_owned(), "v".repeat(60 << 10))].into();
     let large = pb::AppendItem { tags, ..item(&payload) };
     for _ in 0..10 {
         stream.append_items(vec![large.clone(); 40]).await.expect("24 MB are more than windows hold");
