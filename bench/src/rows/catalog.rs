@@ -76,14 +76,14 @@ impl Rows {
 }
 
 /// The writer and its committers.
-pub(super) struct Ours {
+struct Ours {
     writer: Writer,
     acks: Receiver<CatalogAck>,
     rows: Rows,
 }
 
 impl Ours {
-    pub(super) fn start(mut store: Box<dyn Store>) -> anyhow::Result<Self> {
+    fn start(mut store: Box<dyn Store>) -> anyhow::Result<Self> {
         let rows = Rows::new(store.begin_epoch("bench")?);
         let (sender, acks) = bounded(OUTSTANDING);
         // One place for each outstanding op, so this never blocks; an ack to a bench that gave up goes nowhere.
@@ -96,20 +96,12 @@ impl Ours {
         Ok(Self { writer, acks, rows })
     }
 
-    pub(super) fn epoch(&self) -> payload_types::Epoch {
-        self.rows.epoch
-    }
-
-    pub(super) fn end(self) -> Result<(), payload_catalog::StoreError> {
+    fn end(self) -> Result<(), payload_catalog::StoreError> {
         self.writer.shutdown().close()
     }
 
     /// Commits for so long; returns rows in a second and the mean size of a group.
-    pub(super) fn commit_for(
-        &mut self,
-        duration: Duration,
-        latencies: &mut Latencies,
-    ) -> anyhow::Result<(f64, usize)> {
+    fn commit_for(&mut self, duration: Duration, latencies: &mut Latencies) -> anyhow::Result<(f64, usize)> {
         let before = self.writer.stats();
         let started = Instant::now();
         let mut submitted_at = vec![started; OUTSTANDING];
@@ -151,23 +143,38 @@ impl Ours {
 pub fn run(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
     context.require_own()?;
     let store = SqliteStore::open(&context.directory().join("catalog.db"), Synchronous::Full)?;
-    let mut ours = Ours::start(Box::new(store))?;
     let mut raw = RawSqlite::create(&context.directory().join("raw.db"))?;
+    let names = ["catalog/sqlite-batch", "catalog/commit-sqlite"];
+    compare(context, findings, names, Box::new(store), |duration, group_len, rows| {
+        Ok(raw.insert_for(duration, group_len, || rows.next())?)
+    })
+}
+
+/// Commits into `store` in turns with `insert_raw`: for so long, in transactions of so many of these rows, its rows/s.
+/// `names`: of the floor and of ours.
+pub(super) fn compare(
+    context: &Context,
+    findings: &mut Findings,
+    names: [&'static str; 2],
+    store: Box<dyn Store>,
+    mut insert_raw: impl FnMut(Duration, usize, &mut Rows) -> anyhow::Result<f64>,
+) -> anyhow::Result<()> {
+    let slice = context.slice(ROUNDS);
+    let mut ours = Ours::start(store)?;
     let mut raw_rows = Rows::new(ours.rows.epoch);
-    let (_, mut group_len) = ours.commit_for(context.slice(ROUNDS), &mut Latencies::default())?;
-    raw.insert_for(context.slice(ROUNDS), group_len, || raw_rows.next())?;
+    let (_, mut group_len) = ours.commit_for(slice, &mut Latencies::default())?;
+    insert_raw(slice, group_len, &mut raw_rows)?;
 
     let (mut floor, mut commit, mut latencies) = (Series::default(), Series::default(), Latencies::default());
     for _ in 0..ROUNDS {
-        floor.push(raw.insert_for(context.slice(ROUNDS), group_len, || raw_rows.next())?);
-        let (rows_per_s, next_group_len) = ours.commit_for(context.slice(ROUNDS), &mut latencies)?;
+        floor.push(insert_raw(slice, group_len, &mut raw_rows)?);
+        let (rows_per_s, next_group_len) = ours.commit_for(slice, &mut latencies)?;
         commit.push(rows_per_s);
         group_len = next_group_len;
     }
     ours.end()?;
     let note = format!("{group_len} rows a transaction");
-    findings.put("catalog/sqlite-batch", Figure::of(&floor)?.noted(note.clone()));
-    findings
-        .put("catalog/commit-sqlite", Figure::of(&commit)?.with(&latencies, Unit::Microseconds).noted(note));
+    findings.put(names[0], Figure::of(&floor)?.noted(note.clone()));
+    findings.put(names[1], Figure::of(&commit)?.with(&latencies, Unit::Microseconds).noted(note));
     Ok(())
 }

@@ -138,8 +138,7 @@ impl PostgresStore {
         &mut self,
         work: impl AsyncFnOnce(&mut Session) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.connected()?;
-        let mut link = self.link.take().expect("connected");
+        let mut link = self.take_link()?;
         let result = link.run(Doing::Asking, work);
         if result.is_ok() {
             self.link = Some(link);
@@ -147,32 +146,26 @@ impl PostgresStore {
         result
     }
 
-    /// Makes sure that there is a connection, and that it is the one that this node's row names.
-    fn connected(&mut self) -> Result<(), StoreError> {
-        if let Some(link) = &mut self.link
+    /// Takes the connection, which is the one that this node's row names; a new one when it must be. Whoever took it puts it
+    /// back unless it failed.
+    fn take_link(&mut self) -> Result<Link, StoreError> {
+        if let Some(mut link) = self.link.take()
             && !link.is_closed()
         {
-            return Ok(());
+            return Ok(link);
         }
-        self.link = None;
         if let Some((at, _, error)) = &self.refused
             && Instant::now() < *at
         {
             return Err(error.clone());
         }
-        match self.connect() {
-            Ok(link) => {
-                self.link = Some(link);
-                self.refused = None;
-                Ok(())
-            }
-            Err(error) => {
-                let pause =
-                    self.refused.take().map_or(BACKOFF_MIN, |(_, pause, _)| BACKOFF_MAX.min(2 * pause));
-                self.refused = Some((Instant::now() + pause, pause, error.clone()));
-                Err(error)
-            }
+        let connected = self.connect();
+        let refused = self.refused.take();
+        if let Err(error) = &connected {
+            let pause = refused.map_or(BACKOFF_MIN, |(_, pause, _)| BACKOFF_MAX.min(2 * pause));
+            self.refused = Some((Instant::now() + pause, pause, error.clone()));
         }
+        connected
     }
 
     fn connect(&mut self) -> Result<Link, StoreError> {
@@ -191,7 +184,7 @@ impl PostgresStore {
     fn settle(&mut self) -> Result<Option<Vec<RecordOutcome>>, StoreError> {
         if self.doubt.is_some() {
             // The connection was given up with the error; a new one tells.
-            self.connected()?;
+            self.link = Some(self.take_link()?);
         }
         Ok(self.doubt.take().and_then(|(outcomes, took_effect)| {
             took_effect.expect("whoever connects settles what is in doubt").then_some(outcomes)
@@ -199,14 +192,13 @@ impl PostgresStore {
     }
 
     fn write(&mut self, batch: &[Change]) -> Result<Vec<RecordOutcome>, StoreError> {
-        self.connected()?;
+        // The fence is this connection's: it must not be exchanged for a new one from here on.
+        let mut link = self.take_link()?;
         let fence = self.fence.ok_or_else(unregistered)?;
         self.group += 1;
         let group = self.group;
         let steps = steps(batch);
         let mut outcomes = Vec::new();
-        // The fence is this connection's: it must not be exchanged for a new one from here on.
-        let mut link = self.link.take().expect("connected");
         let result = if let [Step::Rows(rounds)] = &steps[..]
             && let [round] = &rounds[..]
         {
@@ -416,8 +408,7 @@ impl Store for PostgresStore {
     }
 
     fn sweep_is_due(&mut self, at: WallMs) -> Result<bool, StoreError> {
-        self.connected()?;
-        let mut link = self.link.take().expect("connected");
+        let mut link = self.take_link()?;
         let is_due = records::sweep_is_due(&mut link, at)?;
         self.link = Some(link);
         Ok(is_due)
@@ -425,8 +416,7 @@ impl Store for PostgresStore {
 
     fn load(&mut self, each: &mut dyn FnMut(PayloadRow)) -> Result<(), StoreError> {
         let own = self.own()?;
-        self.connected()?;
-        let mut link = self.link.take().expect("connected");
+        let mut link = self.take_link()?;
         link.each_row(&row::ALL, &[&own], &mut |found| {
             each(row::read(found)?);
             Ok(true)
