@@ -10,6 +10,29 @@ use payload_types::{
 
 use crate::error::{RESTORE, StoreError};
 
+/// The columns behind `namespace` and `id`, in the order of [`NAMES`], for a statement's text.
+macro_rules! list {
+    () => {
+        "size, state, version, epoch, created_at, expires_at, no_evict, priority, require_durable,
+        spill_target, min_residency, checksum, pinned_until, health, gpu, ram, disk, object, extent, unsound"
+    };
+}
+pub(crate) use list;
+
+/// What an upsert sets when the row is there: all of [`list`].
+macro_rules! replacing {
+    () => {
+        "size = excluded.size, state = excluded.state, version = excluded.version, epoch = excluded.epoch,
+        created_at = excluded.created_at, expires_at = excluded.expires_at, no_evict = excluded.no_evict,
+        priority = excluded.priority, require_durable = excluded.require_durable,
+        spill_target = excluded.spill_target, min_residency = excluded.min_residency,
+        checksum = excluded.checksum, pinned_until = excluded.pinned_until, health = excluded.health,
+        gpu = excluded.gpu, ram = excluded.ram, disk = excluded.disk, object = excluded.object,
+        extent = excluded.extent, unsound = excluded.unsound"
+    };
+}
+pub(crate) use replacing;
+
 /// The columns behind `namespace` and `id`, by their names.
 pub(crate) const NAMES: [&str; COUNT] = [
     "size",

@@ -25,15 +25,7 @@ pub(super) struct Fence {
     pub session: i64,
 }
 
-/// The columns of `payload` behind its key, in the order of `columns::NAMES`.
-macro_rules! columns {
-    () => {
-        "size, state, version, epoch, created_at, expires_at, no_evict, priority, require_durable,
-        spill_target, min_residency, checksum, pinned_until, health, gpu, ram, disk, object, extent, unsound"
-    };
-}
-
-/// The same as bigint.
+/// The columns of `columns::list` as bigint.
 macro_rules! numbers {
     () => {
         "size, state::bigint, version, epoch, created_at, expires_at, no_evict::bigint, priority::bigint,
@@ -52,21 +44,16 @@ pub(super) static WRITE: Sql = Sql {
             WHERE id = $1 AND epoch = $2 AND session = $3 RETURNING id
         ), put AS (
             INSERT INTO payload_manager.payload AS kept (namespace, id, ",
-        columns!(),
+        columns::list!(),
         ", owner)
             SELECT *, (SELECT id FROM fence) FROM unnest($5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
                 $18, $19, $20, $21, $22, $23, $24, $25, $26) AS new (namespace, id, ",
-        columns!(),
+        columns::list!(),
         ")
             WHERE EXISTS (SELECT FROM fence)
-            ON CONFLICT (namespace, id) DO UPDATE SET
-                size = excluded.size, state = excluded.state, version = excluded.version, epoch = excluded.epoch,
-                created_at = excluded.created_at, expires_at = excluded.expires_at, no_evict = excluded.no_evict,
-                priority = excluded.priority, require_durable = excluded.require_durable,
-                spill_target = excluded.spill_target, min_residency = excluded.min_residency,
-                checksum = excluded.checksum, pinned_until = excluded.pinned_until, health = excluded.health,
-                gpu = excluded.gpu, ram = excluded.ram, disk = excluded.disk, object = excluded.object,
-                extent = excluded.extent, unsound = excluded.unsound
+            ON CONFLICT (namespace, id) DO UPDATE SET ",
+        columns::replacing!(),
+        "
             WHERE (excluded.epoch, excluded.version) >= (kept.epoch, kept.version) AND excluded.owner = kept.owner
         ), gone AS (
             DELETE FROM payload_manager.payload AS kept

@@ -8,37 +8,27 @@ use crate::columns;
 use crate::error::{RESTORE, StoreError};
 
 /// Inserts a row, or replaces it unless it is newer (see `supersedes`).
-pub(super) const PUT: &str = "
-    INSERT INTO payload (namespace, id, size, state, version, epoch, created_at, expires_at, no_evict, priority,
-        require_durable, spill_target, min_residency, checksum, pinned_until, health, gpu, ram, disk, object,
-        extent, unsound)
+pub(super) const PUT: &str = concat!(
+    "INSERT INTO payload (namespace, id, ",
+    columns::list!(),
+    ")
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)
-    ON CONFLICT (namespace, id) DO UPDATE SET
-        size = excluded.size, state = excluded.state, version = excluded.version, epoch = excluded.epoch,
-        created_at = excluded.created_at, expires_at = excluded.expires_at, no_evict = excluded.no_evict,
-        priority = excluded.priority, require_durable = excluded.require_durable,
-        spill_target = excluded.spill_target, min_residency = excluded.min_residency,
-        checksum = excluded.checksum, pinned_until = excluded.pinned_until, health = excluded.health,
-        gpu = excluded.gpu, ram = excluded.ram, disk = excluded.disk, object = excluded.object,
-        extent = excluded.extent, unsound = excluded.unsound
-    WHERE (excluded.epoch, excluded.version) >= (payload.epoch, payload.version)";
+    ON CONFLICT (namespace, id) DO UPDATE SET ",
+    columns::replacing!(),
+    "
+    WHERE (excluded.epoch, excluded.version) >= (payload.epoch, payload.version)"
+);
 
 /// Removes a row unless it was written after the given epoch.
 pub(super) const REMOVE: &str = "DELETE FROM payload WHERE namespace = ?1 AND id = ?2 AND epoch <= ?3";
 
 /// Every row, in the order of keys.
-pub(super) const ALL: &str = "
-    SELECT namespace, id, size, state, version, epoch, created_at, expires_at, no_evict, priority,
-        require_durable, spill_target, min_residency, checksum, pinned_until, health, gpu, ram, disk, object,
-        extent, unsound
-    FROM payload ORDER BY namespace, id";
+pub(super) const ALL: &str =
+    concat!("SELECT namespace, id, ", columns::list!(), " FROM payload ORDER BY namespace, id");
 
 /// One row.
-pub(super) const ONE: &str = "
-    SELECT namespace, id, size, state, version, epoch, created_at, expires_at, no_evict, priority,
-        require_durable, spill_target, min_residency, checksum, pinned_until, health, gpu, ram, disk, object,
-        extent, unsound
-    FROM payload WHERE namespace = ?1 AND id = ?2";
+pub(super) const ONE: &str =
+    concat!("SELECT namespace, id, ", columns::list!(), " FROM payload WHERE namespace = ?1 AND id = ?2");
 
 /// Runs [`PUT`]. Every number fits: the caller checked with `storable`.
 pub(super) fn put(statement: &mut Statement<'_>, row: &PayloadRow) -> rusqlite::Result<()> {

@@ -11,11 +11,11 @@ use std::time::Duration;
 use payload_drivers::faults::Faults;
 use payload_drivers::{DriverOp, Drivers, checksum};
 use payload_ledger::segments::Geometry;
-use payload_types::effect::{ReplicaRef, StorageAction, StorageOp, TransferOp};
+use payload_types::effect::{ReplicaRef, StorageAction, StorageOp};
 use payload_types::event::{Completion, StorageDone};
 use payload_types::{DiskSegments, Extent, Generation, OpId, PayloadId, ShardIndex, Tier};
 
-use super::{PATIENCE, Place, Rig, op_id, path_of, replica, sample, twin};
+use super::{PATIENCE, Place, Rig, copy_op, op_id, path_of, replica, sample, twin};
 
 /// A small generator: the same seed gives the same choices.
 pub struct Rng(u64);
@@ -152,16 +152,7 @@ impl FakeShard {
 
     fn copy(&mut self, from: ReplicaRef, to: ReplicaRef, source: usize, copying: Copying) {
         let expected = Some(checksum(&self.sources[source].1));
-        let op = TransferOp {
-            shard: ShardIndex(0),
-            op: op_id(),
-            from,
-            to,
-            expected,
-            sync: true,
-            salvage: false,
-            alone: false,
-        };
+        let op = copy_op(from, to, expected);
         self.copies.insert(op.op, copying);
         self.hand_in(DriverOp::Transfer(op));
     }

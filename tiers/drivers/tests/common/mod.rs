@@ -213,16 +213,7 @@ impl Rig {
         to: ReplicaRef,
         expected: Option<Checksum>,
     ) -> Result<Copied, TransferError> {
-        let op = TransferOp {
-            shard: ShardIndex(0),
-            op: op_id(),
-            from,
-            to,
-            expected,
-            sync: true,
-            salvage: true,
-            alone: false,
-        };
+        let op = TransferOp { salvage: true, ..copy_op(from, to, expected) };
         assert_eq!(self.drivers.submit(DriverOp::Transfer(op)), Ok(()));
         loop {
             match self.next() {
@@ -240,16 +231,7 @@ impl Rig {
         copies: &[(ReplicaRef, ReplicaRef, Option<Checksum>)],
     ) -> Vec<Result<Copied, TransferError>> {
         let submit = |&(from, to, expected): &(ReplicaRef, ReplicaRef, Option<Checksum>)| {
-            let op = TransferOp {
-                shard: ShardIndex(0),
-                op: op_id(),
-                from,
-                to,
-                expected,
-                sync: true,
-                salvage: false,
-                alone: false,
-            };
+            let op = copy_op(from, to, expected);
             assert_eq!(self.drivers.submit(DriverOp::Transfer(op)), Ok(()));
             op.op
         };
@@ -283,6 +265,12 @@ pub fn path_of(drivers: &Drivers, replica: ReplicaRef) -> PathBuf {
             None => drivers.locate().disk_path(replica.id, replica.generation),
         },
     }
+}
+
+/// An ordinary copy to stable storage.
+fn copy_op(from: ReplicaRef, to: ReplicaRef, expected: Option<Checksum>) -> TransferOp {
+    let (shard, op) = (ShardIndex(0), op_id());
+    TransferOp { shard, op, from, to, expected, sync: true, salvage: false, alone: false }
 }
 
 fn op_id() -> OpId {
