@@ -93,6 +93,17 @@ pub struct Descriptor {
     pub policy: EvictionPolicy,
     /// XXH3-64 of the bytes, when the server knows it.
     pub checksum: Option<Checksum>,
+    /// The node that holds it, where nodes share a catalog. That one leases it.
+    pub node: Option<Node>,
+}
+
+/// One of the nodes that share a catalog.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Node {
+    /// `node.name`.
+    pub name: String,
+    /// `host:port` of its gRPC.
+    pub address: String,
 }
 
 /// A granted lease.
@@ -149,6 +160,8 @@ impl Descriptor {
             expires_at: decode_time(message.expires_at)?,
             policy: decode_policy(message.eviction_policy)?,
             checksum: message.checksum_xxh3_64.map(Checksum),
+            node: Some(Node { name: message.node_id, address: message.node_address })
+                .filter(|node| !node.name.is_empty()),
         })
     }
 }

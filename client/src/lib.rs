@@ -39,7 +39,7 @@ pub mod transfer;
 pub use client::{
     ADDRESS_DEFAULT, AcquireOptions, AllocateOptions, Allocation, Client, SpillOptions, Spilled,
 };
-pub use descriptor::{Descriptor, Lease, Location, Page};
+pub use descriptor::{Descriptor, Lease, Location, Node, Page};
 pub use error::ClientError;
 pub use lineage::{Direction, Parent};
 pub use metadata::MetadataPage;

@@ -19,7 +19,7 @@ pub(crate) mod tables;
 use std::collections::HashSet;
 
 use payload_types::record::{RecordAnswer, RecordChange, RecordOutcome, RecordQuery};
-use payload_types::{Health, NamespaceId, PayloadId, PayloadKey, PayloadState, WallMs};
+use payload_types::{ForeignPage, Health, NamespaceId, PayloadId, PayloadKey, PayloadState, WallMs};
 
 use crate::error::{RESTORE, StoreError};
 use tables::{Standing, Tables, TablesMut};
@@ -69,6 +69,10 @@ pub(crate) fn answer<T: Tables>(tables: &mut T, query: &RecordQuery) -> Result<R
             streams::read(tables, stream, range, *at)
         }
         RecordQuery::Committed { stream, group } => streams::committed(tables, stream, group),
+        RecordQuery::StreamEnds(names) => tables.stream_ends(names).map(RecordAnswer::StreamEnds),
+        // Only a catalog that nodes share has rows of others; its reader answers these itself.
+        RecordQuery::Foreign { .. } => Ok(RecordAnswer::Foreign(Vec::new())),
+        RecordQuery::ForeignPage { .. } => Ok(RecordAnswer::ForeignPage(ForeignPage::default())),
     }
 }
 

@@ -111,6 +111,12 @@ pub(crate) trait Tables {
     /// The stream of this name.
     fn stream(&mut self, name: &StreamName) -> Result<Option<StreamRow>, StoreError>;
 
+    /// (id, next) of each stream, in their order. A backend that is far away asks once.
+    fn stream_ends(&mut self, names: &[StreamName]) -> Result<Vec<Option<(u64, u64)>>, StoreError> {
+        let end = |name| Ok(self.stream(name)?.map(|stream| (stream.id, stream.next)));
+        names.iter().map(end).collect()
+    }
+
     /// Streams in the order of (namespace, name), those behind `after`, at most so many.
     fn streams(&mut self, after: Option<&StreamName>, count_max: usize)
     -> Result<Vec<StreamRow>, StoreError>;

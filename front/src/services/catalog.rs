@@ -145,7 +145,7 @@ impl PayloadCatalogService for CatalogService {
             let Reply::Page(page) = reply else { return Err(to_status(mismatch("ListPayloads", &reply))) };
             pages.push(page);
         }
-        Ok(Response::new(encode::page(&parts, pages)))
+        Ok(Response::new(encode::page(&parts, pages, |_| String::new())))
     }
 
     async fn add_lineage(

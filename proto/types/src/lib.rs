@@ -11,6 +11,7 @@ pub mod effect;
 pub mod error;
 pub mod event;
 pub mod extent;
+pub mod foreign;
 pub mod ids;
 pub mod limits;
 pub mod peer;
@@ -30,6 +31,7 @@ pub use descriptor::{Descriptor, Location};
 pub use disk::{DiskFault, DiskHealth, DiskSegments, DiskState};
 pub use error::{ErrorKind, PayloadError};
 pub use extent::Extent;
+pub use foreign::{Foreign, ForeignPage, OtherNode};
 pub use ids::{
     Epoch, Generation, LeaseId, LeaseNonce, NamespaceId, OpId, PayloadId, PayloadKey, ShardIndex, Version,
 };

@@ -4,7 +4,9 @@
 //! refers to it; queries go to reader connections. One change of a group never fails another: what a change met is its
 //! [`RecordOutcome`]. Sizes and names are checked by `wire` before a change is made.
 
-use crate::ids::{PayloadId, PayloadKey};
+use crate::foreign::{Foreign, ForeignPage};
+use crate::ids::{NamespaceId, PayloadId, PayloadKey};
+use crate::request::List;
 use crate::time::WallMs;
 
 /// Opaque bytes that a client attaches to a payload, and the name of their schema.
@@ -312,6 +314,26 @@ pub enum RecordQuery {
         /// Who.
         group: String,
     },
+    /// How far streams have come, in one look. -> `StreamEnds`.
+    StreamEnds(Vec<StreamName>),
+    /// Payloads that other nodes own, as far as there are such: neither those that are not committed nor expired ones.
+    /// -> `Foreign`, in no order.
+    Foreign {
+        /// Whose payloads.
+        namespace: NamespaceId,
+        /// Which ones.
+        ids: Vec<PayloadId>,
+        /// Now.
+        at: WallMs,
+    },
+    /// A page of the payloads that other nodes own: as each of this node's shards answers the same request.
+    /// -> `ForeignPage`.
+    ForeignPage {
+        /// What every shard is asked.
+        list: List,
+        /// Now.
+        at: WallMs,
+    },
 }
 
 /// What is known of a stream.
@@ -346,6 +368,12 @@ pub enum RecordAnswer {
     Entries(StreamInfo, Vec<StreamEntry>, bool),
     /// The offset; `None`: never committed.
     Committed(Option<u64>),
+    /// (incarnation, end) of each stream that was asked for, in their order; `None`: there is none.
+    StreamEnds(Vec<Option<(u64, u64)>>),
+    /// Payloads of other nodes.
+    Foreign(Vec<Foreign>),
+    /// Payloads of other nodes, and how many match.
+    ForeignPage(ForeignPage),
     /// There is no such payload, or it has expired.
     NotFound(PayloadId),
     /// The payload's bytes did not survive a restart.

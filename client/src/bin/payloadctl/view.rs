@@ -53,6 +53,16 @@ pub struct Full {
     place: Option<Place>,
     #[serde(skip_serializing_if = "Option::is_none")]
     object_upload_path: Option<String>,
+    /// Where nodes share a catalog.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<NodeAt>,
+}
+
+/// The node that holds a payload.
+#[derive(Serialize)]
+struct NodeAt {
+    id: String,
+    address: String,
 }
 
 #[derive(Serialize)]
@@ -146,6 +156,10 @@ impl From<&Descriptor> for Full {
             },
             place: descriptor.location.as_ref().map(Place::from),
             object_upload_path: None,
+            node: descriptor
+                .node
+                .as_ref()
+                .map(|node| NodeAt { id: node.name.clone(), address: node.address.clone() }),
         }
     }
 }
@@ -299,6 +313,7 @@ impl Block for Full {
             }
         }
         fields.extend(self.object_upload_path.clone().map(|path| ("upload to", path)));
+        fields.extend(self.node.as_ref().map(|node| ("node", format!("{} at {}", node.id, node.address))));
         fields
     }
 }
@@ -379,6 +394,7 @@ fn dash() -> String {
 
 #[cfg(test)]
 mod tests {
+    use payload_client::Node;
     use payload_types::{EvictionPolicy, LeaseId, LeaseNonce, PayloadState, ShardIndex, Tier, Version};
 
     use super::*;
@@ -395,6 +411,7 @@ mod tests {
             expires_at: None,
             policy: EvictionPolicy { spill_target: Some(SpillTarget::Void), ..Default::default() },
             checksum: Some(Checksum(0xC)),
+            node: None,
         }
     }
 
@@ -434,6 +451,10 @@ mod tests {
         assert!(text.contains(r#""checksum":null"#) && !text.contains(r#""disk":{"#), "{text}");
         let fields = Full::from(&bare).fields();
         assert!(fields.contains(&("location", "-".to_owned())));
+        let node = Node { name: "two".to_owned(), address: "h2:2".to_owned() };
+        let shared = Full::from(&Descriptor { node: Some(node), ..bare.clone() });
+        assert!(json(&shared).contains(r#""node":{"id":"two","address":"h2:2"}"#), "{}", json(&shared));
+        assert!(shared.fields().contains(&("node", "two at h2:2".to_owned())));
         let moved = WithPath::new(&bare, Some(Checksum(1)), Path::new("x"));
         assert!(json(&moved).contains(r#""checksum":"0000000000000001""#));
     }

@@ -1,7 +1,7 @@
 //! Descriptors, and the responses that carry one.
 
 use payload_types::reply::LeaseGrant;
-use payload_types::{Descriptor, EvictionPolicy, Location, PayloadError, PayloadId};
+use payload_types::{Descriptor, EvictionPolicy, Foreign, Location, PayloadError, PayloadId};
 
 use super::{Locate, timestamp};
 use crate::pb::core::v1 as core;
@@ -11,6 +11,30 @@ use crate::{enums, ids};
 
 /// A payload as the contract shows it. The eviction policy is always there, whatever was given at Allocate.
 pub fn descriptor(payload: &Descriptor, locate: &impl Locate) -> core::PayloadDescriptor {
+    let (name, address) = locate.node().unwrap_or_default();
+    core::PayloadDescriptor {
+        location: payload.location.map(|location| place(payload, location, locate)),
+        node_id: name.to_owned(),
+        node_address: address.to_owned(),
+        ..placeless(payload)
+    }
+}
+
+/// A payload of another node, as its row describes it.
+pub fn foreign(payload: &Foreign) -> core::PayloadDescriptor {
+    core::PayloadDescriptor {
+        node_id: payload.node.name.clone(),
+        node_address: payload.node.address.clone(),
+        ..placeless(&payload.descriptor)
+    }
+}
+
+/// The answer to ResolveSnapshot for a payload of another node.
+pub fn resolved_foreign(payload: &Foreign) -> pb::ResolveSnapshotResponse {
+    pb::ResolveSnapshotResponse { payload_descriptor: Some(foreign(payload)) }
+}
+
+fn placeless(payload: &Descriptor) -> core::PayloadDescriptor {
     core::PayloadDescriptor {
         payload_id: Some(ids::payload_id_to_pb(payload.id)),
         tier: enums::tier_to_pb(payload.tier).into(),
@@ -21,7 +45,9 @@ pub fn descriptor(payload: &Descriptor, locate: &impl Locate) -> core::PayloadDe
         eviction_policy: Some(eviction_policy(payload.policy)),
         checksum_xxh3_64: payload.checksum.map(|checksum| checksum.0),
         size_bytes: payload.size.0,
-        location: payload.location.map(|location| place(payload, location, locate)),
+        location: None,
+        node_id: String::new(),
+        node_address: String::new(),
     }
 }
 
@@ -113,9 +139,11 @@ pub fn spill_result(
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::sync::Arc;
+
     use payload_types::tier::SpillTarget;
     use payload_types::{
-        ByteCount, Checksum, EvictionPriority, Extent, Generation, LeaseId, LeaseNonce, PayloadState,
+        ByteCount, Checksum, EvictionPriority, Extent, Generation, LeaseId, LeaseNonce, OtherNode, PayloadState,
         ShardIndex, Tier, Version, WallMs,
     };
 
@@ -172,8 +200,37 @@ pub(crate) mod tests {
                 block_index: 0,
                 length_bytes: 640,
             })),
+            node_id: String::new(),
+            node_address: String::new(),
         };
         assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn given_nodes_that_share_a_catalog_when_shown_then_each_descriptor_names_its_own() {
+        struct Shared;
+        impl Locate for Shared {
+            fn shm_name(&self, id: PayloadId) -> String {
+                Names.shm_name(id)
+            }
+            fn disk_path(&self, id: PayloadId, generation: Generation) -> String {
+                Names.disk_path(id, generation)
+            }
+            fn segment_path(&self, file: std::num::NonZeroU32) -> String {
+                Names.segment_path(file)
+            }
+            fn node(&self) -> Option<(&str, &str)> {
+                Some(("one", "h1:1"))
+            }
+        }
+        let own = descriptor(&payload(), &Shared);
+        assert_eq!((own.node_id.as_str(), own.node_address.as_str()), ("one", "h1:1"));
+        assert!(own.location.is_some());
+        let node = OtherNode { name: "two".to_owned(), address: "h2:2".to_owned(), silent_ms: None };
+        let theirs = foreign(&Foreign { descriptor: payload(), is_lost: false, node: Arc::new(node) });
+        assert_eq!((theirs.node_id.as_str(), theirs.node_address.as_str()), ("two", "h2:2"));
+        assert_eq!(theirs.location, None, "its bytes are not this node's to show");
+        assert_eq!((theirs.payload_id, theirs.version, theirs.size_bytes), (own.payload_id, 2, 640));
     }
 
     #[test]

@@ -2,16 +2,21 @@
 
 use std::cmp::Reverse;
 
-use payload_types::WallMs;
 use payload_types::reply::{ShardPage, Summary};
+use payload_types::{PayloadId, WallMs};
 
 use crate::decode::ListParts;
 use crate::pb::runtime::v1 as pb;
 use crate::{enums, ids, page_token};
 
 /// Merges the shards' pages, newest first. `asked` is the request they answer: it asked each of them for one row
-/// more than the page has, so a row left over after the merge means that there is a next page.
-pub fn page(asked: &ListParts, shards: Vec<ShardPage>) -> pb::ListPayloadsResponse {
+/// more than the page has, so a row left over after the merge means that there is a next page. Payloads of other nodes
+/// are the page of one shard more. `node` names the node of a payload; empty where none shares the catalog.
+pub fn page(
+    asked: &ListParts,
+    shards: Vec<ShardPage>,
+    node: impl Fn(PayloadId) -> String,
+) -> pb::ListPayloadsResponse {
     let total: u64 = shards.iter().map(|shard| shard.total).sum();
     let mut rows: Vec<Summary> = shards.into_iter().flat_map(|shard| shard.rows).collect();
     // Runs that are sorted already: the stable sort merges them. Ids are unique across shards.
@@ -23,13 +28,13 @@ pub fn page(asked: &ListParts, shards: Vec<ShardPage>) -> pb::ListPayloadsRespon
         _ => String::new(),
     };
     pb::ListPayloadsResponse {
-        payloads: rows.iter().map(summary).collect(),
+        payloads: rows.iter().map(|row| summary(row, node(row.id))).collect(),
         next_page_token,
         total_count: i32::try_from(total).unwrap_or(i32::MAX),
     }
 }
 
-fn summary(row: &Summary) -> pb::PayloadSummary {
+fn summary(row: &Summary, node_id: String) -> pb::PayloadSummary {
     pb::PayloadSummary {
         id: Some(ids::payload_id_to_pb(row.id)),
         tier: enums::tier_to_pb(row.tier).into(),
@@ -38,6 +43,7 @@ fn summary(row: &Summary) -> pb::PayloadSummary {
         created_at_ms: row.created_at.as_millis(),
         expires_at_ms: row.expires_at.map_or(0, WallMs::as_millis),
         active_leases: row.leases,
+        node_id,
     }
 }
 
@@ -58,6 +64,11 @@ mod tests {
             expires_at: None,
             leases: 3,
         }
+    }
+
+    /// No other node shares the catalog.
+    fn nobody(_id: PayloadId) -> String {
+        String::new()
     }
 
     fn asked(page_size: i32, page_token: &str) -> ListParts {
@@ -89,7 +100,7 @@ mod tests {
         let mut seen = Vec::new();
         for _ in 0..5 {
             let asked = asked(2, &token);
-            let page = page(&asked, answers(&shards, &asked));
+            let page = page(&asked, answers(&shards, &asked), nobody);
             assert_eq!(page.total_count, 9, "the total does not depend on the cursor");
             seen.extend(numbers(&page));
             token = page.next_page_token;
@@ -103,14 +114,14 @@ mod tests {
         let (one, two): ([&[u8]; 1], [&[u8]; 2]) = ([&[1, 2, 3]], [&[1, 3], &[2]]);
         for shards in [&one[..], &two[..]] {
             let asked = asked(3, "");
-            let page = page(&asked, answers(shards, &asked));
+            let page = page(&asked, answers(shards, &asked), nobody);
             assert_eq!((numbers(&page), page.next_page_token.as_str()), (vec![3, 2, 1], ""));
         }
     }
 
     #[test]
     fn given_nothing_when_listed_then_the_page_is_empty() {
-        let page = page(&asked(0, ""), vec![ShardPage::default(); 4]);
+        let page = page(&asked(0, ""), vec![ShardPage::default(); 4], nobody);
         assert_eq!(page, pb::ListPayloadsResponse::default());
     }
 
@@ -118,7 +129,7 @@ mod tests {
     fn given_a_row_when_listed_then_every_field_is_set() {
         let living = Summary { expires_at: Some(WallMs::from_millis(2_000)), ..row(5) };
         let shards = vec![ShardPage { rows: vec![living, row(4)], total: 1 << 40 }];
-        let page = page(&asked(0, ""), shards);
+        let page = page(&asked(0, ""), shards, |id| format!("node-{}", id.as_bytes()[0]));
         let expected = pb::PayloadSummary {
             id: Some(ids::payload_id_to_pb(PayloadId::from_bytes([5; 16]))),
             tier: 2,
@@ -127,6 +138,7 @@ mod tests {
             created_at_ms: 1_000,
             expires_at_ms: 2_000,
             active_leases: 3,
+            node_id: "node-5".to_owned(),
         };
         assert_eq!(page.payloads[0], expected);
         assert_eq!(page.payloads[1].expires_at_ms, 0, "0 means no expiry");

@@ -13,7 +13,9 @@ mod records;
 mod scrub;
 mod stats;
 
-pub use descriptor::{allocated, committed, descriptor, leased, promoted, resolved, spill_result};
+pub use descriptor::{
+    allocated, committed, descriptor, foreign, leased, promoted, resolved, resolved_foreign, spill_result,
+};
 pub use explain::{explained, outlook};
 pub use holders::holders;
 pub use listing::page;
@@ -36,6 +38,10 @@ pub trait Locate {
     fn disk_path(&self, id: PayloadId, generation: Generation) -> String;
     /// The absolute path of the segment file with this number.
     fn segment_path(&self, file: NonZeroU32) -> String;
+    /// Name and `host:port` of the node whose replicas these are, where others share its catalog.
+    fn node(&self) -> Option<(&str, &str)> {
+        None
+    }
 }
 
 /// A moment as `google.protobuf.Timestamp`.
