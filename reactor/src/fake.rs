@@ -87,7 +87,7 @@ impl FakeCore {
             }
             Request::Resolve { .. } => {
                 let change = CatalogChange::Remove { key: KEY, epoch: Epoch(1) };
-                Effect::Catalog(CatalogOp { shard, op, change })
+                Effect::Catalog(CatalogOp { shard, op, change, batch: None })
             }
             Request::Pin { .. } => Effect::Budget(BudgetRequest::Ask { shard, op, tier, bytes }),
             Request::Unpin { .. } => {

@@ -325,7 +325,10 @@ fn ends_an_op(completion: &Completion) -> bool {
         | Completion::Budget(_)
         | Completion::Relocate(_)
         | Completion::Durable { .. } => false,
-        Completion::Storage(_) | Completion::Transfer(_) | Completion::Catalog(_) => true,
+        Completion::Storage(_)
+        | Completion::Transfer(_)
+        | Completion::Catalog(_)
+        | Completion::BatchRefused(_) => true,
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   Allocate:  budget -> create                -> answered
-//!   Commit:    seal   -> catalog               -> answered
+//!   Commit:    seal   -> catalog               -> answered     a part of a batch may be put back by the catalog writer
 //!   Copy:      budget -> copy -> catalog       -> published     requests that wait are parked with the payload
 //!   (a relocation: without the budget step)
 //!   Sync:      sync                            -> noted
@@ -23,7 +23,7 @@ use payload_ledger::{SlotKey, Slots, TimerId};
 use payload_types::effect::{ReplicaRef, ReplyTo};
 use payload_types::report::PinOwner;
 use payload_types::{
-    ByteCount, Checksum, Monotonic, OpId, PayloadError, PayloadState, PerTier, Pin, Tier, limits,
+    BatchPart, ByteCount, Checksum, Monotonic, OpId, PayloadError, PayloadState, PerTier, Pin, Tier, limits,
 };
 
 use crate::flow::scrub::Verify;
@@ -33,6 +33,8 @@ use crate::flow::scrub::Verify;
 pub enum Class {
     /// A client waits.
     Request,
+    /// A client waits for a batch of them.
+    Batch,
     /// Expiry, reclaim, moves in the background.
     Upkeep,
 }
@@ -111,6 +113,8 @@ pub enum Kind {
         reply_to: ReplyTo,
         /// As the producer gave it.
         checksum: Option<Checksum>,
+        /// Of which batch it is a part.
+        batch: Option<BatchPart>,
         /// `Driver` (seal) or `Catalog`.
         step: Step,
     },
@@ -206,6 +210,7 @@ impl Copy {
 #[derive(Debug)]
 pub struct Ops {
     slots: Slots<Op>,
+    batch_len: usize,
     upkeep_len: usize,
     /// Of those: evictions that copy.
     evictions_len: usize,
@@ -223,6 +228,7 @@ impl Default for Ops {
     fn default() -> Self {
         Self {
             slots: Slots::new(limits::OPS_PER_SHARD_MAX as u32),
+            batch_len: 0,
             upkeep_len: 0,
             evictions_len: 0,
             waiting_len: 0,
@@ -249,7 +255,11 @@ impl Ops {
     /// True when an operation of this class can start.
     pub fn has_room(&self, class: Class) -> bool {
         match class {
-            Class::Request => self.slots.len() as usize - self.upkeep_len < limits::OPS_FOR_REQUESTS,
+            Class::Request => {
+                let others = self.upkeep_len + self.batch_len;
+                self.slots.len() as usize - others < limits::OPS_FOR_REQUESTS
+            }
+            Class::Batch => self.batch_len < limits::OPS_FOR_BATCHES,
             Class::Upkeep => self.upkeep_len < limits::OPS_FOR_UPKEEP,
         }
     }
@@ -315,8 +325,9 @@ impl Ops {
     pub fn start(&mut self, op: Op) -> SlotKey {
         assert!(self.has_room(op.class), "the caller checked has_room");
         self.upkeep_len += usize::from(op.class == Class::Upkeep);
+        self.batch_len += usize::from(op.class == Class::Batch);
         self.count(&op.kind, true);
-        self.slots.insert(op).expect("both classes together fit the table")
+        self.slots.insert(op).expect("all classes together fit the table")
     }
 
     /// The operation, unless it has ended.
@@ -337,6 +348,7 @@ impl Ops {
         let op = self.slots.remove(key).expect("an operation ends once");
         assert!(op.wait.is_none(), "an operation ends after its ask");
         self.upkeep_len -= usize::from(op.class == Class::Upkeep);
+        self.batch_len -= usize::from(op.class == Class::Batch);
         self.count(&op.kind, false);
         op
     }

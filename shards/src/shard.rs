@@ -171,7 +171,7 @@ impl Shard {
         let reply_to = caller.reply_to;
         let answer = match request {
             Request::Allocate(request) => self.allocate(step, caller, request),
-            Request::Commit { key, checksum } => self.commit(step, caller, key, checksum),
+            Request::Commit { key, checksum, batch } => self.commit(step, caller, key, checksum, batch),
             Request::Delete { key, force, expected_version } => {
                 self.delete(step, caller, key, force, expected_version)
             }
@@ -233,6 +233,7 @@ impl Shard {
             Completion::Transfer(done) => self.copy_done(step, done.op, done.result),
             Completion::Relocate(replica) => self.relocate(step, replica),
             Completion::Catalog(ack) => self.catalog_ack(step, ack),
+            Completion::BatchRefused(op) => self.commit_put_back(step, op),
             Completion::Durable { sequence } => self.limbo.transactions_durable(sequence),
             Completion::Budget(BudgetReply::Granted { op, tier, bytes }) => {
                 self.budget_granted(step, op, tier, bytes);
@@ -388,7 +389,7 @@ impl Shard {
         }
         Err(PayloadError::exhausted(format!(
             "{} operations are under way on this shard already; try again later",
-            limits::OPS_FOR_REQUESTS
+            if class == Class::Batch { limits::OPS_FOR_BATCHES } else { limits::OPS_FOR_REQUESTS }
         )))
     }
 }

@@ -42,7 +42,7 @@ fn given_an_allocation_when_enrolled_then_its_row_names_no_replica_and_the_next_
     assert_eq!(world.answer(second), Some(Ok(Reply::Enrolled)));
     world.send(Request::Pin { key, duration_ms: None, owner: Peer::UNKNOWN });
     assert!(world.catalog.is_empty(), "Commit stores the pin");
-    let number = world.send(Request::Commit { key, checksum: None });
+    let number = world.send(Request::Commit { key, checksum: None, batch: None });
     world.store_one();
     let committed = row(&world);
     assert_eq!((committed.state, committed.pin), (PayloadState::Active, Pin::Forever));
@@ -94,7 +94,7 @@ fn given_an_enrolled_row_at_boot_when_adopted_then_lost_until_its_timeout() {
     assert_eq!(adopted, Adopted::Lost);
     let answer = world.ask(Request::Resolve { key }).expect_err("its bytes are gone");
     assert!(answer.kind == ErrorKind::NotFound && answer.message.contains("LOST"), "{answer}");
-    let commit = Request::Commit { key, checksum: None };
+    let commit = Request::Commit { key, checksum: None, batch: None };
     assert_eq!(kind(Some(world.ask(commit))), Some(ErrorKind::NotFound));
     world.pass(config(2).allocation_timeout_ms + 10);
     world.settle();

@@ -324,7 +324,7 @@ fn given_victims_when_the_first_is_relocated_then_their_order_is_the_same() {
             request.policy = policy;
         }
         world.ask(request).expect("allocated");
-        world.ask(Request::Commit { key, checksum: None }).expect("committed");
+        world.ask(Request::Commit { key, checksum: None, batch: None }).expect("committed");
         let number = world.send(spill(key, DISK, false));
         let to = world.transfers[0].to;
         world.transfer_to(copied(extent(1, page * 2)));

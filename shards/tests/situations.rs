@@ -27,11 +27,11 @@ fn given_an_allocation_when_committed_then_active_and_its_version_grew() {
         (PayloadState::Allocated, Version(1), None)
     );
     assert_eq!(kind(Some(world.ask(acquire(key, None)))), Some(ErrorKind::FailedPrecondition));
-    world.ask(Request::Commit { key, checksum: Some(Checksum(9)) }).expect("committed");
+    world.ask(Request::Commit { key, checksum: Some(Checksum(9)), batch: None }).expect("committed");
     let active = world.describe(key);
     assert_eq!((active.state, active.location), (PayloadState::Active, Some(Location::Segment)));
     assert!(active.version > allocated.version && active.checksum == Some(Checksum(9)));
-    let again = world.ask(Request::Commit { key, checksum: None });
+    let again = world.ask(Request::Commit { key, checksum: None, batch: None });
     assert_eq!(kind(Some(again)), Some(ErrorKind::FailedPrecondition));
 }
 
@@ -39,8 +39,8 @@ fn given_an_allocation_when_committed_then_active_and_its_version_grew() {
 fn given_a_commit_under_way_when_repeated_then_it_joins_and_neither_is_answered_before_the_catalog() {
     let mut world = World::new();
     let key = world.allocate(Tier::Ram, 100);
-    let first = world.send(Request::Commit { key, checksum: None });
-    let second = world.send(Request::Commit { key, checksum: None });
+    let first = world.send(Request::Commit { key, checksum: None, batch: None });
+    let second = world.send(Request::Commit { key, checksum: None, batch: None });
     world.store_one();
     assert!(world.replies.is_empty(), "sealed is not committed");
     world.ack_one(Ok(()));
@@ -54,19 +54,19 @@ fn given_a_commit_under_way_when_repeated_then_it_joins_and_neither_is_answered_
 fn given_a_refusing_catalog_when_committed_then_unavailable_still_allocated_and_a_retry_works() {
     let mut world = World::new();
     let key = world.allocate(Tier::Ram, 100);
-    let number = world.send(Request::Commit { key, checksum: None });
+    let number = world.send(Request::Commit { key, checksum: None, batch: None });
     world.store_one();
     world.ack_one(Err("disk full".to_owned()));
     assert_eq!(kind(world.answer(number)), Some(ErrorKind::Unavailable));
     assert_eq!(world.describe(key).state, PayloadState::Allocated);
-    world.ask(Request::Commit { key, checksum: None }).expect("the second attempt is stored");
+    world.ask(Request::Commit { key, checksum: None, batch: None }).expect("the second attempt is stored");
 }
 
 #[test]
 fn given_a_truncated_segment_when_committed_then_failed_precondition_and_still_allocated() {
     let mut world = World::new();
     let key = world.allocate(Tier::Ram, 100);
-    let number = world.send(Request::Commit { key, checksum: None });
+    let number = world.send(Request::Commit { key, checksum: None, batch: None });
     let op = world.storage.pop_front().expect("seal").op;
     world.complete(Completion::Storage(StorageDone::Sealed {
         op,
@@ -80,13 +80,16 @@ fn given_a_truncated_segment_when_committed_then_failed_precondition_and_still_a
 fn given_a_failed_fdatasync_when_committed_then_data_loss_also_the_next_time() {
     let mut world = World::new();
     let key = world.allocate(Tier::Disk, 100);
-    let number = world.send(Request::Commit { key, checksum: None });
+    let number = world.send(Request::Commit { key, checksum: None, batch: None });
     let op = world.storage.pop_front().expect("seal");
     assert_eq!(op.action, StorageAction::Seal { sync: true });
     let result = Err(broken(DriverErrorKind::SyncFailed));
     world.complete(Completion::Storage(StorageDone::Sealed { op: op.op, result }));
     assert_eq!(kind(world.answer(number)), Some(ErrorKind::DataLoss));
-    assert_eq!(kind(Some(world.ask(Request::Commit { key, checksum: None }))), Some(ErrorKind::DataLoss));
+    assert_eq!(
+        kind(Some(world.ask(Request::Commit { key, checksum: None, batch: None }))),
+        Some(ErrorKind::DataLoss)
+    );
 }
 
 #[test]
@@ -404,7 +407,7 @@ fn given_a_ttl_when_it_passes_under_a_lease_then_expired_and_removed_at_the_rele
     let Request::Allocate(mut request) = allocation(key, Tier::Ram, 100) else { unreachable!() };
     request.ttl_ms = Some(1000);
     world.ask(Request::Allocate(request)).expect("allocated");
-    world.ask(Request::Commit { key, checksum: None }).expect("committed");
+    world.ask(Request::Commit { key, checksum: None, batch: None }).expect("committed");
     let grant = world.lease(key);
     world.pass(1001);
     assert_eq!(kind(Some(world.ask(acquire(key, None)))), Some(ErrorKind::NotFound));
@@ -456,7 +459,7 @@ fn given_rows_when_adopted_then_live_lost_or_expired_and_versions_are_past_what_
     let number = world.send(allocation(key, Tier::Ram, 100));
     world.store_one();
     world.answer(number).expect("answered").expect("allocated");
-    world.send(Request::Commit { key, checksum: None });
+    world.send(Request::Commit { key, checksum: None, batch: None });
     world.store_one();
     let CatalogChange::Put(row) = world.catalog[0].change.clone() else { panic!("a row") };
     let mut present = PerTier([true; 4]);

@@ -184,7 +184,7 @@ impl Node {
     }
 
     fn commit(&mut self, key: PayloadKey) -> ReplyResult {
-        self.ask(Request::Commit { key, checksum: None })
+        self.ask(Request::Commit { key, checksum: None, batch: None })
     }
 
     fn resolve(&mut self, key: PayloadKey) -> Descriptor {

@@ -133,7 +133,7 @@ impl Ours {
         let op = OpId { index: slot as u32, generation: 0 };
         let change = CatalogChange::Put(Box::new(self.rows.next()));
         let at = Instant::now();
-        let taken = self.writer.submit(CatalogOp { shard: ShardIndex(0), op, change });
+        let taken = self.writer.submit(CatalogOp { shard: ShardIndex(0), op, change, batch: None });
         taken.map_err(|_full| anyhow::anyhow!("the writer's queue is full with {OUTSTANDING} commits"))?;
         Ok(at)
     }

@@ -78,7 +78,7 @@ impl World {
                 no_evict: false,
                 policy,
             }))?;
-            world.settle(Request::Commit { key, checksum: None })?;
+            world.settle(Request::Commit { key, checksum: None, batch: None })?;
             world.keys.push(key);
         }
         Ok(world)

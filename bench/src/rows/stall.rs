@@ -87,7 +87,7 @@ fn measure(plant: &Plant, node: &Node, cycles: usize) -> anyhow::Result<Figure> 
     let mut small = Vec::new();
     for _ in 0..SMALL_PAYLOADS {
         let (key, shard) = plant.allocate(limits::PAGE_BYTES)?;
-        plant.ask(shard, Request::Commit { key, checksum: None })?;
+        plant.ask(shard, Request::Commit { key, checksum: None, batch: None })?;
         small.push(key);
     }
     let before = plant.shards.stalls();
@@ -126,7 +126,7 @@ fn move_gibibyte(plant: &Plant, node: &Node, cycle: usize) -> anyhow::Result<()>
             OpenOptions::new().write(true).open(segment).context("the segment cannot be opened")?;
         file.write_all(&bytes).context("the segment cannot be written")?;
         drop(file);
-        plant.ask(shard, Request::Commit { key, checksum: None })?;
+        plant.ask(shard, Request::Commit { key, checksum: None, batch: None })?;
         large.push(key);
     }
     plant.ask_each(&large, |key| {

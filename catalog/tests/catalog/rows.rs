@@ -109,5 +109,5 @@ pub fn remove(number: u64, epoch: u32) -> Change {
 /// An op of shard 3 in slot `slot`.
 pub fn op(slot: u32, change: Change) -> CatalogOp {
     let Change::Row(change) = change else { panic!("ops change rows") };
-    CatalogOp { shard: ShardIndex(3), op: OpId { index: slot, generation: 1 }, change }
+    CatalogOp { shard: ShardIndex(3), op: OpId { index: slot, generation: 1 }, change, batch: None }
 }

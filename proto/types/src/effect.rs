@@ -1,5 +1,6 @@
 //! What a shard asks of others. `step` only writes these down; the reactor (or the simulator) carries them out.
 
+use crate::batch::BatchPart;
 use crate::extent::Extent;
 use crate::ids::{Epoch, Generation, OpId, PayloadId, PayloadKey, ShardIndex};
 use crate::policy::Rank;
@@ -126,6 +127,9 @@ pub struct CatalogOp {
     pub op: OpId,
     /// The change.
     pub change: CatalogChange,
+    /// It happens in one transaction with the batch's other parts; answered by `Completion::BatchRefused` when one of
+    /// them was refused.
+    pub batch: Option<BatchPart>,
 }
 
 /// See [`CatalogOp`].

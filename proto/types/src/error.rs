@@ -11,7 +11,7 @@ pub enum ErrorKind {
     NotFound,
     /// The payload's state forbids it.
     FailedPrecondition,
-    /// Somebody holds a lease (ABORTED; behaviour.md, Delete).
+    /// Somebody holds a lease (ABORTED; behaviour.md, Delete), or another payload of the same batch was refused.
     LeaseConflict,
     /// A tier, a table or a queue is full; the caller may try again.
     ResourceExhausted,

@@ -37,6 +37,9 @@ pub enum Completion {
     Transfer(TransferDone),
     /// From the catalog writer.
     Catalog(CatalogAck),
+    /// From the catalog writer: the slot's row, a part of a batch, was not stored and never will be, because another part
+    /// was refused.
+    BatchRefused(OpId),
     /// From the budget arbiter.
     Budget(BudgetReply),
     /// The disk store wants this packed replica in another segment file, so that the one it lies in can be recycled.

@@ -5,6 +5,7 @@
 //! catalog and the budget arbiter ([`effect`]), and what they answer ([`event`]).
 #![forbid(unsafe_code)]
 
+pub mod batch;
 pub mod descriptor;
 pub mod disk;
 pub mod effect;
@@ -27,6 +28,7 @@ pub mod tier;
 pub mod time;
 pub mod units;
 
+pub use batch::{BatchId, BatchPart};
 pub use descriptor::{Descriptor, Location};
 pub use disk::{DiskFault, DiskHealth, DiskSegments, DiskState};
 pub use error::{ErrorKind, PayloadError};

@@ -24,6 +24,10 @@ pub const REQUESTS_PER_SHARD_MAX: usize = 4096;
 /// Operations of one shard that drivers or the catalog work on for clients.
 pub const OPS_FOR_REQUESTS: usize = 1024;
 
+/// Parts of batches (BatchCommit) that one shard has under way. Separate, so that a batch never takes the slots of other
+/// clients: all batches of a node together have so many parts at most (the front's gate), wherever they hash to.
+pub const OPS_FOR_BATCHES: usize = 1024;
+
 /// Operations a shard starts by itself (expiry, reclaim, background moves). Separate, so that clients who fill
 /// their own share never stop expiry, nor expiry clients.
 pub const OPS_FOR_UPKEEP: usize = 256;
@@ -37,7 +41,7 @@ pub const EVICTIONS_PER_SHARD_MAX: usize = OPS_FOR_UPKEEP / 2;
 pub const WAITERS_PER_SHARD_MAX: usize = OPS_FOR_REQUESTS / 2;
 
 /// The in-flight table of one shard.
-pub const OPS_PER_SHARD_MAX: usize = OPS_FOR_REQUESTS + OPS_FOR_UPKEEP;
+pub const OPS_PER_SHARD_MAX: usize = OPS_FOR_REQUESTS + OPS_FOR_BATCHES + OPS_FOR_UPKEEP;
 
 /// Replicas one shard has handed to a driver to be dropped and that are not yet detached.
 pub const DROPS_IN_FLIGHT_MAX: usize = 256;
@@ -87,8 +91,18 @@ pub const LIST_PAGE_DEFAULT: usize = 50;
 /// See [`LIST_PAGE_DEFAULT`].
 pub const LIST_PAGE_MAX: usize = 500;
 
-/// Ids in one Spill request: as the batch RPCs (issue "catalog"): 1,000.
-pub const SPILL_IDS_MAX: usize = 1000;
+/// Ids in one Spill request: as the batch RPCs.
+pub const SPILL_IDS_MAX: usize = BATCH_ITEMS_MAX;
+
+/// Items of BatchAllocate, BatchCommit, BatchAcquire and BatchRelease: 1,000.
+pub const BATCH_ITEMS_MAX: usize = 1000;
+
+/// A batch of fewer parts counts as so many at the gate that lets `OPS_FOR_BATCHES` parts in at a time.
+pub const BATCH_PARTS_COUNTED_MIN: usize = 16;
+
+/// Batches that commit at a time on one node: 64. Each may have two messages beside its parts in the catalog writer's
+/// queue.
+pub const BATCHES_MAX: usize = OPS_FOR_BATCHES / BATCH_PARTS_COUNTED_MIN;
 
 /// `leases.default_lease` and `leases.max_lease` when not configured, in milliseconds.
 pub const LEASE_MS_DEFAULT: u64 = 20_000;
@@ -144,7 +158,8 @@ pub const IO_BYTES_MAX: usize = 1 << 20;
 pub const IO_DEPTH: usize = 8;
 
 const _: () = assert!(GENERATION_EPOCH_BITS + GENERATION_COUNTER_BITS == 56);
-const _: () = assert!(REQUESTS_PER_SHARD_MAX >= OPS_FOR_REQUESTS + REQUEST_LANE_LEN);
+const _: () = assert!(REQUESTS_PER_SHARD_MAX >= OPS_FOR_REQUESTS + OPS_FOR_BATCHES + REQUEST_LANE_LEN);
+const _: () = assert!(BATCH_ITEMS_MAX <= OPS_FOR_BATCHES);
 const _: () = assert!(LIST_PAGE_MAX >= LIST_PAGE_DEFAULT);
 const _: () = assert!(PAYLOAD_BYTES_MAX < STORED_INTEGER_MAX);
 const _: () = assert!(ITEMS_PER_TURN_MAX <= OPS_FOR_UPKEEP);

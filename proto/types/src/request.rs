@@ -1,6 +1,7 @@
 //! What a client may ask of one shard. Sender: `front` (later also native sessions); lane: requests; a lost one
 //! costs its caller a deadline, nothing else.
 
+use crate::batch::BatchPart;
 use crate::ids::{LeaseId, LeaseNonce, NamespaceId, PayloadId, PayloadKey, Version};
 use crate::peer::Peer;
 use crate::policy::{EvictionPolicy, PromotionPolicy, Rank, SpillPolicy};
@@ -19,6 +20,8 @@ pub enum Request {
         key: PayloadKey,
         /// XXH3-64 of the bytes, when the producer knows it.
         checksum: Option<Checksum>,
+        /// Together with others, or not at all.
+        batch: Option<BatchPart>,
     },
     /// Remove the payload.
     Delete {

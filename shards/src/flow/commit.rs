@@ -1,10 +1,15 @@
 //! CommitPayload: the driver seals the bytes, the catalog stores the row, then it is acknowledged (DESIGN §7).
+//!
+//! A part of a batch goes the same way: its row is marked, and the catalog writer stores all rows of the batch in one
+//! transaction once it has them. When another part is refused the writer says so, and this payload is put back to ALLOCATED.
 
 use payload_types::effect::{CatalogChange, CatalogOp, Effect, StorageAction, StorageOp};
 use payload_types::event::{DriverError, DriverErrorKind};
 use payload_types::reply::Reply;
 use payload_types::request::Request;
-use payload_types::{Checksum, ErrorKind, Health, OpId, PayloadError, PayloadKey, PayloadState, Tier};
+use payload_types::{
+    BatchPart, Checksum, ErrorKind, Health, OpId, PayloadError, PayloadKey, PayloadState, Tier,
+};
 
 use crate::op::{self, Class, Kind, Op, op_id, slot_key};
 use crate::parked::Caller;
@@ -17,6 +22,7 @@ impl Shard {
         caller: Caller,
         key: PayloadKey,
         checksum: Option<Checksum>,
+        batch: Option<BatchPart>,
     ) -> Answer {
         let slot = match self.find(step.now, key) {
             Ok(slot) => slot,
@@ -25,9 +31,16 @@ impl Shard {
         let payload = self.table.at(slot);
         match payload.state {
             PayloadState::Allocated => {}
+            // A part never waits for a commit of others: two batches that wait for one another would wait for ever.
+            PayloadState::Committing if batch.is_some() => {
+                return Some(Err(PayloadError::precondition(format!(
+                    "payload {} is being committed by another call; resolve it when that has ended, and send the batch without it if it is committed",
+                    key.id
+                ))));
+            }
             PayloadState::Committing => {
                 let joined = payload.op;
-                return self.park(slot, joined, caller, Request::Commit { key, checksum });
+                return self.park(slot, joined, caller, Request::Commit { key, checksum, batch });
             }
             _ if caller.joined => return Some(Ok(Reply::Committed(payload.describe(true)))),
             state => {
@@ -43,14 +56,15 @@ impl Shard {
                 "writing its file to stable storage failed; allocate and write it anew",
             )));
         }
-        if let Err(error) = self.check_slot(Class::Request) {
+        let class = if batch.is_some() { Class::Batch } else { Class::Request };
+        if let Err(error) = self.check_slot(class) {
             return Some(Err(error));
         }
         let tier = payload.tier();
         let replica = payload.replica_ref(tier).expect("an allocated payload has its replica");
         let reply_to = caller.reply_to.expect("only clients commit");
-        let kind = Kind::Commit { reply_to, checksum, step: op::Step::Driver };
-        let op = self.ops.start(Op::new(slot, Class::Request, kind));
+        let kind = Kind::Commit { reply_to, checksum, batch, step: op::Step::Driver };
+        let op = self.ops.start(Op::new(slot, class, kind));
         let payload = self.table.links(slot);
         payload.op = Some(op);
         payload.set_state(PayloadState::Committing);
@@ -70,12 +84,12 @@ impl Shard {
     }
 
     pub(crate) fn commit_sealed(&mut self, step: &mut Step<'_>, id: OpId, result: Result<(), DriverError>) {
-        let Some(Op { payload, kind: Kind::Commit { checksum, step: at, .. }, .. }) =
+        let Some(Op { payload, kind: Kind::Commit { checksum, batch, step: at, .. }, .. }) =
             self.ops.get_mut(slot_key(id))
         else {
             return;
         };
-        let (slot, checksum) = (*payload, *checksum);
+        let (slot, checksum, batch) = (*payload, *checksum, *batch);
         if let Err(error) = result {
             let key = self.table.at(slot).key;
             let refusal = seal_error(key, &error);
@@ -93,12 +107,13 @@ impl Shard {
         payload.set_checksum(checksum);
         payload.replicas[tier].as_mut().expect("the sealed replica").synced = synced;
         let row = payload.row(epoch, payload.settled_state(), payload.version.next(), payload.replica_rows());
-        self.store(step, id, CatalogChange::Put(Box::new(row)));
+        let change = CatalogChange::Put(Box::new(row));
+        step.out.push(Effect::Catalog(CatalogOp { shard: self.config.shard, op: id, change, batch }));
     }
 
     /// Hands a change to the catalog writer on behalf of `op`.
     pub(crate) fn store(&mut self, step: &mut Step<'_>, op: OpId, change: CatalogChange) {
-        step.out.push(Effect::Catalog(CatalogOp { shard: self.config.shard, op, change }));
+        step.out.push(Effect::Catalog(CatalogOp { shard: self.config.shard, op, change, batch: None }));
     }
 
     pub(crate) fn commit_stored(&mut self, step: &mut Step<'_>, id: OpId, result: Result<(), String>) {
@@ -119,6 +134,24 @@ impl Shard {
         self.arm_payload_timer(step.now, slot);
         self.end_op(slot_key(id), None);
         step.out.reply(reply_to, Ok(Reply::Committed(self.table.at(slot).describe(true))));
+    }
+
+    /// Another part of the batch was refused: nothing was stored. Commits that joined this one are made by themselves.
+    pub(crate) fn commit_put_back(&mut self, step: &mut Step<'_>, id: OpId) {
+        let Some(Op { payload, kind: Kind::Commit { reply_to, .. }, .. }) = self.ops.get(slot_key(id)) else {
+            return;
+        };
+        let (slot, reply_to) = (*payload, *reply_to);
+        let payload = self.table.links(slot);
+        payload.set_checksum(None);
+        payload.set_state(PayloadState::Allocated);
+        let message = format!(
+            "payload {} was not committed, because another one of its batch was refused; it is still ALLOCATED",
+            payload.key.id
+        );
+        self.arm_payload_timer(step.now, slot);
+        self.end_op(slot_key(id), None);
+        step.out.reply(reply_to, Err(PayloadError::new(ErrorKind::LeaseConflict, message)));
     }
 
     fn commit_failed(&mut self, step: &mut Step<'_>, id: OpId, error: PayloadError) {

@@ -15,7 +15,7 @@ fn committed(world: &mut World, policy: EvictionPolicy, size: u64) -> PayloadKey
     let (size, tier) = (ByteCount(size), Tier::Ram);
     let request = Allocate { key, size, tier, ttl_ms: None, no_evict: false, policy };
     world.ask(Request::Allocate(request)).expect("allocated");
-    world.ask(Request::Commit { key, checksum: None }).expect("committed");
+    world.ask(Request::Commit { key, checksum: None, batch: None }).expect("committed");
     world.pass(1);
     key
 }

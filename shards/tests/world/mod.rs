@@ -224,7 +224,7 @@ impl World {
 
     pub fn committed(&mut self, tier: Tier, size: u64) -> PayloadKey {
         let key = self.allocate(tier, size);
-        self.ask(Request::Commit { key, checksum: None }).expect("committed");
+        self.ask(Request::Commit { key, checksum: None, batch: None }).expect("committed");
         key
     }
 
@@ -232,7 +232,7 @@ impl World {
     pub fn pinned(&mut self, tier: Tier, size: u64) -> PayloadKey {
         let key = self.allocate(tier, size);
         self.ask(Request::Pin { key, duration_ms: None, owner: Peer::UNKNOWN }).expect("pinned");
-        self.ask(Request::Commit { key, checksum: None }).expect("committed");
+        self.ask(Request::Commit { key, checksum: None, batch: None }).expect("committed");
         key
     }
 

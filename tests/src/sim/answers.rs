@@ -153,7 +153,7 @@ impl Oracle {
                 self.born(request, seen);
                 self.see(request.key, seen, scene)
             }
-            (Request::Commit { key, checksum }, Reply::Committed(seen)) => {
+            (Request::Commit { key, checksum, .. }, Reply::Committed(seen)) => {
                 self.committed(*key, checksum.is_some(), seen, scene)
             }
             (Request::Delete { key, .. }, Reply::Deleted) => match scene.catalog.rows.get(key) {

@@ -179,7 +179,7 @@ impl World {
             false => self.rng.below(100),
         };
         match dice {
-            0..=5 => Request::Commit { key, checksum: None },
+            0..=5 => Request::Commit { key, checksum: None, batch: None },
             6..=13 => Request::Delete { key, force: self.rng.chance(400), expected_version },
             14..=36 => Request::Acquire(Acquire {
                 key,

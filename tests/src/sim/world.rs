@@ -244,7 +244,7 @@ impl World {
         match task {
             Task::ClientTick => self.client_tick(),
             Task::ClientCommit(key, checksum) => {
-                self.ask(Request::Commit { key, checksum });
+                self.ask(Request::Commit { key, checksum, batch: None });
                 Ok(())
             }
             Task::ClientRelease(lease) => {

@@ -83,7 +83,7 @@ fn eviction_policy(policy: core::EvictionPolicy) -> Result<EvictionPolicy, Paylo
 /// `INVALID_ARGUMENT` for a malformed id.
 pub fn commit(namespace: NamespaceId, request: pb::CommitPayloadRequest) -> Result<Request, PayloadError> {
     let key = ids::payload_key(namespace, request.id.as_ref())?;
-    Ok(Request::Commit { key, checksum: request.checksum_xxh3_64.map(Checksum) })
+    Ok(Request::Commit { key, checksum: request.checksum_xxh3_64.map(Checksum), batch: None })
 }
 
 /// Decodes Delete.
@@ -248,10 +248,10 @@ mod tests {
     #[test]
     fn given_a_commit_when_decoded_then_any_64_bits_are_a_checksum() {
         let bare = pb::CommitPayloadRequest { id: id(1), checksum_xxh3_64: None };
-        assert_eq!(commit(NAMESPACE, bare), Ok(Request::Commit { key: key(1), checksum: None }));
+        assert_eq!(commit(NAMESPACE, bare), Ok(Request::Commit { key: key(1), checksum: None, batch: None }));
         let hashed = pb::CommitPayloadRequest { id: id(1), checksum_xxh3_64: Some(u64::MAX) };
         let checksum = Some(Checksum(u64::MAX));
-        assert_eq!(commit(NAMESPACE, hashed), Ok(Request::Commit { key: key(1), checksum }));
+        assert_eq!(commit(NAMESPACE, hashed), Ok(Request::Commit { key: key(1), checksum, batch: None }));
         refused(commit(NAMESPACE, pb::CommitPayloadRequest::default()), InvalidArgument, "payload id");
     }
 
