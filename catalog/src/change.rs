@@ -99,9 +99,9 @@ fn row_storable(row: &PayloadRow) -> Result<(), StoreError> {
 fn record_storable(change: &RecordChange) -> Result<(), StoreError> {
     use RecordChange::{
         LineageAdd, MetadataNote, MetadataUpdate, StreamAppend, StreamCommit, StreamCreate, StreamDelete,
-        Sweep,
+        Sweep, Vouched,
     };
-    let StreamLimits { entries_max, age_ms_max } = match change {
+    let StreamLimits { entries_max, age_ms_max, .. } = match change {
         StreamCreate { limits, .. } => *limits,
         _ => StreamLimits::default(),
     };
@@ -114,6 +114,7 @@ fn record_storable(change: &RecordChange) -> Result<(), StoreError> {
         | StreamCommit { at, .. }
         | Sweep { at } => at.as_millis(),
         StreamDelete { .. } => 0,
+        Vouched(change) => return record_storable(change),
     };
     for (field, value) in
         [("max_entries", entries_max.unwrap_or(0)), ("max_age", age_ms_max.unwrap_or(0)), ("the time", at)]
@@ -159,6 +160,7 @@ pub(crate) fn weight(change: &RecordChange) -> u64 {
                 PART_BYTES + tags
             })
             .sum(),
+        RecordChange::Vouched(change) => return weight(change),
         // Their names are at most 255 bytes each.
         RecordChange::StreamCreate { .. }
         | RecordChange::StreamDelete { .. }

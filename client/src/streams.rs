@@ -56,6 +56,7 @@ impl Client {
             stream: encode_name(stream),
             retention_max_entries: limits.entries_max.unwrap_or_default(),
             retention_max_age_sec: age_ms / 1_000,
+            retain_payloads: limits.retains_payloads,
         };
         self.answer(self.stream_service().create_stream(self.request(request)).await)
     }
@@ -280,6 +281,7 @@ fn decode_info(message: operations::StreamInfo) -> Result<StreamInfo, ClientErro
         limits: StreamLimits {
             entries_max: set(message.retention_max_entries),
             age_ms_max: set(message.retention_max_age_sec.saturating_mul(1_000)),
+            retains_payloads: message.retain_payloads,
         },
         first: message.first_offset,
         end: message.end_offset,

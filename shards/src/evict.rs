@@ -78,7 +78,8 @@ pub fn exit(payload: &Payload, from: Tier, capacity: &PerTier<Option<ByteCount>>
         return Some(Exit::Copy(twin));
     }
     let policy = &payload.policy;
-    if policy.spill_target == Some(SpillTarget::Void) && !policy.require_durable {
+    // What a stream keeps is not discarded: it moves on, and is discarded there once it may be.
+    if policy.spill_target == Some(SpillTarget::Void) && !policy.require_durable && !payload.held {
         return floor.is_none().then_some(Exit::Discard);
     }
     if payload.health != Health::Good {
@@ -148,6 +149,9 @@ mod tests {
             assert_eq!(exit(&payload, payload.tier(), &capacity(1 << 20)), wanted, "{policy:?} {tiers:?}");
         }
         assert_eq!(exit(&payload(plain, &[ram]), ram, &capacity(4096)), None, "larger than the whole disk");
+        let mut held = payload(void, &[ram]);
+        held.held = true;
+        assert_eq!(exit(&held, ram, &capacity(1 << 20)), Some(Exit::Copy(disk)), "a stream keeps it");
         let mut doubtful = payload(plain, &[ram, disk]);
         doubtful.replicas[disk].as_mut().expect("a twin").sync_failed = true;
         assert_eq!(exit(&doubtful, ram, &capacity(1 << 20)), Some(Exit::Copy(disk)), "written anew");

@@ -15,6 +15,7 @@
 //! - [`payload`]: one payload's record; [`table`]: all of them, their order ([`order`]) and their counts;
 //!   [`index`]: id -> record
 //! - [`lease`]: leases and their order; [`limbo`]: replicas that were dropped and whose space is not free yet
+//! - `holds`: payloads that streams keep
 //! - [`op`]: work that drivers or the catalog do for a payload; [`parked`]: requests that wait for such work
 //! - `flow`: what each request does, a file each
 //! - [`evict`]: who may be evicted and where to; [`arbiter`]: the node's capacity, shared among shards, and who waits for it
@@ -24,6 +25,7 @@ pub mod arbiter;
 pub mod config;
 pub mod evict;
 mod flow;
+mod holds;
 pub mod index;
 pub mod lease;
 pub mod limbo;

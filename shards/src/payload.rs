@@ -83,6 +83,8 @@ pub struct Payload {
     pub stored: bool,
     /// True until Allocate was answered: nobody can know the id.
     pub creating: bool,
+    /// True while some stream, or an append, holds it (`holds`). Kept by the table.
+    pub held: bool,
     /// Current replicas.
     pub replicas: PerTier<Option<Replica>>,
     /// Where the replica on DISK lies in a segment file; `None`: it has a file of its own, or there is none.
@@ -151,6 +153,7 @@ impl Payload {
             pin_stored_by: None,
             stored: false,
             creating: true,
+            held: false,
             replicas: PerTier::default(),
             extent: None,
             limbo_segment: None,
@@ -213,9 +216,9 @@ impl Payload {
         Some(ReplicaRef { tier, id: self.key.id, generation: replica.generation, size: self.size, extent })
     }
 
-    /// True when the ttl has passed at `wall`.
+    /// True when the ttl has passed at `wall`, and no stream keeps it.
     pub fn is_expired_at(&self, wall: WallMs) -> bool {
-        self.expires_at.is_some_and(|end| end <= wall)
+        !self.held && self.expires_at.is_some_and(|end| end <= wall)
     }
 
     /// Moves to `next`.

@@ -124,6 +124,9 @@ impl Shard {
         if self.parked.has_ready() {
             self.run_ready(&mut step, &mut work_left);
         }
+        if self.table.holds_drain() {
+            self.run_holds(&step, &mut work_left);
+        }
         if self.table.is_touched() {
             self.table.settle(now.monotonic);
         }
@@ -137,7 +140,7 @@ impl Shard {
 
     /// When the next `Event::Timer` is wanted: at a timer's moment, or at once while bounded work is left over.
     pub fn next_timer(&self) -> Option<Monotonic> {
-        if self.parked.has_ready() || self.limbo.has_drop() {
+        if self.parked.has_ready() || self.limbo.has_drop() || self.table.holds_drain() {
             return Some(Monotonic(0));
         }
         self.wheel.next_due()
@@ -150,7 +153,7 @@ impl Shard {
 
     /// True when nothing is under way: no operation, no parked request, no drop that a driver was not told about.
     pub fn is_quiet(&self) -> bool {
-        self.ops.is_empty() && self.parked.is_empty() && !self.limbo.has_drop()
+        self.ops.is_empty() && self.parked.is_empty() && !self.limbo.has_drop() && !self.table.holds_drain()
     }
 
     /// True when whatever is under way waits for capacity: nothing happens until some is freed.
@@ -193,6 +196,7 @@ impl Shard {
                 self.pin(step, caller, key, Some((duration_ms, owner)))
             }
             Request::Unpin { key } => self.pin(step, caller, key, None),
+            Request::Hold(hold) => self.hold(step, hold),
             Request::List(list) => Some(Ok(payload_types::reply::Reply::Page(self.table.page(&list)))),
             Request::Scrub(request) => self.scrub(step, caller, request),
             Request::Stats => Some(Ok(payload_types::reply::Reply::Stats(Box::new(self.stats())))),

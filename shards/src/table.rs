@@ -9,18 +9,21 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::sync::Arc;
 
 use payload_ledger::recency::Recency;
 use payload_ledger::{SlotKey, Slots};
 use payload_types::effect::ReplicaRef;
+use payload_types::hold::HoldingStream;
 use payload_types::reply::{ShardPage, ShardStats, TierStats};
-use payload_types::report::PinOwner;
+use payload_types::report::{PinOwner, StreamHold};
 use payload_types::request::List;
 use payload_types::{
     ByteCount, Monotonic, NamespaceId, PayloadId, PayloadKey, PerTier, Pin, Rank, Tier, limits,
 };
 
 use crate::evict::{self, Class, Exit};
+use crate::holds::{Holder, Holds};
 use crate::index::Index;
 use crate::order::Order;
 use crate::payload::Payload;
@@ -53,6 +56,7 @@ pub struct Table {
     touched: Vec<SlotKey>,
     /// Who set the pins of this start, by the payload's slot. Beside the payloads, of which few are pinned.
     pin_owners: BTreeMap<u32, PinOwner>,
+    holds: Holds,
 }
 
 fn hash(id: PayloadId) -> u64 {
@@ -78,6 +82,7 @@ impl Table {
             recency: Recency::default(),
             touched: Vec::new(),
             pin_owners: BTreeMap::new(),
+            holds: Holds::default(),
         }
     }
 
@@ -138,6 +143,9 @@ impl Table {
         let payload = self.payloads.remove(slot).expect("the caller holds a live slot");
         assert!(self.by_key.remove(hash(payload.key.id), slot.index), "every payload is indexed");
         self.pin_owners.remove(&slot.index);
+        if payload.held {
+            self.holds.forget(slot.index);
+        }
         payload
     }
 
@@ -342,6 +350,62 @@ impl Table {
             assert!(self.ordered[tier].remove(key, slot.index, key_of), "what is shown is ordered");
             *count -= 1;
         }
+    }
+
+    /// Notes that an entry at `offset` refers to a payload.
+    ///
+    /// # Panics
+    /// When it is gone.
+    pub(crate) fn hold(
+        &mut self,
+        slot: SlotKey,
+        holder: Holder,
+        name: Option<&Arc<HoldingStream>>,
+        offset: u64,
+    ) {
+        self.links(slot).held = true;
+        self.holds.add(holder, name, offset, slot.index);
+    }
+
+    /// Entries before `floor` hold nothing any more.
+    pub(crate) fn hold_floor(&mut self, holder: Holder, floor: u64) {
+        self.holds.set_floor(holder, floor);
+    }
+
+    /// True while there is something for [`hold_drain`](Self::hold_drain).
+    pub(crate) fn holds_drain(&self) -> bool {
+        self.holds.is_draining()
+    }
+
+    /// Takes one hold out that a floor has passed; the payload, if it was the last one. `None`: there is none.
+    pub(crate) fn hold_drain(&mut self) -> Option<Option<SlotKey>> {
+        let (index, is_last) = self.holds.drain()?;
+        let slot = self.payloads.key_at(index).expect("what is held exists");
+        if is_last {
+            self.links(slot).held = false;
+        }
+        Some(is_last.then_some(slot))
+    }
+
+    /// True when as many more can be held.
+    pub(crate) fn holds_have_room(&self, more: usize) -> bool {
+        self.holds.has_room(more)
+    }
+
+    /// Which streams keep a payload.
+    pub(crate) fn holders(&self, slot: SlotKey) -> Vec<StreamHold> {
+        self.holds.holders(slot.index)
+    }
+
+    /// Whether the holds fit together, and payloads know of them.
+    pub(crate) fn check_holds(&self) -> Result<(), String> {
+        self.holds.check()?;
+        for index in self.iter().filter_map(|payload| self.find(payload.key)) {
+            if self.at(index).held != self.holds.is_noted(index.index) {
+                return Err(format!("{:?}: held is not what is noted", self.at(index).key));
+            }
+        }
+        Ok(())
     }
 
     /// Who set the payload's pin; `None` when it was set before this start, or there is none.

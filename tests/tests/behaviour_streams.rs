@@ -45,6 +45,7 @@ impl Stream {
             stream: self.name(),
             retention_max_entries: entries,
             retention_max_age_sec: seconds,
+            retain_payloads: false,
         };
         self.stub().create_stream(request).await.map(drop)
     }

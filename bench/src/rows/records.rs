@@ -88,7 +88,7 @@ impl Appender {
             tags: Vec::new(),
         };
         let items = (0..ENTRIES).map(|_| item()).collect();
-        let change = RecordChange::StreamAppend { stream: self.stream.clone(), items, at: NOW };
+        let change = RecordChange::StreamAppend { stream: self.stream.clone(), items, held: false, at: NOW };
         let (ended, submitted_at) = (self.ended.0.clone(), Instant::now());
         let reply = move |result: Result<RecordOutcome, _>| {
             let result = match result {

@@ -139,6 +139,19 @@ impl Tables for State {
         Ok(())
     }
 
+    fn groups_floor(&mut self, stream: u64) -> Result<Option<u64>, StoreError> {
+        let groups = self.records.groups.range((stream, String::new())..(stream + 1, String::new()));
+        Ok(groups.map(|(_, (next, _))| *next).min())
+    }
+
+    fn streams_retaining(&mut self, after: u64, count_max: usize) -> Result<Vec<StreamRow>, StoreError> {
+        let retains = |stream: &&StreamRow| stream.limits.retains_payloads && stream.id > after;
+        let mut found: Vec<StreamRow> = self.records.streams.values().filter(retains).cloned().collect();
+        found.sort_by_key(|stream| stream.id);
+        found.truncate(count_max);
+        Ok(found)
+    }
+
     fn committed(&mut self, stream: u64, group: &str) -> Result<Option<u64>, StoreError> {
         Ok(self.records.groups.get(&(stream, group.to_owned())).map(|(next, _)| *next))
     }

@@ -7,9 +7,11 @@ use tokio_postgres::types::Type;
 use super::link::{Session, Sql};
 use crate::error::StoreError;
 
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("../../migrations/postgres/0001_initial.sql"),
     include_str!("../../migrations/postgres/0002_records.sql"),
+    include_str!("../../migrations/postgres/0003_nodes.sql"),
+    include_str!("../../migrations/postgres/0004_holds.sql"),
 ];
 
 /// "payload" and a version of the locking rule: what starts and migrations of all nodes hold one after the other.

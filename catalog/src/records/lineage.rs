@@ -10,7 +10,7 @@ use payload_types::record::{LineageEdge, RecordAnswer, RecordOutcome};
 use payload_types::{PayloadId, PayloadKey, WallMs};
 
 use super::tables::{Tables, TablesMut};
-use super::{Needed, distinct, unfit, unfit_to_ask};
+use super::{Moment, Needed, distinct, unfit, unfit_to_ask};
 use crate::error::StoreError;
 
 /// Payloads whose edges are asked for together: a backend that is far away has that many fewer round trips.
@@ -23,10 +23,10 @@ pub(super) fn add<T: TablesMut>(
     tables: &mut T,
     child: PayloadKey,
     edges: &[LineageEdge],
-    at: WallMs,
+    moment: Moment,
 ) -> Result<RecordOutcome, StoreError> {
     let ids = distinct(std::iter::once(child.id).chain(edges.iter().map(|edge| edge.parent)));
-    if let Some(outcome) = unfit(tables, child.namespace, &ids, Needed::Known, at)? {
+    if let Some(outcome) = unfit(tables, child.namespace, &ids, Needed::Known, moment.judged_at)? {
         return Ok(outcome);
     }
     tables.edges_put(child.namespace, edges)?;

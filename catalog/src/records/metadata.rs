@@ -7,7 +7,7 @@ use payload_types::record::{
 use payload_types::{PayloadKey, WallMs};
 
 use super::tables::{Garbage, History, Tables, TablesMut};
-use super::{Needed, merge, strange, unfit, unfit_to_ask};
+use super::{Moment, Needed, merge, strange, unfit, unfit_to_ask};
 use crate::error::StoreError;
 
 /// Events that are removed together with their payload; of a longer history sweeps remove the events.
@@ -27,10 +27,11 @@ pub(super) struct Update<'change> {
 pub(super) fn update<T: TablesMut>(
     tables: &mut T,
     key: PayloadKey,
-    at: WallMs,
+    moment: Moment,
     update: Update<'_>,
 ) -> Result<RecordOutcome, StoreError> {
-    if let Some(outcome) = unfit(tables, key.namespace, &[key.id], Needed::Known, at)? {
+    let Moment { at, judged_at } = moment;
+    if let Some(outcome) = unfit(tables, key.namespace, &[key.id], Needed::Known, judged_at)? {
         return Ok(outcome);
     }
     let history = tables.history(key)?;
@@ -70,12 +71,13 @@ pub(super) fn update<T: TablesMut>(
 pub(super) fn note<T: TablesMut>(
     tables: &mut T,
     key: PayloadKey,
-    at: WallMs,
+    moment: Moment,
     metadata: &Metadata,
     source: &str,
     version: &str,
 ) -> Result<RecordOutcome, StoreError> {
-    if let Some(outcome) = unfit(tables, key.namespace, &[key.id], Needed::Known, at)? {
+    let Moment { at, judged_at } = moment;
+    if let Some(outcome) = unfit(tables, key.namespace, &[key.id], Needed::Known, judged_at)? {
         return Ok(outcome);
     }
     let mut history = match tables.history(key)? {

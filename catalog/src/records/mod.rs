@@ -33,19 +33,26 @@ pub(crate) fn apply<T: TablesMut>(
 ) -> Result<RecordOutcome, StoreError> {
     use RecordChange::{
         LineageAdd, MetadataNote, MetadataUpdate, StreamAppend, StreamCommit, StreamCreate, StreamDelete,
-        Sweep,
+        Sweep, Vouched,
     };
+    let (change, vouched) = match change {
+        Vouched(change) => (&**change, true),
+        change => (change, false),
+    };
+    let moment = |at: &WallMs| Moment { at: *at, judged_at: if vouched { WallMs::default() } else { *at } };
     match change {
         MetadataUpdate { key, mode, metadata, actor, reason, at } => {
-            metadata::update(tables, *key, *at, metadata::Update { mode: *mode, metadata, actor, reason })
+            let update = metadata::Update { mode: *mode, metadata, actor, reason };
+            metadata::update(tables, *key, moment(at), update)
         }
         MetadataNote { key, metadata, source, version, at } => {
-            metadata::note(tables, *key, *at, metadata, source, version)
+            metadata::note(tables, *key, moment(at), metadata, source, version)
         }
-        LineageAdd { child, edges, at } => lineage::add(tables, *child, edges, *at),
+        LineageAdd { child, edges, at } => lineage::add(tables, *child, edges, moment(at)),
+        Vouched(_) => Err(strange("a change that is vouched for twice")),
         StreamCreate { stream, limits, at } => streams::create(tables, stream, *limits, *at),
         StreamDelete { stream } => streams::delete(tables, stream),
-        StreamAppend { stream, items, at } => streams::append(tables, stream, items, *at),
+        StreamAppend { stream, items, held, at } => streams::append(tables, stream, items, *held, *at),
         StreamCommit { stream, group, offset, at } => streams::commit(tables, stream, group, *offset, *at),
         Sweep { at } => sweep::sweep(tables, *at),
     }
@@ -68,6 +75,7 @@ pub(crate) fn answer<T: Tables>(tables: &mut T, query: &RecordQuery) -> Result<R
                 streams::Range { from: *from, to: *to, not_before: *not_before, entries_max: *entries_max };
             streams::read(tables, stream, range, *at)
         }
+        RecordQuery::Floors { after, streams_max } => streams::floors(tables, *after, *streams_max),
         RecordQuery::Committed { stream, group } => streams::committed(tables, stream, group),
         RecordQuery::StreamEnds(names) => tables.stream_ends(names).map(RecordAnswer::StreamEnds),
         // Only a catalog that nodes share has rows of others; its reader answers these itself.
@@ -81,6 +89,14 @@ pub(crate) fn answer<T: Tables>(tables: &mut T, query: &RecordQuery) -> Result<R
 pub(crate) fn forget<T: TablesMut>(tables: &mut T, key: PayloadKey) -> Result<(), StoreError> {
     metadata::forget(tables, key)?;
     lineage::forget(tables, key)
+}
+
+/// When a change is made.
+#[derive(Clone, Copy)]
+struct Moment {
+    at: WallMs,
+    /// The time by which it is judged whether payloads have expired.
+    judged_at: WallMs,
 }
 
 /// What a change or a query needs of a payload.

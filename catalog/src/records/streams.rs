@@ -2,10 +2,13 @@
 //!
 //! Retention moves `first`, which is all that readers see, and is exact for entries and exact for age, since a batch was
 //! appended at one time. Batches wholly before `first` are removed bit by bit, by later appends and by sweeps.
+//!
+//! A stream that retains payloads tells with every change how far it holds them (`floor`); shards do the holding.
 
 use payload_types::limits::{ANSWER_BYTES_MAX, STORED_INTEGER_MAX};
 use payload_types::record::{
-    RecordAnswer, RecordOutcome, StreamEntry, StreamInfo, StreamItem, StreamLimits, StreamName, Timestamp,
+    RecordAnswer, RecordOutcome, StreamEntry, StreamFloor, StreamInfo, StreamItem, StreamLimits, StreamName,
+    Timestamp,
 };
 use payload_types::{NamespaceId, WallMs};
 
@@ -36,26 +39,59 @@ pub(super) fn create<T: TablesMut>(
         return Ok(RecordOutcome::StreamExists);
     }
     tables.stream_add(name, limits, at)?;
-    Ok(RecordOutcome::Done)
+    match tables.stream(name)? {
+        Some(stream) if limits.retains_payloads => Ok(RecordOutcome::Floored(floor(tables, &stream)?)),
+        _ => Ok(RecordOutcome::Done),
+    }
 }
 
 pub(super) fn delete<T: TablesMut>(tables: &mut T, name: &StreamName) -> Result<RecordOutcome, StoreError> {
     if let Some(stream) = tables.stream(name)? {
         tables.stream_remove(&stream)?;
         tables.garbage_add(Garbage::Stream, stream.id)?;
+        if stream.limits.retains_payloads {
+            return Ok(RecordOutcome::Floored(StreamFloor { stream: stream.id, floor: STORED_INTEGER_MAX }));
+        }
     }
     Ok(RecordOutcome::Done)
+}
+
+/// How far the stream holds payloads. What is too old, and not swept yet, is held a little longer than it is shown.
+pub(super) fn floor<T: Tables>(tables: &mut T, stream: &StreamRow) -> Result<StreamFloor, StoreError> {
+    let passed = tables.groups_floor(stream.id)?.unwrap_or_default();
+    Ok(StreamFloor { stream: stream.id, floor: stream.first.max(passed) })
+}
+
+pub(super) fn floors<T: Tables>(
+    tables: &mut T,
+    after: u64,
+    streams_max: usize,
+) -> Result<RecordAnswer, StoreError> {
+    let mut found = tables.streams_retaining(after, streams_max.saturating_add(1))?;
+    let more = found.len() > streams_max;
+    found.truncate(streams_max);
+    let floors = found.into_iter().map(|stream| {
+        let floor = floor(tables, &stream)?;
+        Ok((stream.name, floor))
+    });
+    Ok(RecordAnswer::Floors(floors.collect::<Result<_, StoreError>>()?, more))
 }
 
 pub(super) fn append<T: TablesMut>(
     tables: &mut T,
     name: &StreamName,
     items: &[StreamItem],
+    held: bool,
     at: WallMs,
 ) -> Result<RecordOutcome, StoreError> {
     let Some(mut stream) = tables.stream(name)? else { return Ok(RecordOutcome::StreamNotFound) };
+    if stream.limits.retains_payloads && !held {
+        return Ok(RecordOutcome::NotHeld);
+    }
     let ids = distinct(items.iter().map(|item| item.payload));
-    if let Some(outcome) = unfit(tables, NamespaceId::DEFAULT, &ids, Needed::Committed, at)? {
+    // What is held has not expired.
+    let judged_at = if held { WallMs::default() } else { at };
+    if let Some(outcome) = unfit(tables, NamespaceId::DEFAULT, &ids, Needed::Committed, judged_at)? {
         return Ok(outcome);
     }
     let first = stream.next;
@@ -78,7 +114,11 @@ pub(super) fn append<T: TablesMut>(
         stream.due_at = Some(WallMs::default());
     }
     tables.stream_set(&stream)?;
-    Ok(RecordOutcome::Appended { first, last: stream.next - 1 })
+    let last = stream.next - 1;
+    if stream.limits.retains_payloads {
+        return Ok(RecordOutcome::AppendedHeld { first, last, floor: floor(tables, &stream)? });
+    }
+    Ok(RecordOutcome::Appended { first, last })
 }
 
 /// Stores `items` behind the end of `stream`; returns the offset behind them.
@@ -114,6 +154,9 @@ pub(super) fn commit<T: TablesMut>(
         return Ok(RecordOutcome::BeyondEnd { end: stream.next });
     }
     tables.group_set(stream.id, group, offset, at)?;
+    if stream.limits.retains_payloads {
+        return Ok(RecordOutcome::Floored(floor(tables, &stream)?));
+    }
     Ok(RecordOutcome::Done)
 }
 

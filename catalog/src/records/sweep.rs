@@ -14,10 +14,10 @@
 //! ```
 //! What is dead in the walk stays dead: edges are only added between living payloads.
 
-use payload_types::record::{LineageEdge, RecordOutcome};
+use payload_types::record::{LineageEdge, RecordOutcome, StreamFloor};
 use payload_types::{PayloadId, PayloadKey, WallMs};
 
-use super::streams::{first_in_age, outdated_at};
+use super::streams::{first_in_age, floor, outdated_at};
 use super::tables::{Garbage, StreamRow, Tables, TablesMut};
 use super::{distinct, strange};
 use crate::error::StoreError;
@@ -43,9 +43,9 @@ pub(crate) fn is_due<T: Tables>(tables: &mut T, at: WallMs) -> Result<bool, Stor
 }
 
 pub(super) fn sweep<T: TablesMut>(tables: &mut T, at: WallMs) -> Result<RecordOutcome, StoreError> {
-    let (mut removed, mut budget) = (0, ITEMS_MAX);
+    let (mut removed, mut budget, mut floors) = (0, ITEMS_MAX, Vec::new());
     for stream in tables.streams_due(at, STREAMS_MAX)? {
-        removed += trim(tables, stream, at, &mut budget)?;
+        removed += trim(tables, stream, at, &mut budget, &mut floors)?;
     }
     while budget > 0
         && let Some((garbage, id)) = tables.garbage_next()?
@@ -57,7 +57,7 @@ pub(super) fn sweep<T: TablesMut>(tables: &mut T, at: WallMs) -> Result<RecordOu
             break;
         }
     }
-    Ok(RecordOutcome::Swept { removed, more: is_due(tables, at)? })
+    Ok(RecordOutcome::Swept { removed, more: is_due(tables, at)?, floors })
 }
 
 /// Lets go what the stream does not keep any more; returns how many entries.
@@ -66,6 +66,7 @@ fn trim<T: TablesMut>(
     mut stream: StreamRow,
     at: WallMs,
     budget: &mut u64,
+    floors: &mut Vec<StreamFloor>,
 ) -> Result<u64, StoreError> {
     let before = stream.first;
     stream.first = first_in_age(tables, &stream, at)?;
@@ -83,6 +84,9 @@ fn trim<T: TablesMut>(
         None
     };
     tables.stream_set(&stream)?;
+    if stream.limits.retains_payloads && stream.first > before {
+        floors.push(floor(tables, &stream)?);
+    }
     Ok(stream.first - before)
 }
 

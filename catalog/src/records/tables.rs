@@ -134,6 +134,12 @@ pub(crate) trait Tables {
         each: &mut dyn FnMut(Batch, &[u8]) -> Result<bool, StoreError>,
     ) -> Result<(), StoreError>;
 
+    /// The least offset that a group of this stream wants next, if there is a group.
+    fn groups_floor(&mut self, stream: u64) -> Result<Option<u64>, StoreError>;
+
+    /// Streams that retain payloads, in the order of their ids, those with a greater one than `after`, at most so many.
+    fn streams_retaining(&mut self, after: u64, count_max: usize) -> Result<Vec<StreamRow>, StoreError>;
+
     /// How far a group has come.
     fn committed(&mut self, stream: u64, group: &str) -> Result<Option<u64>, StoreError>;
 

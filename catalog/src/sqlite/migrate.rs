@@ -6,10 +6,11 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::errors::rolled_back;
 use crate::error::StoreError;
 
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("../../migrations/sqlite/0001_initial.sql"),
     include_str!("../../migrations/sqlite/0002_extents.sql"),
     include_str!("../../migrations/sqlite/0003_records.sql"),
+    include_str!("../../migrations/sqlite/0004_holds.sql"),
 ];
 
 /// Where SQLite keeps the number of the last migration.

@@ -43,7 +43,13 @@ fn append(number: u64, mark: u64, count: u64) -> Change {
         duration_ns: mark * 1000 + index,
         tags: Vec::new(),
     };
-    RecordChange::StreamAppend { stream: stream(), items: (0..count).map(item).collect(), at: NOW }.into()
+    RecordChange::StreamAppend {
+        stream: stream(),
+        items: (0..count).map(item).collect(),
+        held: false,
+        at: NOW,
+    }
+    .into()
 }
 
 fn update(number: u64, text: &str) -> Change {

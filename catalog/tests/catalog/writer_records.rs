@@ -173,7 +173,7 @@ fn given_entries_that_grow_too_old_when_nobody_does_anything_then_the_writer_rem
     let mut store =
         SqliteStore::open(&directory.path().join("catalog.db"), Synchronous::Full).expect("it opens");
     // Long ago: all of it is too old by now.
-    let limits = StreamLimits { entries_max: None, age_ms_max: Some(1000) };
+    let limits = StreamLimits { age_ms_max: Some(1000), ..StreamLimits::default() };
     let make = RecordChange::StreamCreate { stream: stream("s"), limits, at: at(0) };
     let mut batch = vec![put(row(1)), make.into()];
     batch.extend((0..1000).map(|_| append("s", vec![item(1)], WallMs::from_millis(1)).into()));

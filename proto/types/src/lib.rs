@@ -13,6 +13,7 @@ pub mod error;
 pub mod event;
 pub mod extent;
 pub mod foreign;
+pub mod hold;
 pub mod ids;
 pub mod limits;
 pub mod peer;

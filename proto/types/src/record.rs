@@ -122,6 +122,18 @@ pub struct StreamLimits {
     pub entries_max: Option<u64>,
     /// Those appended within so long, in milliseconds; `None`: all.
     pub age_ms_max: Option<u64>,
+    /// Their payloads, too, until every group has committed past them (`hold`).
+    pub retains_payloads: bool,
+}
+
+/// How far a stream that retains payloads holds them: those of entries at `floor` or behind it. It is the least offset that
+/// some group wants next, or the oldest entry that is kept; without any group it is the latter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StreamFloor {
+    /// The stream's incarnation.
+    pub stream: u64,
+    /// The first offset that is held; `limits::STORED_INTEGER_MAX`: the stream is gone.
+    pub floor: u64,
 }
 
 /// A change of records. At most a transaction's outcome is in doubt, never a change's: the store makes each at most once.
@@ -174,22 +186,27 @@ pub enum RecordChange {
         /// Now.
         at: WallMs,
     },
-    /// Removes a stream, its entries and its groups' positions. -> `Done`, also when there is none.
+    /// Removes a stream, its entries and its groups' positions. -> `Done`, also when there is none; `Floored` for one that
+    /// retained payloads.
     StreamDelete {
         /// Which.
         stream: StreamName,
     },
-    /// Appends all items at contiguous offsets, or none. -> `Appended`, `StreamNotFound`,
-    /// `NotFound`, `Lost`, `NotCommitted`.
+    /// Appends all items at contiguous offsets, or none. -> `Appended`, or `AppendedHeld` to a stream that retains
+    /// payloads; `StreamNotFound`, `NotFound`, `Lost`, `NotCommitted`, `NotHeld`.
     StreamAppend {
         /// Where.
         stream: StreamName,
         /// At least one.
         items: Vec<StreamItem>,
+        /// Their shards hold the payloads: a stream that retains payloads takes no others. Such a payload has not expired,
+        /// whatever its ttl.
+        held: bool,
         /// Now; the payloads must be committed, and not expired by then.
         at: WallMs,
     },
-    /// Stores how far a group has come. -> `Done`, `StreamNotFound`, `BeyondEnd`.
+    /// Stores how far a group has come. -> `Done`, `Floored` where the stream retains payloads, `StreamNotFound`,
+    /// `BeyondEnd`.
     StreamCommit {
         /// Where.
         stream: StreamName,
@@ -200,6 +217,9 @@ pub enum RecordChange {
         /// Now.
         at: WallMs,
     },
+    /// A change of metadata or lineage, by word of the payloads' shards that none of them has expired, whatever its row says:
+    /// streams keep them. As the change itself.
+    Vouched(Box<RecordChange>),
     /// Retention and lineage that no living payload is connected with: a bounded share of the work. -> `Swept`.
     Sweep {
         /// Now.
@@ -221,13 +241,28 @@ pub enum RecordOutcome {
         /// The last one.
         last: u64,
     },
+    /// Appended to a stream that retains payloads.
+    AppendedHeld {
+        /// The first offset.
+        first: u64,
+        /// The last one.
+        last: u64,
+        /// How far the stream holds payloads now.
+        floor: StreamFloor,
+    },
+    /// Made; how far the stream holds payloads now.
+    Floored(StreamFloor),
     /// So much was removed; `more`: there is more to do.
     Swept {
         /// Entries that no stream keeps any more, and edges.
         removed: u64,
         /// There is more to do.
         more: bool,
+        /// Streams that retain payloads and keep fewer entries now.
+        floors: Vec<StreamFloor>,
     },
+    /// Nothing changed: the stream retains payloads, and nobody holds these.
+    NotHeld,
     /// Nothing changed: there is no row of this payload, or it has expired.
     NotFound(PayloadId),
     /// Nothing changed: the payload's bytes did not survive a restart.
@@ -307,6 +342,13 @@ pub enum RecordQuery {
         /// Now: what is older than the stream keeps is not given.
         at: WallMs,
     },
+    /// How far the streams that retain payloads hold them, in the order of their incarnations. -> `Floors`.
+    Floors {
+        /// Those with a greater one.
+        after: u64,
+        /// At most so many.
+        streams_max: usize,
+    },
     /// How far a group has come. -> `Committed`, `StreamNotFound`.
     Committed {
         /// Where.
@@ -366,6 +408,8 @@ pub enum RecordAnswer {
     Streams(Vec<StreamInfo>, bool),
     /// Entries of the stream as it is described, and whether there are more up to `to`.
     Entries(StreamInfo, Vec<StreamEntry>, bool),
+    /// Streams that retain payloads, and whether there are more.
+    Floors(Vec<(StreamName, StreamFloor)>, bool),
     /// The offset; `None`: never committed.
     Committed(Option<u64>),
     /// (incarnation, end) of each stream that was asked for, in their order; `None`: there is none.

@@ -37,6 +37,8 @@ pub enum Reply {
     Prefetching,
     /// Enrol.
     Enrolled,
+    /// Hold.
+    Held,
     /// Pin.
     Pinned,
     /// Unpin.

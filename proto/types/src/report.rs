@@ -4,6 +4,7 @@ use crate::descriptor::{Descriptor, Location};
 use crate::ids::{LeaseId, PayloadId};
 use crate::peer::Peer;
 use crate::policy::{Pin, Rank};
+use crate::record::StreamName;
 use crate::tier::{SpillTarget, Tier};
 use crate::time::{Monotonic, WallMs};
 use crate::units::ByteCount;
@@ -43,6 +44,18 @@ pub struct PinHold {
     pub pin: Pin,
 }
 
+/// A stream that keeps a payload, because some group has not committed past an entry that refers to it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StreamHold {
+    /// Which; `None`: an append that refers to it is under way.
+    pub stream: Option<StreamName>,
+    /// The newest entry that refers to it.
+    pub offset: u64,
+}
+
+/// Streams shown of those that hold one payload.
+pub const STREAM_HOLDS_SHOWN: usize = 64;
+
 /// One part of a payload's holders.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Holders {
@@ -54,6 +67,8 @@ pub struct Holders {
     pub lease_count: u32,
     /// The pin, while it holds.
     pub pin: Option<PinHold>,
+    /// Streams that keep it, at most [`STREAM_HOLDS_SHOWN`].
+    pub streams: Vec<StreamHold>,
     /// Exactly what was allocated.
     pub size: ByteCount,
     /// Tiers that have a replica.
@@ -160,6 +175,8 @@ pub struct Explanation {
     pub leases: u32,
     /// The pin, as far as it holds.
     pub pin: Pin,
+    /// Streams that keep it, at most [`STREAM_HOLDS_SHOWN`].
+    pub streams: Vec<StreamHold>,
     /// Allocated with no_evict.
     pub no_evict: bool,
     /// Where a spill without a target sends it.

@@ -2,6 +2,7 @@
 //! costs its caller a deadline, nothing else.
 
 use crate::batch::BatchPart;
+use crate::hold::Hold;
 use crate::ids::{LeaseId, LeaseNonce, NamespaceId, PayloadId, PayloadKey, Version};
 use crate::peer::Peer;
 use crate::policy::{EvictionPolicy, PromotionPolicy, Rank, SpillPolicy};
@@ -83,6 +84,8 @@ pub enum Request {
         /// Target.
         key: PayloadKey,
     },
+    /// What streams keep payloads for. Sent by the front itself, to the shards that it names.
+    Hold(Hold),
     /// One shard's part of a page. Sent to every shard.
     List(List),
     /// One shard's part of the statistics. Sent to every shard.
@@ -197,7 +200,7 @@ impl Request {
             | Self::Unpin { key }
             | Self::Holders { key, .. }
             | Self::Explain { key } => Some(key.id),
-            Self::Release { .. } | Self::List(_) | Self::Stats | Self::Outlook { .. } => None,
+            Self::Release { .. } | Self::Hold(_) | Self::List(_) | Self::Stats | Self::Outlook { .. } => None,
         }
     }
 }

@@ -8,6 +8,7 @@ mod commit;
 mod copy;
 mod enrol;
 mod evict;
+mod hold;
 mod lease;
 mod pin;
 pub mod promote;

@@ -46,6 +46,11 @@ impl Shard {
                 ),
             )));
         }
+        if !force
+            && let Err(error) = self.check_held(slot, "let its groups commit past it, or delete with force")
+        {
+            return Some(Err(error));
+        }
         if !self.may_remove(slot) {
             return self.park(slot, None, caller, Request::Delete { key, force, expected_version: None });
         }
@@ -179,8 +184,11 @@ impl Shard {
                 .checked_plus(self.config.allocation_timeout_ms)
                 .is_some_and(|end| end <= step.now.wall);
         let expired = payload.is_expired_at(step.now.wall);
+        let held = payload.held && payload.expires_at.is_some_and(|end| end <= step.now.wall);
         self.table.links(slot).timer = None;
-        if !abandoned && !expired {
+        if !abandoned && held {
+            // Its ttl has passed, and it is armed again when nothing holds it any more.
+        } else if !abandoned && !expired {
             self.arm_payload_timer(step.now, slot);
         } else if !self.may_remove(slot) {
             self.look_again(step.now, slot, BUSY_RETRY_MS);

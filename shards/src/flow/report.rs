@@ -77,6 +77,7 @@ impl Shard {
     /// # Errors
     /// The first figure that is wrong, and by how much.
     pub fn check_accounting(&self) -> Result<(), String> {
+        self.table.check_holds()?;
         let mut counted: PerTier<TierBooks> = PerTier::default();
         for payload in self.table.iter() {
             let pages = payload.size.in_pages().0;
@@ -136,6 +137,7 @@ impl Shard {
             more: next.is_some(),
             lease_count: payload.lease_count,
             pin,
+            streams: self.table.holders(slot),
             size: payload.size,
             replicas: Tier::ALL.into_iter().filter(|tier| payload.replicas[*tier].is_some()).count() as u32,
         }))
@@ -175,6 +177,7 @@ impl Shard {
             descriptor: payload.describe(payload.state.is_committed()),
             leases: payload.lease_count,
             pin: if payload.pin.holds_at(now.wall) { payload.pin } else { Pin::None },
+            streams: self.table.holders(slot),
             no_evict: payload.no_evict,
             spill_target: payload.policy.spill_target.unwrap_or(SpillTarget::Tier(Tier::Disk)),
             work,

@@ -132,6 +132,9 @@ impl Shard {
                 "payload {id} has require_durable and cannot be discarded by a spill to VOID; delete it instead"
             )));
         }
+        if target.is_none() {
+            self.check_held(slot, "let its groups commit past it, or spill it to DISK")?;
+        }
         if payload.pin.holds_at(step.now.wall) {
             return Err(PayloadError::precondition(format!(
                 "payload {id} is pinned; unpin it, or wait until the pin ends"

@@ -485,7 +485,11 @@ pub(super) fn key_of(request: &Request) -> Option<PayloadKey> {
         | Request::Unpin { key }
         | Request::Holders { key, .. }
         | Request::Explain { key } => Some(*key),
-        Request::Release { .. } | Request::List(_) | Request::Stats | Request::Outlook { .. } => None,
+        Request::Release { .. }
+        | Request::Hold(_)
+        | Request::List(_)
+        | Request::Stats
+        | Request::Outlook { .. } => None,
     }
 }
 

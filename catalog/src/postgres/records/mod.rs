@@ -47,7 +47,7 @@ pub(super) fn apply(link: &mut Link, node: i32, change: &RecordChange) -> Result
     if matches!(change, RecordChange::Sweep { .. }) {
         let rows = tables.query(&sql::SWEEP_LOCK, &[])?;
         if !rows.first().map_or(Ok(false), |row| cell(row, 0))? {
-            return Ok(RecordOutcome::Swept { removed: 0, more: false });
+            return Ok(RecordOutcome::Swept { removed: 0, more: false, floors: Vec::new() });
         }
     }
     records::apply(&mut tables, change)

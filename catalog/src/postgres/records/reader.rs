@@ -4,6 +4,7 @@ use payload_types::record::{RecordAnswer, RecordQuery};
 
 use super::super::Place;
 use super::super::errors::Doing;
+use super::super::foreign::{self, Totals};
 use super::super::link::Link;
 use super::Records;
 use crate::error::StoreError;
@@ -13,14 +14,17 @@ use crate::store::Reader;
 /// See the module.
 pub(in super::super) struct PostgresReader {
     place: Place,
+    /// This node, as the database numbers it; 0: none has started.
+    own: i32,
     link: Option<Link>,
+    totals: Totals,
 }
 
 impl PostgresReader {
     /// Connects, so that a start finds out what does not work.
-    pub fn open(place: Place) -> Result<Self, StoreError> {
+    pub fn open(place: Place, own: i32) -> Result<Self, StoreError> {
         let link = Link::connect(&place.config, place.pooled)?;
-        Ok(Self { place, link: Some(link) })
+        Ok(Self { place, own, link: Some(link), totals: Totals::default() })
     }
 
     fn ask(&mut self, query: &RecordQuery) -> Result<RecordAnswer, StoreError> {
@@ -28,10 +32,23 @@ impl PostgresReader {
             Some(link) => link,
             None => Link::connect(&self.place.config, self.place.pooled)?,
         };
-        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-        link.run(Doing::Asking, async |session| session.run(begin).await)?;
-        let answer = records::answer(&mut Records { link: &mut link, writer: None, ahead: None }, query)?;
-        link.run(Doing::Asking, async |session| session.run("COMMIT").await)?;
+        let answer = if let RecordQuery::Foreign { namespace, ids, at } = query {
+            // One statement: it needs no transaction.
+            let found = async |session: &mut _| foreign::find(session, self.own, *namespace, ids, *at).await;
+            RecordAnswer::Foreign(link.run(Doing::Asking, found)?)
+        } else {
+            let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+            link.run(Doing::Asking, async |session| session.run(begin).await)?;
+            let answer = if let RecordQuery::ForeignPage { list, at } = query {
+                let (own, totals) = (self.own, &mut self.totals);
+                let page = async |session: &mut _| foreign::page(session, own, list, *at, totals).await;
+                RecordAnswer::ForeignPage(link.run(Doing::Asking, page)?)
+            } else {
+                records::answer(&mut Records { link: &mut link, writer: None, ahead: None }, query)?
+            };
+            link.run(Doing::Asking, async |session| session.run("COMMIT").await)?;
+            answer
+        };
         // After an error it is given up: its transaction may be open.
         self.link = Some(link);
         Ok(answer)

@@ -15,7 +15,7 @@ macro_rules! statements {
 
 macro_rules! stream_columns {
     () => {
-        "SELECT id, namespace, name, entries_max, age_ms_max, first, next, last_at, due_at FROM payload_manager.stream "
+        "SELECT id, namespace, name, entries_max, age_ms_max, retains, first, next, last_at, due_at FROM payload_manager.stream "
     };
 }
 
@@ -97,14 +97,19 @@ statements! {
     STREAM_LOCKED(BYTEA, BYTEA) = stream_columns!(), "WHERE namespace = $1 AND name = $2 FOR NO KEY UPDATE";
     STREAMS_LOCKED(BYTEA_ARRAY, BYTEA_ARRAY) = "SELECT id FROM payload_manager.stream
         WHERE (namespace, name) IN (SELECT * FROM unnest($1, $2)) ORDER BY namespace, name FOR NO KEY UPDATE";
+    STREAM_ENDS(BYTEA_ARRAY, BYTEA_ARRAY) = "SELECT asked.place, stream.id, stream.next
+        FROM unnest($1, $2) WITH ORDINALITY AS asked (namespace, name, place), LATERAL (
+            SELECT id, next FROM payload_manager.stream
+            WHERE namespace = asked.namespace AND name = asked.name OFFSET 0) AS stream";
     STREAMS(BYTEA, BYTEA, INT8) = stream_columns!(),
         "WHERE (namespace, name) > ($1, $2) ORDER BY namespace, name LIMIT $3";
     STREAMS_DUE(INT8, INT8) = stream_columns!(), "WHERE due_at <= $1 ORDER BY due_at, id LIMIT $2";
     STREAMS_DUE_LOCKED(INT8, INT8) = stream_columns!(),
         "WHERE due_at <= $1 ORDER BY due_at, id LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED";
-    STREAM_ADD(BYTEA, BYTEA, INT8, INT8, INT8) = "INSERT INTO payload_manager.stream
-        (namespace, name, entries_max, age_ms_max, first, next, last_at, created_at)
-        VALUES ($1, $2, $3, $4, 0, 0, 0, $5) ON CONFLICT DO NOTHING RETURNING id";
+    STREAMS_RETAINING(INT8, INT8) = stream_columns!(), "WHERE retains AND id > $1 ORDER BY id LIMIT $2";
+    STREAM_ADD(BYTEA, BYTEA, INT8, INT8, BOOL, INT8) = "INSERT INTO payload_manager.stream
+        (namespace, name, entries_max, age_ms_max, retains, first, next, last_at, created_at)
+        VALUES ($1, $2, $3, $4, $5, 0, 0, 0, $6) ON CONFLICT DO NOTHING RETURNING id";
     STREAM_SET(BYTEA, BYTEA, INT8, INT8, INT8, INT8) = "UPDATE payload_manager.stream
         SET first = $3, next = $4, last_at = $5, due_at = $6 WHERE namespace = $1 AND name = $2";
     STREAM_REMOVE(BYTEA, BYTEA) = "DELETE FROM payload_manager.stream WHERE namespace = $1 AND name = $2";
@@ -117,6 +122,7 @@ statements! {
     BATCHES_REMOVE(INT8, INT8, INT8) = "DELETE FROM payload_manager.stream_batch WHERE stream = $1 AND first IN (
         SELECT first FROM payload_manager.stream_batch WHERE stream = $1 AND first < $2 AND first + count <= $2
         ORDER BY first LIMIT $3)";
+    GROUPS_FLOOR(INT8) = "SELECT next FROM payload_manager.stream_group WHERE stream = $1 ORDER BY next LIMIT 1";
     COMMITTED(INT8, BYTEA) = "SELECT next FROM payload_manager.stream_group WHERE stream = $1 AND name = $2";
     GROUP_SET(INT8, BYTEA, INT8, INT8) = "INSERT INTO payload_manager.stream_group (stream, name, next, at)
         VALUES ($1, $2, $3, $4)

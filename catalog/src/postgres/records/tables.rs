@@ -77,11 +77,15 @@ fn stream(row: &Row) -> Result<StreamRow, StoreError> {
     Ok(StreamRow {
         id: positive(row, 0)?,
         name: StreamName { namespace: text(row, 1)?, name: text(row, 2)? },
-        limits: StreamLimits { entries_max: positive_if_any(row, 3)?, age_ms_max: positive_if_any(row, 4)? },
-        first: positive(row, 5)?,
-        next: positive(row, 6)?,
-        last_at: moment(row, 7)?,
-        due_at: positive_if_any(row, 8)?.map(WallMs::from_millis),
+        limits: StreamLimits {
+            entries_max: positive_if_any(row, 3)?,
+            age_ms_max: positive_if_any(row, 4)?,
+            retains_payloads: cell(row, 5)?,
+        },
+        first: positive(row, 6)?,
+        next: positive(row, 7)?,
+        last_at: moment(row, 8)?,
+        due_at: positive_if_any(row, 9)?.map(WallMs::from_millis),
     })
 }
 
@@ -178,6 +182,17 @@ impl Tables for Records<'_> {
         rows.first().map(stream).transpose()
     }
 
+    fn stream_ends(&mut self, names: &[StreamName]) -> Result<Vec<Option<(u64, u64)>>, StoreError> {
+        let namespaces: Vec<&[u8]> = names.iter().map(|name| name.namespace.as_bytes()).collect();
+        let texts: Vec<&[u8]> = names.iter().map(|name| name.name.as_bytes()).collect();
+        let mut ends = vec![None; names.len()];
+        for row in self.query(&sql::STREAM_ENDS, &[&namespaces, &texts])? {
+            let place = positive(&row, 0)? as usize - 1;
+            ends[place] = Some((positive(&row, 1)?, positive(&row, 2)?));
+        }
+        Ok(ends)
+    }
+
     fn streams(
         &mut self,
         after: Option<&StreamName>,
@@ -216,6 +231,16 @@ impl Tables for Records<'_> {
                 return Ok(());
             }
         }
+    }
+
+    fn groups_floor(&mut self, stream: u64) -> Result<Option<u64>, StoreError> {
+        let rows = self.query(&sql::GROUPS_FLOOR, &[&number(stream)])?;
+        rows.first().map(|row| positive(row, 0)).transpose()
+    }
+
+    fn streams_retaining(&mut self, after: u64, count_max: usize) -> Result<Vec<StreamRow>, StoreError> {
+        let rows = self.query(&sql::STREAMS_RETAINING, &[&number(after), &number(count_max as u64)])?;
+        rows.iter().map(stream).collect()
     }
 
     fn committed(&mut self, stream: u64, group: &str) -> Result<Option<u64>, StoreError> {
@@ -308,11 +333,12 @@ impl TablesMut for Records<'_> {
 
     fn stream_add(&mut self, name: &StreamName, limits: StreamLimits, at: WallMs) -> Result<(), StoreError> {
         let (entries_max, age_ms_max) = (limits.entries_max.map(number), limits.age_ms_max.map(number));
-        let values: [Value<'_>; 5] = [
+        let values: [Value<'_>; 6] = [
             &name.namespace.as_bytes(),
             &name.name.as_bytes(),
             &entries_max,
             &age_ms_max,
+            &limits.retains_payloads,
             &number(at.as_millis()),
         ];
         let rows = self.query(&sql::STREAM_ADD, &values)?;

@@ -21,17 +21,24 @@ const EDGES_UP: &str = "SELECT child, parent, operation, role, parameters FROM l
 const EDGES_DOWN: &str = "SELECT child, parent, operation, role, parameters
     FROM lineage INDEXED BY lineage_down WHERE namespace = ?1 AND parent = ?2";
 const STREAM: &str =
-    "SELECT id, namespace, name, entries_max, age_ms_max, first, next, last_at, due_at FROM stream
+    "SELECT id, namespace, name, entries_max, age_ms_max, retains, first, next, last_at, due_at FROM stream
     WHERE namespace = ?1 AND name = ?2";
 const STREAMS: &str =
-    "SELECT id, namespace, name, entries_max, age_ms_max, first, next, last_at, due_at FROM stream
+    "SELECT id, namespace, name, entries_max, age_ms_max, retains, first, next, last_at, due_at FROM stream
     WHERE (namespace, name) > (?1, ?2) ORDER BY namespace, name LIMIT ?3";
-const STREAMS_DUE: &str = "SELECT id, namespace, name, entries_max, age_ms_max, first, next, last_at, due_at
-    FROM stream WHERE due_at <= ?1 ORDER BY due_at, id LIMIT ?2";
+const STREAMS_DUE: &str =
+    "SELECT id, namespace, name, entries_max, age_ms_max, retains, first, next, last_at, due_at FROM stream
+    WHERE due_at <= ?1 ORDER BY due_at, id LIMIT ?2";
+const STREAMS_RETAINING: &str =
+    "SELECT id, namespace, name, entries_max, age_ms_max, retains, first, next, last_at, due_at
+    FROM stream INDEXED BY stream_retains WHERE retains = 1 AND id > ?1 ORDER BY id LIMIT ?2";
 const BATCH_AT: &str = "SELECT first, count, appended_at FROM stream_batch
     WHERE stream = ?1 AND first <= ?2 ORDER BY first DESC LIMIT 1";
 const BATCHES: &str = "SELECT first, count, appended_at, entries FROM stream_batch
     WHERE stream = ?1 AND first >= ?2 ORDER BY first";
+// Left alone, SQLite takes the primary key, and looks at every group of the stream.
+const GROUPS_FLOOR: &str = "SELECT next FROM stream_group INDEXED BY stream_group_next WHERE stream = ?1
+    ORDER BY next LIMIT 1";
 const COMMITTED: &str = "SELECT next FROM stream_group WHERE stream = ?1 AND name = ?2";
 const GARBAGE: &str = "SELECT kind, id FROM garbage ORDER BY kind, id LIMIT 1";
 const DIRTY: &str = "SELECT namespace, payload FROM lineage_dirty ORDER BY namespace, payload LIMIT 1";
@@ -39,7 +46,7 @@ const WALK: &str = "SELECT namespace, payload FROM lineage_walk WHERE expanded =
 
 /// Every statement of this file.
 #[cfg(test)]
-pub(in crate::sqlite) const ALL: [&str; 14] = [
+pub(in crate::sqlite) const ALL: [&str; 16] = [
     STANDING,
     HISTORY,
     EVENTS,
@@ -48,8 +55,10 @@ pub(in crate::sqlite) const ALL: [&str; 14] = [
     STREAM,
     STREAMS,
     STREAMS_DUE,
+    STREAMS_RETAINING,
     BATCH_AT,
     BATCHES,
+    GROUPS_FLOOR,
     COMMITTED,
     GARBAGE,
     DIRTY,
@@ -196,6 +205,14 @@ impl Tables for SqliteTables<'_> {
         })
     }
 
+    fn groups_floor(&mut self, stream: u64) -> Result<Option<u64>, StoreError> {
+        self.first(GROUPS_FLOOR, [stream as i64], |mut cells| cells.number())
+    }
+
+    fn streams_retaining(&mut self, after: u64, count_max: usize) -> Result<Vec<StreamRow>, StoreError> {
+        self.streams_of(STREAMS_RETAINING, params![bound_number(after), bound_number(count_max as u64)])
+    }
+
     fn committed(&mut self, stream: u64, group: &str) -> Result<Option<u64>, StoreError> {
         self.first(COMMITTED, params![stream as i64, group.as_bytes()], |mut cells| cells.number())
     }
@@ -264,7 +281,11 @@ fn stream(mut cells: Cells<'_, '_>) -> Result<StreamRow, StoreError> {
     Ok(StreamRow {
         id: cells.number()?,
         name: StreamName { namespace: cells.text()?, name: cells.text()? },
-        limits: StreamLimits { entries_max: cells.optional()?, age_ms_max: cells.optional()? },
+        limits: StreamLimits {
+            entries_max: cells.optional()?,
+            age_ms_max: cells.optional()?,
+            retains_payloads: cells.next()?,
+        },
         first: cells.number()?,
         next: cells.number()?,
         last_at: cells.time()?,

@@ -78,7 +78,7 @@ fn name() -> StreamName {
 
 fn append(count: usize) -> Change {
     let item = StreamItem { payload: payload(1).id, event_time: None, duration_ns: 0, tags: Vec::new() };
-    RecordChange::StreamAppend { stream: name(), items: vec![item; count], at: AT }.into()
+    RecordChange::StreamAppend { stream: name(), items: vec![item; count], held: false, at: AT }.into()
 }
 
 /// A store with one payload and a stream of three entries.

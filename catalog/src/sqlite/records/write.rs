@@ -24,8 +24,8 @@ const EDGES_REMOVE_UP: &str = "DELETE FROM lineage WHERE namespace = ?1 AND chil
 const EDGES_REMOVE_DOWN: &str =
     "DELETE FROM lineage INDEXED BY lineage_down WHERE namespace = ?1 AND parent = ?2";
 const STREAM_ADD: &str = "INSERT INTO stream
-    (namespace, name, entries_max, age_ms_max, first, next, last_at, due_at, created_at)
-    VALUES (?1, ?2, ?3, ?4, 0, 0, 0, NULL, ?5)";
+    (namespace, name, entries_max, age_ms_max, retains, first, next, last_at, due_at, created_at)
+    VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, 0, NULL, ?6)";
 const STREAM_SET: &str = "UPDATE stream SET first = ?2, next = ?3, last_at = ?4, due_at = ?5 WHERE id = ?1";
 const STREAM_REMOVE: &str = "DELETE FROM stream WHERE id = ?1";
 const BATCH_ADD: &str = "INSERT INTO stream_batch (stream, first, count, appended_at, entries)
@@ -134,6 +134,7 @@ impl TablesMut for SqliteTables<'_> {
             name.name.as_bytes(),
             limits.entries_max.map(u64::cast_signed),
             limits.age_ms_max.map(u64::cast_signed),
+            limits.retains_payloads,
             at.as_millis() as i64,
         ];
         self.run(STREAM_ADD, values).map(drop)

@@ -79,7 +79,7 @@ impl<B: Backend> Desk<B> {
                 return total;
             }
             match self.change(RecordChange::Sweep { at: now }) {
-                RecordOutcome::Swept { removed, more } => {
+                RecordOutcome::Swept { removed, more, .. } => {
                     total += removed;
                     assert_eq!(self.store.sweep_is_due(now), Ok(more));
                 }
@@ -133,7 +133,7 @@ pub fn stream(name: &str) -> StreamName {
 pub fn create(name: &str, entries_max: Option<u64>, age_ms_max: Option<u64>) -> RecordChange {
     RecordChange::StreamCreate {
         stream: stream(name),
-        limits: StreamLimits { entries_max, age_ms_max },
+        limits: StreamLimits { entries_max, age_ms_max, retains_payloads: false },
         at: at(0),
     }
 }
@@ -143,7 +143,7 @@ pub fn item(number: u64) -> StreamItem {
 }
 
 pub fn append(name: &str, items: Vec<StreamItem>, now: WallMs) -> RecordChange {
-    RecordChange::StreamAppend { stream: stream(name), items, at: now }
+    RecordChange::StreamAppend { stream: stream(name), items, held: false, at: now }
 }
 
 pub fn read(name: &str, from: u64, to: u64, entries_max: usize, now: WallMs) -> RecordQuery {

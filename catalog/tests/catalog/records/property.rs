@@ -129,11 +129,15 @@ impl Plan {
                 limits: StreamLimits {
                     entries_max: self.rng.one(&[None, Some(0), Some(5), Some(30)]),
                     age_ms_max: self.rng.one(&[None, Some(0), Some(50)]),
+                    retains_payloads: self.rng.below(3) == 0,
                 },
                 at,
             },
             11 if self.rng.below(3) == 0 => RecordChange::StreamDelete { stream: self.stream() },
-            11..16 => RecordChange::StreamAppend { stream: self.stream(), items: self.items(), at },
+            11..16 => {
+                let held = self.rng.below(3) > 0;
+                RecordChange::StreamAppend { stream: self.stream(), items: self.items(), held, at }
+            }
             16..18 => RecordChange::StreamCommit {
                 stream: self.stream(),
                 group: self.rng.one(&["g", "h"]).to_owned(),

@@ -62,7 +62,7 @@ pub fn given_a_stream_when_made_deleted_and_made_anew_then_it_starts_over_with_a
     assert_eq!(desk.change(create("s", None, None)), RecordOutcome::StreamExists);
     assert_eq!(desk.change(create("s\0", None, None)), RecordOutcome::Done, "another name");
     let old = info(&mut desk, "s");
-    let limits = StreamLimits { entries_max: Some(10), age_ms_max: None };
+    let limits = StreamLimits { entries_max: Some(10), ..StreamLimits::default() };
     assert_eq!(old, StreamInfo { stream: stream("s"), limits, first: 0, end: 0, ..old.clone() });
     desk.change(append("s", vec![item(0); 5], at(0)));
     desk.change(append("s\0", vec![item(0); 5], at(0)));

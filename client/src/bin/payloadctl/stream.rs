@@ -47,6 +47,9 @@ pub struct CreateArgs {
     /// Keep entries only so long, in whole seconds, like 1h.
     #[arg(long, value_name = "DURATION", value_parser = positive_millis)]
     max_age: Option<u64>,
+    /// Keep the payloads that entries refer to until every group has committed past them.
+    #[arg(long)]
+    retain_payloads: bool,
 }
 
 /// Arguments of `stream append`.
@@ -209,6 +212,7 @@ struct Listed {
     end_offset: u64,
     retention_max_entries: u64,
     retention_max_age_sec: u64,
+    retain_payloads: bool,
 }
 
 impl From<&StreamInfo> for Listed {
@@ -219,6 +223,7 @@ impl From<&StreamInfo> for Listed {
             end_offset: info.end,
             retention_max_entries: info.limits.entries_max.unwrap_or_default(),
             retention_max_age_sec: info.limits.age_ms_max.unwrap_or_default() / 1_000,
+            retain_payloads: info.limits.retains_payloads,
         }
     }
 }
@@ -230,6 +235,7 @@ impl Row for Listed {
         right("END", 10),
         right("MAX ENTRIES", 11),
         right("MAX AGE", 8),
+        left("RETAINS", 8),
     ];
     fn cells(&self) -> Vec<String> {
         let limit = |set: bool, text: String| if set { text } else { "-".to_owned() };
@@ -242,6 +248,7 @@ impl Row for Listed {
                 self.retention_max_age_sec > 0,
                 format_millis(self.retention_max_age_sec.saturating_mul(1_000)),
             ),
+            limit(self.retain_payloads, "payloads".to_owned()),
         ]
     }
 }
@@ -249,8 +256,12 @@ impl Row for Listed {
 /// Runs `stream`.
 pub async fn run(client: &Client, output: &mut Output, command: StreamCommand) -> anyhow::Result<()> {
     match command {
-        StreamCommand::Create(CreateArgs { stream, max_entries, max_age }) => {
-            let limits = StreamLimits { entries_max: max_entries, age_ms_max: max_age };
+        StreamCommand::Create(CreateArgs { stream, max_entries, max_age, retain_payloads }) => {
+            let limits = StreamLimits {
+                entries_max: max_entries,
+                age_ms_max: max_age,
+                retains_payloads: retain_payloads,
+            };
             client.stream_create(&stream, limits).await?;
             Ok(output.done("stream", &shown(&stream), "created")?)
         }

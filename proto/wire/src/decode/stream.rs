@@ -46,7 +46,11 @@ pub fn stream_create(request: pb::CreateStreamRequest, at: WallMs) -> Result<Rec
             ))
         })?;
     let set = |limit: u64| (limit > 0).then_some(limit);
-    let limits = StreamLimits { entries_max: set(entries), age_ms_max: set(age_ms) };
+    let limits = StreamLimits {
+        entries_max: set(entries),
+        age_ms_max: set(age_ms),
+        retains_payloads: request.retain_payloads,
+    };
     Ok(RecordChange::StreamCreate { stream, limits, at })
 }
 
@@ -69,7 +73,7 @@ pub fn stream_append(request: pb::AppendRequest, at: WallMs) -> Result<RecordCha
         return Err(PayloadError::invalid("items is empty; append at least one"));
     }
     let items = request.items.into_iter().map(item).collect::<Result<_, _>>()?;
-    Ok(RecordChange::StreamAppend { stream, items, at })
+    Ok(RecordChange::StreamAppend { stream, items, held: false, at })
 }
 
 fn item(item: pb::AppendItem) -> Result<StreamItem, PayloadError> {
@@ -294,13 +298,18 @@ mod tests {
     #[test]
     fn given_limits_when_decoded_then_zero_is_none_and_overflow_refused() {
         let create = |retention_max_entries, retention_max_age_sec| {
-            stream_create(
-                pb::CreateStreamRequest { stream: stream(), retention_max_entries, retention_max_age_sec },
-                AT,
-            )
+            let retain_payloads = retention_max_entries == 5;
+            let request = pb::CreateStreamRequest {
+                stream: stream(),
+                retention_max_entries,
+                retention_max_age_sec,
+                retain_payloads,
+            };
+            stream_create(request, AT)
         };
         let limits = |entries_max, age_ms_max| {
-            let limits = StreamLimits { entries_max, age_ms_max };
+            let retains_payloads = entries_max == Some(5);
+            let limits = StreamLimits { entries_max, age_ms_max, retains_payloads };
             Ok(RecordChange::StreamCreate { stream: frames(), limits, at: AT })
         };
         assert_eq!(create(0, 0), limits(None, None));
@@ -319,7 +328,8 @@ mod tests {
             duration_ns: 9,
             tags: vec![("a".to_owned(), "1\0".to_owned()), ("b".to_owned(), "2".to_owned())],
         };
-        let expected = RecordChange::StreamAppend { stream: frames(), items: vec![item], at: AT };
+        let expected =
+            RecordChange::StreamAppend { stream: frames(), items: vec![item], held: false, at: AT };
         assert_eq!(append(|_| {}), Ok(expected));
     }
 

@@ -1,7 +1,7 @@
 //! The answer to ExplainPayload: facts as fields, and the same as sentences for people.
 
 use payload_types::report::{
-    Explanation, Kept, Outlook, Pressure, ReplicaReport, VICTIMS_SHOWN, Victim, Work,
+    Explanation, Kept, Outlook, Pressure, ReplicaReport, StreamHold, VICTIMS_SHOWN, Victim, Work,
 };
 use payload_types::tier::SpillTarget;
 use payload_types::{Extent, Location, Monotonic, Now, Pin, Tier, WallMs, time};
@@ -38,6 +38,7 @@ pub fn explained(
         requests_wait: explanation.requests_wait,
         idle_ms: explanation.used_at.map(idle),
         outlook,
+        streams: super::holders::stream_holders(&explanation.streams),
     }
 }
 
@@ -123,6 +124,9 @@ fn here_because(explanation: &Explanation, replica: &ReplicaReport, now: WallMs)
         Pin::None => {}
         pin => reasons.push(format!("the payload is {}", pinned(pin, now))),
     }
+    if !explanation.streams.is_empty() {
+        reasons.push(held(&explanation.streams));
+    }
     if let Some(floor) = explanation.descriptor.policy.min_residency
         && replica.tier <= floor
     {
@@ -182,6 +186,17 @@ fn work(work: Work) -> String {
     }
 }
 
+fn held(streams: &[StreamHold]) -> String {
+    let one = |hold: &StreamHold| match &hold.stream {
+        Some(stream) => {
+            format!("entry {} of stream `{}` in namespace `{}`", hold.offset, stream.name, stream.namespace)
+        }
+        None => "an append that is under way".to_owned(),
+    };
+    let all: Vec<String> = streams.iter().map(one).collect();
+    format!("the payload stays until every group has passed {}", all.join(", "))
+}
+
 fn pinned(pin: Pin, now: WallMs) -> String {
     match pin {
         Pin::Until(end) => {
@@ -234,6 +249,7 @@ mod tests {
             },
             leases: 0,
             pin: Pin::None,
+            streams: Vec::new(),
             no_evict: false,
             spill_target: SpillTarget::Tier(Tier::Disk),
             work: None,

@@ -1,10 +1,11 @@
 //! The answer to ListHolders.
 
-use payload_types::report::{Holders, LeaseHold};
+use payload_types::report::{Holders, LeaseHold, StreamHold};
 use payload_types::{Peer, Pin, WallMs};
 
 use super::timestamp;
 use crate::pb::operations::v1 as pb;
+use crate::pb::runtime::v1 as rt;
 use crate::{enums, ids};
 
 /// Everything that holds a payload: the leases that were gathered part by part, and the rest from the first part.
@@ -45,7 +46,20 @@ pub fn holders(
         pin,
         lease_count: u64::from(first.lease_count),
         complete,
+        streams: stream_holders(&first.streams),
     }
+}
+
+/// Streams that keep a payload.
+pub(super) fn stream_holders(holds: &[StreamHold]) -> Vec<pb::StreamHolder> {
+    let holder = |hold: &StreamHold| pb::StreamHolder {
+        stream: hold
+            .stream
+            .as_ref()
+            .map(|stream| rt::StreamId { name: stream.name.clone(), namespace: stream.namespace.clone() }),
+        offset: hold.offset,
+    };
+    holds.iter().map(holder).collect()
 }
 
 #[cfg(test)]

@@ -130,6 +130,7 @@ pub fn streams(streams: Vec<StreamInfo>, more: bool) -> own::ListStreamsResponse
         first_offset: info.first,
         end_offset: info.end,
         incarnation: info.incarnation,
+        retain_payloads: info.limits.retains_payloads,
     };
     own::ListStreamsResponse { streams: streams.into_iter().map(info).collect(), next_page_token }
 }
@@ -207,12 +208,13 @@ mod tests {
     fn given_a_stream_when_listed_then_no_limit_is_zero() {
         let stream = StreamName { namespace: "é".to_owned(), name: "a".to_owned() };
         let info = |limits| StreamInfo { stream: stream.clone(), limits, first: 1, end: 4, incarnation: 9 };
-        let bounded = StreamLimits { entries_max: Some(3), age_ms_max: Some(5_000) };
+        let bounded = StreamLimits { entries_max: Some(3), age_ms_max: Some(5_000), retains_payloads: true };
         let page = streams(vec![info(StreamLimits::default()), info(bounded)], true);
         assert_eq!(page_token::streams_decode(&page.next_page_token), Ok(Some(stream.clone())));
         assert_eq!((page.streams[0].retention_max_entries, page.streams[0].retention_max_age_sec), (0, 0));
         assert_eq!((page.streams[1].retention_max_entries, page.streams[1].retention_max_age_sec), (3, 5));
         assert_eq!((page.streams[1].first_offset, page.streams[1].end_offset), (1, 4));
+        assert_eq!((page.streams[0].retain_payloads, page.streams[1].retain_payloads), (false, true));
     }
 
     #[test]
