@@ -1,4 +1,4 @@
-//! A real PostgreSQL server for tests: a data directory, a socket directory and a port of its own.
+//! A real PostgreSQL server for tests: a data directory, a socket directory and a port of its own. And PgBouncer before it.
 //!
 //! ```text
 //! Postgres::start --initdb, pg_ctl start--> databases, made one a test --crash, start_again--> ... --drop--> nothing left
@@ -10,18 +10,24 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 /// Where Debian keeps the servers of each version, beside what is on the path.
 const DEBIAN: &str = "/usr/lib/postgresql";
 
 /// Tries to find a port that is still free when the server starts.
 const PORTS_TRIED: usize = 5;
+
+/// A pooler listens within a second; on a busy machine within ten.
+const POOLER_LOOKS: usize = 1000;
+/// See [`POOLER_LOOKS`].
+const POOLER_LOOK: Duration = Duration::from_millis(10);
 
 static SERVERS: AtomicU32 = AtomicU32::new(0);
 static DATABASES: AtomicU32 = AtomicU32::new(0);
@@ -60,7 +66,7 @@ impl Postgres {
             "initdb",
             &["-D", "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"],
         )?;
-        let settings = "listen_addresses = '127.0.0.1'\nlog_statement = 'none'\nmax_connections = 60\n\
+        let settings = "listen_addresses = '127.0.0.1'\nlog_statement = 'none'\nmax_connections = 120\n\
             shared_buffers = '64MB'\nrestart_after_crash = on\n";
         let path = server.directory.join("data/postgresql.auto.conf");
         fs::write(&path, settings).map_err(|error| error.to_string())?;
@@ -98,6 +104,36 @@ impl Postgres {
     /// When the server did not run.
     pub fn stop(&self) {
         self.said("pg_ctl", &["-D", "data", "-m", "fast", "stop"]).expect("it runs");
+    }
+
+    /// Stops every process of the server where it is, as a machine that hangs does: connections stay, nobody answers.
+    ///
+    /// # Panics
+    /// When the server did not run.
+    pub fn freeze(&self) {
+        // The postmaster first: then no process is added while the others are told.
+        self.signal("STOP");
+        self.signal("STOP");
+    }
+
+    /// Lets a server go on after [`Postgres::freeze`].
+    ///
+    /// # Panics
+    /// When the server did not run.
+    pub fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let text = fs::read_to_string(self.directory.join("data/postmaster.pid")).expect("it runs");
+        let postmaster = text.lines().next().expect("its first line is the process").to_owned();
+        let children = fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children"));
+        let children = children.expect("the kernel names a process' children");
+        let mut command = command(Path::new("/bin/sh"), &self.directory, self.user);
+        // A child that has ended meanwhile is none to be told.
+        command.args(["-c", "kill -s \"$0\" \"$@\" || true", name, &postmaster]);
+        command.args(children.split_whitespace());
+        run(command).expect("signals are sent");
     }
 
     /// Makes an empty database, and returns the URI of it.
@@ -140,6 +176,66 @@ impl Postgres {
         let mut command = self.command(program);
         command.args(args);
         run(command).map(|_| ()).map_err(|said| format!("{said}\n{}", self.log()))
+    }
+}
+
+/// PgBouncer before a server, pooling by transaction: what follows a transaction of one connection runs on any of two
+/// connections to the server. Ends when dropped, or with this process; keep it no longer than its server.
+pub struct Pooler {
+    port: u16,
+    /// Stops the pooler when its standard input is closed.
+    guard: Child,
+}
+
+impl Postgres {
+    /// Starts a pooler before this server.
+    ///
+    /// # Errors
+    /// Why there is none: no PgBouncer is installed, or what it said.
+    pub fn pooler(&self) -> Result<Pooler, String> {
+        let found =
+            std::env::split_paths("/usr/sbin:/usr/bin:/usr/local/bin").map(|place| place.join("pgbouncer"));
+        let program = found.into_iter().find(|path| path.is_file());
+        let program = program.ok_or("no PgBouncer is installed (Debian's package: pgbouncer)")?;
+        let port = free_port()?;
+        let name = format!("pooler-{port}");
+        // An idle connection goes soon: each test has a database of its own, and the server few connections.
+        let settings = format!(
+            "[databases]\n* = host=127.0.0.1 port={} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+            listen_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 2\n\
+            max_client_conn = 400\nserver_idle_timeout = 1\nserver_login_retry = 0.1\n",
+            self.port
+        );
+        let ini = self.directory.join(format!("{name}.ini"));
+        fs::write(&ini, settings).map_err(|error| format!("{}: {error}", ini.display()))?;
+        let script = "\"$0\" -q \"$1.ini\" > \"$1.log\" 2>&1 < /dev/null & read forever; kill $!; wait";
+        let mut command = command(Path::new("/bin/sh"), &self.directory, self.user);
+        command.process_group(0).args(["-c", script]).arg(&program).arg(&name);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let guard = command.spawn().map_err(|error| format!("/bin/sh: {error}"))?;
+        let pooler = Pooler { port, guard };
+        for _ in 0..POOLER_LOOKS {
+            if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                return Ok(pooler);
+            }
+            std::thread::sleep(POOLER_LOOK);
+        }
+        let log = fs::read_to_string(self.directory.join(format!("{name}.log"))).unwrap_or_default();
+        Err(format!("PgBouncer does not listen; it said: {log}"))
+    }
+}
+
+impl Pooler {
+    /// The URI of a database, as [`Postgres::database`] gave it, through this.
+    pub fn uri(&self, direct: &str) -> String {
+        format!("postgresql://postgres@127.0.0.1:{}/{}", self.port, name_of(direct))
+    }
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        drop(self.guard.stdin.take());
+        let _reaped = self.guard.wait();
     }
 }
 

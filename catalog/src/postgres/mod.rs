@@ -14,6 +14,7 @@
 //! Durability is the server's: `synchronous_commit` must not be off. Nothing here reads a clock but for pauses.
 
 mod errors;
+mod foreign;
 mod link;
 mod migrate;
 mod node;
@@ -404,7 +405,7 @@ impl Store for PostgresStore {
     }
 
     fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
-        Ok(Box::new(PostgresReader::open(self.place.clone())?))
+        Ok(Box::new(PostgresReader::open(self.place.clone(), self.fence.map_or(0, |fence| fence.node))?))
     }
 
     fn sweep_is_due(&mut self, at: WallMs) -> Result<bool, StoreError> {

@@ -33,6 +33,7 @@ macro_rules! numbers {
         health::bigint, gpu, ram, disk, object, extent, unsound::bigint"
     };
 }
+pub(super) use numbers;
 
 /// Makes the changes of a group, if the fence stands: gives one row if so, none if not.
 /// `$1` to `$4`: node, epoch, session, number of the group. `$5` to `$26`: rows to put. `$27` to `$29`: namespaces, ids

@@ -113,14 +113,20 @@ impl Backend for Postgres {
     }
 }
 
-/// The same as behind a transaction-pooling proxy.
+/// The pooler before [`server`] that all tests of this program share. It ends with the program.
+pub fn pooler() -> &'static postgres_server::Pooler {
+    static POOLER: OnceLock<postgres_server::Pooler> = OnceLock::new();
+    POOLER.get_or_init(|| server().pooler().expect("PgBouncer starts; tests/run installs it"))
+}
+
+/// The same through PgBouncer, which pools by transaction.
 pub struct PostgresPooled;
 
 impl Backend for PostgresPooled {
     type Home = String;
     const KEEPS: bool = true;
     fn home() -> Self::Home {
-        Postgres::home()
+        pooler().uri(&Postgres::home())
     }
     fn open(home: &Self::Home) -> Box<dyn Store> {
         let config = PostgresConfig { pooled: true, ..postgres_config(home) };

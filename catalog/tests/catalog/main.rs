@@ -10,6 +10,7 @@ mod child;
 mod conformance;
 mod ddl;
 mod files;
+mod foreign;
 mod kill;
 mod kill_appends;
 mod late;

@@ -13,6 +13,6 @@ macro_rules! suite {
 /// The same over all backends that keep records. A new backend adds itself here.
 macro_rules! suite_of_records {
     ($list:tt) => {
-        suite! { Memory: memory, Decorated: decorated, Sqlite: sqlite, Postgres: postgres => $list }
+        suite! { Memory: memory, Decorated: decorated, Sqlite: sqlite, Postgres: postgres, PostgresPooled: postgres_pooled => $list }
     };
 }
