@@ -14,6 +14,7 @@ pub mod accounting;
 pub mod admission;
 pub mod bootstrap;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod deadline;
 pub mod demo;

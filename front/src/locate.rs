@@ -6,21 +6,32 @@ use payload_drivers::Locator;
 use payload_types::{Generation, PayloadId};
 use payload_wire::Locate;
 
+use crate::cluster::OwnNode;
+
 /// The names of this node's segments and files.
 #[derive(Clone, Debug)]
-pub struct Places(pub Locator);
+pub struct Places {
+    /// The drivers' names.
+    pub locator: Locator,
+    /// This node, where others share its catalog.
+    pub node: Option<OwnNode>,
+}
 
 impl Locate for Places {
     fn shm_name(&self, id: PayloadId) -> String {
-        self.0.shm_name(id)
+        self.locator.shm_name(id)
     }
 
     fn disk_path(&self, id: PayloadId, generation: Generation) -> String {
         // The configuration is text, so a root that is no UTF-8 cannot be configured.
-        self.0.disk_path(id, generation).to_string_lossy().into_owned()
+        self.locator.disk_path(id, generation).to_string_lossy().into_owned()
     }
 
     fn segment_path(&self, file: NonZeroU32) -> String {
-        self.0.segment_path(file).to_string_lossy().into_owned()
+        self.locator.segment_path(file).to_string_lossy().into_owned()
+    }
+
+    fn node(&self) -> Option<(&str, &str)> {
+        self.node.as_ref().map(|node| (node.name.as_str(), node.address.as_str()))
     }
 }

@@ -31,7 +31,7 @@ use crate::dispatch::{Dispatch, Other, Services};
 use crate::incoming::{Connections, Incoming};
 use crate::locate::Places;
 use crate::metrics::Metrics;
-use crate::records::Records;
+use crate::records::{Records, look};
 use crate::services::{
     AdminService, CatalogService, DataService, OperationsService, RecordsService, Router, StreamService,
 };
@@ -128,10 +128,14 @@ async fn serve(listeners: Listeners, node: Node, front: FrontLimits) -> anyhow::
 
     let gate = Gate::new(front.requests_in_flight);
     let connections = Connections::default();
-    let router = Arc::new(Router::new(node.handle(), Places(node.locator()), front.allocate_wait_ms));
+    let places = Places { locator: node.locator(), node: node.own() };
+    let router = Arc::new(Router::new(node.handle(), places, node.cluster(), front.allocate_wait_ms));
     let records = Arc::new(node.records(Arc::clone(&router)));
     let (health, others) = health_and_reflection().await?;
     let accounting = Arc::new(Accounting::new(Arc::clone(&router), &node, connections.clone()));
+    if router.cluster.is_some() {
+        drop(tokio::spawn(look::run(Arc::clone(&records))));
+    }
     let operations = OperationsService::new(Arc::clone(&router), connections.clone(), address.port());
     let tally = Tally::default();
     if let Some(listener) = metrics {
@@ -245,7 +249,7 @@ fn metrics_start(metrics: Metrics, listener: TcpListener) {
 }
 
 /// The services that health speaks of; the empty name is the whole server.
-const HEALTH_NAMES: [&str; 7] = [
+const HEALTH_NAMES: [&str; 8] = [
     "",
     <PayloadCatalogServiceServer<CatalogService> as NamedService>::NAME,
     <PayloadDataServiceServer<DataService> as NamedService>::NAME,

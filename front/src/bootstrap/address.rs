@@ -3,10 +3,13 @@
 //! Without SO_REUSEPORT: with it two servers could share a port and each would see half of the calls. (std sets
 //! SO_REUSEADDR, which on Linux only lets a restart reuse a port whose old connections linger.)
 
-use std::io;
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
+use std::{fs, io};
 
-use crate::config::BindAddress;
+use crate::config::{BindAddress, NodeConfig};
+
+/// Where the kernel tells this host's name.
+const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 
 /// Binds what the configuration names. Connections wait in the backlog until the server answers them. An address that
 /// other hosts can reach is warned about; `Config::check_supported` has refused it where TLS is required.
@@ -58,6 +61,19 @@ fn bind_as(key: &str, address: &BindAddress) -> anyhow::Result<TcpListener> {
     })
 }
 
+/// Where other hosts are told to reach a node that is served at `bound`, on `port`: what is configured; else where it is
+/// served, by this host's name where that is every address, which is none to connect to.
+pub fn told(node: &NodeConfig, bound: &BindAddress, port: u16) -> BindAddress {
+    if let Some(BindAddress { host, port: wanted }) = &node.address {
+        let port = if *wanted == 0 { port } else { *wanted };
+        return BindAddress { host: host.clone(), port };
+    }
+    let is_every = bound.host.parse().is_ok_and(|address: IpAddr| address.is_unspecified());
+    let named = is_every.then(|| fs::read_to_string(HOST_NAME).ok()).flatten();
+    let named = named.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty());
+    BindAddress { host: named.unwrap_or_else(|| bound.host.clone()), port }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,6 +88,22 @@ mod tests {
         let port = first.local_addr().expect("bound").port();
         let error = bind(&address("127.0.0.1", port)).expect_err("taken").to_string();
         assert!(error.contains(&format!("127.0.0.1:{port} is taken")), "{error}");
+    }
+
+    #[test]
+    fn given_what_is_configured_and_bound_when_told_to_others_then_it_can_be_connected_to() {
+        let node = |address| NodeConfig { name: "one".to_owned(), address };
+        let told = |configured, bound: &str| {
+            told(&node(configured), &BindAddress { host: bound.to_owned(), port: 0 }, 7).to_string()
+        };
+        assert_eq!(told(None, "127.0.0.1"), "127.0.0.1:7");
+        assert_eq!(told(None, "::1"), "[::1]:7");
+        assert_eq!(told(Some(address("host", 0)), "0.0.0.0"), "host:7");
+        assert_eq!(told(Some(address("host", 9)), "0.0.0.0"), "host:9");
+        for every in ["0.0.0.0", "::"] {
+            let told = told(None, every);
+            assert!(!told.contains(every) && told.ends_with(":7"), "{told}");
+        }
     }
 
     #[test]

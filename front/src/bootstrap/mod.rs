@@ -30,8 +30,7 @@ use payload_reactor::{Mailboxes, Reactor, ReactorConfig, ReactorHandle, SpinPoli
 use payload_shards::{Arbiter, Shard, ShardConfig, Watermarks};
 use payload_types::{ByteCount, Epoch, PerTier, ShardIndex, Tier, limits};
 
-#[cfg(feature = "postgres")]
-use crate::config::BindAddress;
+use crate::cluster::{Cluster, OwnNode};
 use crate::config::{Config, DatabaseConfig, DiskConfig, Spin};
 use crate::ports::NodePorts;
 use crate::records::Records;
@@ -48,7 +47,8 @@ pub struct Node {
     overhead: PerTier<u64>,
     writer: WriterHandle,
     readers: Readers,
-    catalog_is_shared: bool,
+    /// This node, where others may share its catalog.
+    own: Option<OwnNode>,
 }
 
 impl Node {
@@ -59,7 +59,8 @@ impl Node {
     pub fn start(config: &Config, plan: &Plan, port: u16) -> anyhow::Result<Self> {
         let reactor = reactor_config(config, plan);
         let mut drivers = Drivers::open(drivers_config(config))?;
-        let mut store = store_open(config, &drivers, port)?;
+        let own = own_node(config, port);
+        let mut store = store_open(config, &drivers, own.as_ref())?;
         let root_id = root_of_catalog(config, &drivers, store.as_mut())?;
         let epoch = store.begin_epoch(&config.node.name)?;
         store.disk_root_bind(&config.node.name, &root_id)?;
@@ -112,7 +113,7 @@ impl Node {
             overhead: overhead(config),
             writer: writer_handle,
             readers,
-            catalog_is_shared: matches!(config.database, DatabaseConfig::Postgres { .. }),
+            own,
         })
     }
 
@@ -123,7 +124,17 @@ impl Node {
 
     /// A way to metadata, lineage and streams; `router` knows the payloads that are not committed.
     pub fn records(&self, router: Arc<Router>) -> Records {
-        Records::new(self.writer.clone(), self.readers.handle(), router, self.catalog_is_shared)
+        Records::new(self.writer.clone(), self.readers.handle(), router)
+    }
+
+    /// This node, where others may share its catalog.
+    pub fn own(&self) -> Option<OwnNode> {
+        self.own.clone()
+    }
+
+    /// A way to what other nodes have, where there may be others.
+    pub fn cluster(&self) -> Option<Cluster> {
+        self.own().map(|own| Cluster::new(self.readers.handle(), own))
     }
 
     /// The names of this node's replicas.
@@ -225,21 +236,30 @@ fn root_of_catalog(config: &Config, drivers: &Drivers, store: &mut dyn Store) ->
     Ok(root_id)
 }
 
+/// This node as others are told of it, where its catalog can be shared. It is served on `port`.
+fn own_node(config: &Config, port: u16) -> Option<OwnNode> {
+    let shared = matches!(config.database, DatabaseConfig::Postgres { .. });
+    shared.then(|| OwnNode {
+        name: config.node.name.clone(),
+        address: address::told(&config.node, &config.server.bind_address, port).to_string(),
+    })
+}
+
 /// Opens the catalog that is configured, for this node.
 #[cfg_attr(not(feature = "postgres"), allow(unused_variables, reason = "only PostgreSQL asks who uses it"))]
-fn store_open(config: &Config, drivers: &Drivers, port: u16) -> anyhow::Result<Box<dyn Store>> {
+fn store_open(config: &Config, drivers: &Drivers, own: Option<&OwnNode>) -> anyhow::Result<Box<dyn Store>> {
     match &config.database {
         #[cfg(feature = "sqlite")]
         DatabaseConfig::Sqlite { path, synchronous } => Ok(Box::new(SqliteStore::open(path, *synchronous)?)),
         #[cfg(feature = "postgres")]
         DatabaseConfig::Postgres { connection_uri, pooled, .. } => {
-            let address = BindAddress { host: config.server.bind_address.host.clone(), port };
+            let own = own.expect("a shared catalog");
             Ok(Box::new(PostgresStore::open(PostgresConfig {
                 connection_uri: connection_uri.0.clone(),
                 pooled: *pooled,
-                node: config.node.name.clone(),
+                node: own.name.clone(),
                 disk_root: drivers.root_id().map(str::to_owned),
-                address: address.to_string(),
+                address: own.address.clone(),
             })?))
         }
         DatabaseConfig::Memory => Ok(Box::new(MemoryStore::default())),

@@ -25,7 +25,10 @@ pub(super) fn config(
     let data_dir = absolute("--data-dir", data_dir)?;
     let mut warnings = Vec::new();
     let config = Config {
-        node: NodeConfig { name: required_text(settings, "node.name") },
+        node: NodeConfig {
+            name: required_text(settings, "node.name"),
+            address: optional_address(settings, "node.address"),
+        },
         server: server(settings, &mut warnings),
         front: FrontConfig { cores: settings.cores("front.cores") },
         shards: shards(settings, machine)?,
@@ -45,14 +48,16 @@ pub(super) fn config(
         spill_workers: spill_workers(settings, machine),
         logging: logging(settings),
         observability: ObservabilityConfig {
-            metrics_address: settings
-                .text("observability.metrics_address")
-                .map(|text| setting::address(&text).expect("the table's kind has checked it")),
+            metrics_address: optional_address(settings, "observability.metrics_address"),
         },
     };
     warnings.extend(ignored(settings));
     warnings.extend(not_built(settings, &config));
     Ok((config, warnings))
+}
+
+fn optional_address(settings: &Settings, key: &str) -> Option<BindAddress> {
+    settings.text(key).map(|text| setting::address(&text).expect("the table's kind has checked it"))
 }
 
 fn server(settings: &Settings, warnings: &mut Vec<String>) -> ServerConfig {

@@ -110,6 +110,7 @@ const fn with_default(
 #[rustfmt::skip]
 pub(super) static KEYS: &[Key] = &[
     Key::new("node.name", Name, Value("node"), "names this node in the catalog and its intent logs; it must stay the same from start to start"),
+    Key::new("node.address", Address, Said("server.bind_address, by this host's name where that is every address"), "where clients of other hosts reach this node's gRPC; nodes that share a PostgreSQL tell it for each other; port 0: the one served"),
     Key::new("server.bind_address", Address, Value("127.0.0.1:50051"), "where gRPC is served; port 0 takes any free one"),
     Key::new("server.require_tls", Flag, Value("false"), "refuse to start on an address other hosts can reach without TLS, instead of warning"),
     Key::new("front.cores", Cores, Said(""), "cores that the gRPC thread may run on"),

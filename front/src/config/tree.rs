@@ -53,6 +53,8 @@ pub struct ObservabilityConfig {
 pub struct NodeConfig {
     /// Names the node in the catalog and its intent logs; the same at every start.
     pub name: String,
+    /// Where other hosts reach its gRPC; `None`: where it is served. Port 0: the one it is served on.
+    pub address: Option<BindAddress>,
 }
 
 /// `server`.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! writer's thread, after a commit --changed(stream)--> watch channel of the stream --wakes--> its subscribers
+//! a look at the shared catalog ---looked(stream, end)--^   (only what has changed since the last look)
 //! ```
 //!
 //! A knock carries nothing: subscribers read what is new from the catalog, so a knock that falls together with another,
@@ -23,9 +24,24 @@ pub const SUBSCRIPTIONS_MAX: usize = 1024;
 
 /// See the module.
 pub struct Hub {
-    doors: Mutex<HashMap<StreamName, watch::Sender<()>>>,
+    doors: Mutex<HashMap<StreamName, Door>>,
     stopping: watch::Sender<bool>,
     gate: Gate,
+}
+
+/// A stream that somebody follows.
+#[derive(Default)]
+struct Door {
+    knocker: watch::Sender<()>,
+    /// What the last look found: its incarnation and end, or that there is none. `None`: nobody has looked.
+    seen: Option<Option<(u64, u64)>>,
+}
+
+impl Door {
+    fn knock(&self) {
+        // Fails when nobody listens any more.
+        let _nobody = self.knocker.send(());
+    }
 }
 
 impl Default for Hub {
@@ -42,9 +58,30 @@ impl Hub {
     /// The stream was appended to, or deleted. May be called from any thread; never blocks for long.
     pub fn changed(&self, stream: &StreamName) {
         if let Some(door) = self.doors().get(stream) {
-            // Fails when nobody listens any more.
-            let _nobody = door.send(());
+            door.knock();
         }
+    }
+
+    /// The streams that somebody follows now: at most [`SUBSCRIPTIONS_MAX`].
+    pub fn followed(&self) -> Vec<StreamName> {
+        self.doors().keys().cloned().collect()
+    }
+
+    /// Where a stream ended at a look into the catalog, as (incarnation, end); `None`: there was none. Its subscribers are
+    /// told when that is not where it ended at the look before, or when there was none: what the first look saw may have
+    /// been appended after a subscriber had read.
+    pub fn looked(&self, stream: &StreamName, end: Option<(u64, u64)>) {
+        if let Some(door) = self.doors().get_mut(stream)
+            && door.seen != Some(end)
+        {
+            door.seen = Some(end);
+            door.knock();
+        }
+    }
+
+    /// True once [`Hub::stop`] was called.
+    pub fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
     }
 
     /// Listens for changes of a stream, from now on.
@@ -60,8 +97,8 @@ impl Hub {
         let knocks = {
             let mut doors = self.doors();
             match doors.get(stream) {
-                Some(door) => door.subscribe(),
-                None => doors.entry(stream.clone()).or_default().subscribe(),
+                Some(door) => door.knocker.subscribe(),
+                None => doors.entry(stream.clone()).or_default().knocker.subscribe(),
             }
         };
         Ok(Listener {
@@ -78,12 +115,17 @@ impl Hub {
         self.stopping.send_replace(true);
     }
 
+    /// True once the server stops: for other streams that end then.
+    pub fn stopping(&self) -> watch::Receiver<bool> {
+        self.stopping.subscribe()
+    }
+
     /// How many listen.
     pub fn subscriptions(&self) -> usize {
         self.gate.taken()
     }
 
-    fn doors(&self) -> MutexGuard<'_, HashMap<StreamName, watch::Sender<()>>> {
+    fn doors(&self) -> MutexGuard<'_, HashMap<StreamName, Door>> {
         // A map of channels is whole whenever the lock is free.
         self.doors.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -128,7 +170,7 @@ impl Drop for Listener {
     fn drop(&mut self) {
         let mut doors = self.hub.doors();
         // This one is still counted.
-        if doors.get(&self.stream).is_some_and(|door| door.receiver_count() <= 1) {
+        if doors.get(&self.stream).is_some_and(|door| door.knocker.receiver_count() <= 1) {
             doors.remove(&self.stream);
         }
     }
@@ -163,6 +205,28 @@ mod tests {
         hub.changed(&stream("a"));
         two.forget();
         assert!(hears(&mut one).await && !hears(&mut two).await);
+    }
+
+    #[tokio::test]
+    async fn given_looks_at_a_shared_catalog_when_something_moved_then_its_listeners_hear_it_once() {
+        let hub = Arc::new(Hub::default());
+        let mut listener = hub.listen(&stream("a")).expect("room");
+        assert_eq!(hub.followed(), [stream("a")]);
+        // The first look may see what came after the listener's read.
+        for (end, is_news) in [
+            (Some((1, 5)), true),
+            (Some((1, 5)), false),
+            (Some((1, 6)), true),
+            (None, true),
+            (None, false),
+            (Some((2, 0)), true),
+        ] {
+            hub.looked(&stream("a"), end);
+            hub.looked(&stream("nobody's"), end);
+            assert_eq!(hears(&mut listener).await, is_news, "{end:?}");
+        }
+        drop(listener);
+        assert!(hub.followed().is_empty());
     }
 
     #[tokio::test]

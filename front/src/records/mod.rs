@@ -10,6 +10,7 @@
 //! client hung up leaves its change to be made and its answer unheard.
 
 pub mod hub;
+pub mod look;
 pub mod subscription;
 
 use std::future::Future;
@@ -22,6 +23,7 @@ use payload_types::request::Request;
 use payload_types::{Descriptor, ErrorKind, PayloadError, PayloadId, PayloadKey};
 use tokio::sync::oneshot;
 
+use crate::cluster::is_unknown;
 use crate::deadline::{Deadline, late};
 use crate::records::hub::Hub;
 use crate::repeats::Repeats;
@@ -34,23 +36,14 @@ pub struct Records {
     readers: ReadersHandle,
     router: Arc<Router>,
     hub: Arc<Hub>,
-    /// Other nodes append to the same catalog, too.
-    is_shared: bool,
     /// Calls that carry a request id.
     pub repeats: Repeats,
 }
 
 impl Records {
-    /// Asks these. `is_shared`: other nodes use the same catalog.
-    pub fn new(writer: WriterHandle, readers: ReadersHandle, router: Arc<Router>, is_shared: bool) -> Self {
-        Self {
-            writer,
-            readers,
-            router,
-            hub: Arc::new(Hub::default()),
-            is_shared,
-            repeats: Repeats::default(),
-        }
+    /// Asks these.
+    pub fn new(writer: WriterHandle, readers: ReadersHandle, router: Arc<Router>) -> Self {
+        Self { writer, readers, router, hub: Arc::new(Hub::default()), repeats: Repeats::default() }
     }
 
     /// Who follows streams.
@@ -117,9 +110,7 @@ impl Records {
         query: RecordQuery,
         deadline: Option<Deadline>,
     ) -> Result<RecordAnswer, PayloadError> {
-        let (sender, receiver) = oneshot::channel();
-        self.readers.submit(query, Box::new(move |answer| drop(sender.send(answer))))?;
-        within(deadline, receiver).await
+        ask(&self.readers, query, deadline).await
     }
 
     /// What the shard knows of a payload that the catalog has no row of.
@@ -132,7 +123,7 @@ impl Records {
         deadline: Option<Deadline>,
     ) -> Result<Descriptor, PayloadError> {
         let key = PayloadKey { namespace: NAMESPACE, id };
-        match self.router.ask_owner(Request::Resolve { key }, deadline).await? {
+        match self.router.ask_here(Request::Resolve { key }, deadline).await? {
             Reply::Resolved(descriptor) => Ok(descriptor),
             other => Err(mismatch("ResolveSnapshot", &other)),
         }
@@ -150,7 +141,7 @@ impl Records {
     /// Sees to it that a payload has a row.
     async fn enrol(&self, id: PayloadId, deadline: Option<Deadline>) -> Result<(), PayloadError> {
         let key = PayloadKey { namespace: NAMESPACE, id };
-        match self.router.ask_owner(Request::Enrol { key }, deadline).await? {
+        match self.router.ask_here(Request::Enrol { key }, deadline).await? {
             Reply::Enrolled => Ok(()),
             other => Err(mismatch("Enrol", &other)),
         }
@@ -161,7 +152,7 @@ impl Records {
 /// no such thing; the word is the contract's (behaviour.md, "Everywhere").
 fn known_elsewhere(answer: Result<(), PayloadError>) -> Result<(), PayloadError> {
     match answer {
-        Err(error) if error.kind == ErrorKind::NotFound && !error.message.contains("LOST") => Ok(()),
+        Err(error) if is_unknown(&error) => Ok(()),
         answer => answer,
     }
 }
@@ -205,6 +196,20 @@ async fn within<T>(
     answer.map_err(|_dropped| {
         PayloadError::new(
             ErrorKind::Unavailable,
+/// Asks the readers of the catalog, and waits for the answer.
+///
+/// # Errors
+/// The readers' own; DEADLINE_EXCEEDED when they did not answer in time; UNAVAILABLE when the server stops.
+pub async fn ask(
+    readers: &ReadersHandle,
+    query: RecordQuery,
+    deadline: Option<Deadline>,
+) -> Result<RecordAnswer, PayloadError> {
+    let (sender, receiver) = oneshot::channel();
+    readers.submit(query, Box::new(move |answer| drop(sender.send(answer))))?;
+    within(deadline, receiver).await
+}
+
             "the server stopped before the catalog had answered; whether a change was made is not known: look once it is back",
         )
     })?

@@ -25,9 +25,6 @@ use super::hub::Listener;
 use super::{Records, disagreement, stream_absent};
 use crate::deadline::Deadline;
 
-/// Where other nodes append to the same catalog nobody knocks for them: an indexed read so often finds what they appended.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-
 /// Readers that have no room for another question are asked again after so long.
 const FULL_PAUSE: Duration = Duration::from_millis(20);
 
@@ -89,19 +86,9 @@ impl Subscription {
                 return Ok(entry);
             }
             if self.is_at_end {
-                self.wait().await;
+                self.listener.wait().await;
             }
             self.read().await?;
-        }
-    }
-
-    /// Waits until there may be something new.
-    async fn wait(&mut self) {
-        if self.records.is_shared {
-            // Nothing is wrong when the time is up.
-            drop(tokio::time::timeout(LOOK_EVERY, self.listener.wait()).await);
-        } else {
-            self.listener.wait().await;
         }
     }
 

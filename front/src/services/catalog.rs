@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status};
 
 use super::router::{NAMESPACE, Router, mismatch};
 use super::{metadata, spill};
+use crate::cluster;
 use crate::deadline::Deadline;
 use crate::incoming::peer_of;
 use crate::records::Records;
@@ -145,7 +146,10 @@ impl PayloadCatalogService for CatalogService {
             let Reply::Page(page) = reply else { return Err(to_status(mismatch("ListPayloads", &reply))) };
             pages.push(page);
         }
-        Ok(Response::new(encode::page(&parts, pages, |_| String::new())))
+        let listed = cluster::merged(self.router.cluster.as_ref(), pages, &parts.list, deadline).await;
+        let mut listed = listed.map_err(to_status)?;
+        let pages = std::mem::take(&mut listed.pages);
+        Ok(Response::new(encode::page(&parts, pages, |id| listed.node(id))))
     }
 
     async fn add_lineage(

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use payload_types::reply::Reply;
 use payload_types::request::Request as Ask;
+use payload_types::{PayloadError, PayloadId};
 use payload_wire::pb::runtime::v1 as pb;
 use payload_wire::pb::services::v1::payload_data_service_server::PayloadDataService;
 use payload_wire::status::to_status;
@@ -11,6 +12,7 @@ use payload_wire::{decode, encode};
 use tonic::{Request, Response, Status};
 
 use super::router::{NAMESPACE, Router, mismatch};
+use crate::cluster::is_unknown;
 use crate::deadline::Deadline;
 use crate::incoming::peer_of;
 
@@ -24,6 +26,24 @@ impl DataService {
     pub fn new(router: Arc<Router>) -> Self {
         Self { router }
     }
+
+    /// The descriptor of what another node has, or else `error`, which is what this node's shard answered.
+    async fn resolve_foreign(
+        &self,
+        id: Option<PayloadId>,
+        error: PayloadError,
+        deadline: Option<Deadline>,
+    ) -> Result<pb::ResolveSnapshotResponse, PayloadError> {
+        let (Some(id), Some(cluster)) = (id, &self.router.cluster) else { return Err(error) };
+        if !is_unknown(&error) {
+            return Err(error);
+        }
+        match cluster.find(id, deadline).await? {
+            Some(found) if found.is_lost => Err(found.lost()),
+            Some(found) => Ok(encode::resolved_foreign(&found)),
+            None => Err(error),
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -34,11 +54,15 @@ impl PayloadDataService for DataService {
     ) -> Result<Response<pb::ResolveSnapshotResponse>, Status> {
         let deadline = Deadline::of(request.metadata());
         let ask = decode::resolve(NAMESPACE, request.into_inner()).map_err(to_status)?;
-        match self.router.ask_owner(ask, deadline).await.map_err(to_status)? {
-            Reply::Resolved(descriptor) => {
+        let id = ask.routing_id();
+        match self.router.ask_here(ask, deadline).await {
+            Ok(Reply::Resolved(descriptor)) => {
                 Ok(Response::new(encode::resolved(&descriptor, &self.router.locator)))
             }
-            other => Err(to_status(mismatch("ResolveSnapshot", &other))),
+            Ok(other) => Err(to_status(mismatch("ResolveSnapshot", &other))),
+            Err(error) => {
+                self.resolve_foreign(id, error, deadline).await.map(Response::new).map_err(to_status)
+            }
         }
     }
 

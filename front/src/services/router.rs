@@ -10,6 +10,7 @@ use payload_types::request::Request;
 use payload_types::{ErrorKind, NamespaceId, PayloadError, ShardIndex};
 use tokio::sync::oneshot;
 
+use crate::cluster::{Cluster, is_unknown};
 use crate::deadline::{Deadline, late};
 use crate::locate::Places;
 use crate::mint::Mint;
@@ -25,15 +26,22 @@ pub struct Router {
     pub mint: Mint,
     /// Turns locations into names and paths.
     pub locator: Places,
+    /// The nodes that share this one's catalog; `None`: there cannot be any.
+    pub cluster: Option<Cluster>,
     /// `limits.allocate_wait` in milliseconds: how long an Allocate without a deadline waits for space.
     pub allocate_wait_ms: u64,
 }
 
 impl Router {
     /// A router to the shards behind `reactor`.
-    pub fn new(reactor: ReactorHandle, locator: Places, allocate_wait_ms: u64) -> Self {
+    pub fn new(
+        reactor: ReactorHandle,
+        locator: Places,
+        cluster: Option<Cluster>,
+        allocate_wait_ms: u64,
+    ) -> Self {
         let shard_count = reactor.shard_count();
-        Self { reactor, shard_count, mint: Mint::new(shard_count), locator, allocate_wait_ms }
+        Self { reactor, shard_count, mint: Mint::new(shard_count), locator, cluster, allocate_wait_ms }
     }
 
     /// How many shards there are.
@@ -41,11 +49,30 @@ impl Router {
         self.shard_count
     }
 
-    /// Asks the shard that owns the payload named by `request`.
+    /// Asks the shard that owns the payload named by `request`. Where another node has that payload, the answer names it.
+    ///
+    /// # Errors
+    /// As [`Router::ask`]; FAILED_PRECONDITION with the other node's name and address, or NOT_FOUND with the reason LOST;
+    /// UNAVAILABLE when no shard knows the payload and the shared catalog cannot be asked.
+    pub async fn ask_owner(
+        &self,
+        request: Request,
+        deadline: Option<Deadline>,
+    ) -> Result<Reply, PayloadError> {
+        let id = request.routing_id().expect("requests about one payload carry its id");
+        match (self.ask_here(request, deadline).await, &self.cluster) {
+            (Err(error), Some(cluster)) if is_unknown(&error) => {
+                Err(cluster.find(id, deadline).await?.map_or(error, |found| found.elsewhere()))
+            }
+            (answer, _) => answer,
+        }
+    }
+
+    /// As [`Router::ask_owner`], of this node's payloads only.
     ///
     /// # Errors
     /// As [`Router::ask`].
-    pub async fn ask_owner(
+    pub async fn ask_here(
         &self,
         request: Request,
         deadline: Option<Deadline>,
@@ -66,6 +93,14 @@ impl Router {
         deadline: Option<Deadline>,
     ) -> Result<Reply, PayloadError> {
         let answer = self.submit(shard, request, deadline)?;
+        self.hear(answer, deadline).await
+    }
+
+    /// Waits for the answer to what was posted.
+    ///
+    /// # Errors
+    /// As [`Router::ask`].
+    pub async fn hear(&self, answer: Posted, deadline: Option<Deadline>) -> Result<Reply, PayloadError> {
         let outcome = match deadline.and_then(|deadline| deadline.give_up) {
             None => answer.await,
             Some(give_up) => tokio::time::timeout_at(give_up, answer).await.map_err(|_late| late())?,
@@ -104,7 +139,22 @@ impl Router {
         shard: ShardIndex,
         request: Request,
         deadline: Option<Deadline>,
-    ) -> Result<oneshot::Receiver<ReplyResult>, PayloadError> {
+    ) -> Result<Posted, PayloadError> {
+        self.post(shard, request, deadline).map_err(|_full| lane_full())
+    }
+
+    /// Puts a request into a shard's lane.
+    ///
+    /// # Errors
+    /// Hands the request back when the lane is full.
+    // The request is as large as it is: handing it back costs nothing but on the rare full lane.
+    #[allow(clippy::result_large_err)]
+    pub fn post(
+        &self,
+        shard: ShardIndex,
+        request: Request,
+        deadline: Option<Deadline>,
+    ) -> Result<Posted, Request> {
         let (sender, receiver) = oneshot::channel();
         let envelope = Envelope {
             request,
@@ -112,13 +162,16 @@ impl Router {
             // The receiver is gone when the client hung up: then nobody wants the answer.
             reply: Box::new(move |result| drop(sender.send(result))),
         };
-        match self.reactor.submit(shard, envelope) {
-            Ok(()) => Ok(receiver),
-            Err(_full) => Err(PayloadError::exhausted(
-                "the queue of the shard that owns this payload is full; try again in a moment",
-            )),
-        }
+        self.reactor.submit(shard, envelope).map(|()| receiver).map_err(|full| full.request)
     }
+}
+
+/// The answer to what was posted, once it is there.
+pub type Posted = oneshot::Receiver<ReplyResult>;
+
+/// The answer when a shard's lane is full.
+pub fn lane_full() -> PayloadError {
+    PayloadError::exhausted("the queue of the shard that owns this payload is full; try again in a moment")
 }
 
 /// The answer when a shard replied with something its request cannot have: a defect of ours.

@@ -37,6 +37,7 @@ fn given_a_file_with_every_key_when_loaded_then_each_is_taken() {
 fn given_a_file_with_every_key_when_loaded_then_the_tree_holds_what_it_says() {
     let config = load(EVERY_KEY).expect("valid").config;
     assert_eq!(config.node.name, "node-7");
+    assert_eq!(config.node.address.map(|address| address.to_string()).as_deref(), Some("host-7:50052"));
     assert!(config.server.require_tls && config.server.bind_address.port == 50052);
     assert_eq!((config.front.cores, config.shards.cores), (Some(vec![0]), Some(vec![1, 2])));
     assert_eq!(config.shards.spin, Spin::Off);
