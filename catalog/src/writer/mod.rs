@@ -9,9 +9,11 @@
 //! An ack leaves only after its transaction is durable (`Ok`), or is known never to happen (`Err`). Ops are applied
 //! in the order of the queue. A group of removals alone may be acknowledged before it is durable, where the store has
 //! that (`Store::apply_late`): such groups are counted, the acks carry the count, and within 50 ms all of them
-//! are made durable together, by a group that is not late or by a flush, and whoever waits is told. A temporary error is retried with backoff for 5 s; while the store stays down,
-//! later groups get one try each, so that their callers hear soon. An outcome in doubt is settled by success or by
-//! asking the store, for as long as that takes; only a shutdown leaves such ops unanswered.
+//! are made durable together, by a group that is not late or by a flush, and whoever waits is told. A temporary error is
+//! retried with backoff for 5 s; while the store stays down, later groups get one try each, so that their callers hear
+//! soon. An outcome in doubt is settled by success or by asking the store, for as long as that takes; only a shutdown
+//! leaves such ops unanswered. What is queued behind a store that was silent for 5 s was not begun and is refused
+//! ([`watch`]), so that a group in doubt holds back nobody else.
 //!
 //! Changes of records (metadata, lineage, streams) come through the same FIFO, so that a payload's row is always there
 //! before what refers to it, and are answered through a closure each. What waits of them is bounded by number and by
@@ -21,6 +23,7 @@
 //! Reads the monotonic clock (`Instant`) for pauses and counters, and the wall clock to tell a sweep what time it is.
 
 mod waiting;
+mod watch;
 mod worker;
 
 use std::sync::Arc;
@@ -30,23 +33,24 @@ use std::time::Duration;
 
 use crossbeam::channel::{Sender, TrySendError, bounded};
 use payload_types::effect::CatalogOp;
-use payload_types::event::Completion;
+use payload_types::event::{CatalogAck, Completion};
 use payload_types::record::{RecordChange, RecordOutcome};
 use payload_types::{ErrorKind, PayloadError, ShardIndex};
 
 use crate::change::weight;
 use crate::store::Store;
 use waiting::{Share, Waiting};
+use watch::Refused;
 use worker::{RETRY, Worker};
 
 pub use waiting::{RECORD_BYTES_WAITING_MAX, RECORDS_WAITING_MAX};
 
-/// Receives each acknowledgement (`Completion::Catalog`) and each `Completion::Durable`, on the writer's thread; must
-/// not block.
+/// Receives each acknowledgement (`Completion::Catalog`) and each `Completion::Durable`, on one of the writer's two
+/// threads; must not block.
 pub type AckSink = Arc<dyn Fn(ShardIndex, Completion) + Send + Sync>;
 
-/// Answers a change of records, on the writer's thread, after its transaction is durable or is known never to happen;
-/// must not block. Dropped unused when the writer stops with the outcome in doubt.
+/// Answers a change of records, on one of the writer's threads, after its transaction is durable or is known never to
+/// happen; must not block. Dropped unused when the writer stops with the outcome in doubt.
 pub type RecordReply = Box<dyn FnOnce(Result<RecordOutcome, PayloadError>) + Send>;
 
 /// A change of records that was not taken, given back whole.
@@ -72,6 +76,26 @@ enum Message {
     Stop,
 }
 
+/// What those hear whose changes waited behind a store that does not answer.
+const SILENT: &str = "the catalog's database does not answer, and the change was not begun; check that the database runs and its disk works, then repeat the request";
+
+impl Message {
+    /// Answers what was not begun.
+    fn refuse(self, sink: &AckSink) -> Refused {
+        match self {
+            Self::Op(CatalogOp { shard, op, .. }) => {
+                let ack = CatalogAck { op, result: Err(SILENT.to_owned()), sequence: 0 };
+                sink(shard, Completion::Catalog(ack));
+            }
+            Self::Record(WaitingRecord { reply, .. }) => {
+                reply(Err(PayloadError::new(ErrorKind::Unavailable, SILENT)));
+            }
+            Self::Stop => return Refused::Stop,
+        }
+        Refused::Change
+    }
+}
+
 /// A change of records on its way. Its share of what may wait is given back when it is dropped.
 struct WaitingRecord {
     change: Box<RecordChange>,
@@ -79,7 +103,7 @@ struct WaitingRecord {
     share: Share,
 }
 
-/// The writer's thread, and the way to its queue.
+/// The writer's threads, and the way to their queue.
 pub struct Writer {
     handle: WriterHandle,
     thread: JoinHandle<Box<dyn Store>>,

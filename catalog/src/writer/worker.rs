@@ -15,6 +15,7 @@ use payload_types::record::{RecordChange, RecordOutcome};
 use payload_types::{ErrorKind, OpId, PayloadError, ShardIndex, WallMs};
 
 use super::waiting::Share;
+use super::watch::Watch;
 use super::{AckSink, Counters, Message, RecordReply, WaitingRecord};
 use crate::change::{Change, storable};
 use crate::error::StoreError;
@@ -106,6 +107,8 @@ pub(super) struct Worker {
     waiting: BTreeSet<ShardIndex>,
     /// When the store is asked next whether there is something to clean up.
     sweep_at: Instant,
+    /// Refuses what is queued while the store does not answer.
+    watch: Arc<Watch>,
 }
 
 /// How a group ended that took effect.
@@ -144,10 +147,20 @@ impl Worker {
             flush_at: None,
             waiting: BTreeSet::new(),
             sweep_at: Instant::now() + SWEEP_EVERY,
+            watch: Arc::default(),
         }
     }
 
-    pub(super) fn run(mut self) -> Box<dyn Store> {
+    pub(super) fn run(self) -> Box<dyn Store> {
+        let (watch, receiver) = (Arc::clone(&self.watch), self.receiver.clone());
+        let (sink, patience) = (Arc::clone(&self.sink), self.patience);
+        thread::scope(|scope| {
+            let _until_the_end = watch.start(scope, receiver, sink, patience);
+            self.work()
+        })
+    }
+
+    fn work(mut self) -> Box<dyn Store> {
         let mut open = true;
         while open {
             open = self.gather();
@@ -201,7 +214,12 @@ impl Worker {
             {
                 (at, chore) = (idle_at, Chore::Checkpoint);
             }
-            match (self.receiver.recv_deadline(at), chore) {
+            if self.watch.idle() {
+                return Some(Message::Stop);
+            }
+            let received = self.receiver.recv_deadline(at);
+            self.watch.busy();
+            match (received, chore) {
                 (Ok(message), _) => return Some(message),
                 (Err(RecvTimeoutError::Disconnected), _) => return Some(Message::Stop),
                 (Err(RecvTimeoutError::Timeout), Chore::Flush) => self.flush(),
@@ -269,6 +287,7 @@ impl Worker {
         }
         let started = Instant::now();
         let outcome = self.outcome(started);
+        self.watch.progress();
         let taken = started.elapsed();
         self.counters.groups.fetch_add(1, Ordering::Relaxed);
         self.counters.rows.fetch_add(self.changes.len() as u64, Ordering::Relaxed);

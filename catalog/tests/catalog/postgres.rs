@@ -1,6 +1,6 @@
 //! What only PostgreSQL has: nodes that share a database, fences, connections that end, proxies, privileges.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -226,6 +226,80 @@ fn given_a_server_that_crashes_mid_load_when_it_is_back_then_stored_is_what_was_
         }
     });
     assert!(made > 1_000, "{made} stored");
+}
+
+#[test]
+fn given_a_server_that_hangs_or_crashes_mid_load_when_changes_wait_then_refused_and_what_is_in_doubt_settled()
+{
+    let server = Postgres::start().expect("a server of its own");
+    let uri = server.database();
+    let (sender, acks) = bounded(10_000);
+    let sink: AckSink = Arc::new(move |_, completion| match completion {
+        Completion::Catalog(ack) => sender.send(ack).expect("the test listens"),
+        other => panic!("nothing is late here: {other:?}"),
+    });
+    let writer =
+        Writer::start_patient(Box::new(started(&uri, "one", "r1")), 64, sink, Duration::from_millis(100));
+    let mut answers = BTreeMap::new();
+    let mut number = 0;
+    let submit = |number: u32| {
+        let mut next = op(number, put(varied(u64::from(number))));
+        while let Err(back) = writer.submit(next) {
+            next = back;
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    };
+    for (hangs, crashes) in [(true, false), (false, true), (true, true)] {
+        // Under load, so that a group is under way; then nobody answers until changes behind it were refused.
+        for _ in 0..500 {
+            submit(number);
+            number += 1;
+        }
+        if hangs {
+            server.freeze();
+        } else {
+            server.crash();
+        }
+        let mut refused = 0;
+        while refused < 100 {
+            submit(number);
+            number += 1;
+            while let Ok(CatalogAck { op, result, .. }) = acks.try_recv() {
+                refused += usize::from(result.is_err());
+                assert_eq!(answers.insert(op.index, result.is_ok()), None, "answered twice");
+            }
+        }
+        match (hangs, crashes) {
+            (true, false) => server.thaw(),
+            (true, true) => {
+                server.thaw();
+                server.crash();
+                server.start_again().expect("it starts");
+            }
+            (false, _) => server.start_again().expect("it starts"),
+        }
+        // It goes on by itself: sooner or later a change is taken again.
+        let mut made = false;
+        while !made {
+            submit(number);
+            while !answers.contains_key(&number) {
+                let CatalogAck { op, result, .. } = acks.recv_timeout(HANG).expect("every op is answered");
+                made = result.is_ok();
+                assert_eq!(answers.insert(op.index, made), None, "answered twice");
+            }
+            number += 1;
+        }
+    }
+    while answers.len() < number as usize {
+        let CatalogAck { op, result, .. } = acks.recv_timeout(HANG).expect("every op is answered");
+        assert_eq!(answers.insert(op.index, result.is_ok()), None, "answered twice");
+    }
+    drop(writer.shutdown());
+    let made = answers.iter().filter(|(_, made)| **made).map(|(index, _)| varied(u64::from(*index)).key);
+    let made: BTreeSet<_> = made.collect();
+    let found: BTreeSet<_> = all(&mut started(&uri, "one", "r1")).iter().map(|row| row.key).collect();
+    assert_eq!(found.difference(&made).count(), 0, "stored, though it was refused");
+    assert_eq!(made.difference(&found).count(), 0, "acknowledged, and gone");
 }
 
 #[test]

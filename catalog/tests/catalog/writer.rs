@@ -337,3 +337,48 @@ fn given_a_log_that_is_not_empty_when_the_writer_is_idle_then_it_is_checkpointed
     writer.shutdown();
     assert!(keeper.checkpointed.is_empty());
 }
+
+#[test]
+fn given_a_store_that_does_not_answer_when_changes_wait_then_they_are_refused_and_the_group_settled_later() {
+    let (store, keeper) = gate();
+    let (sink, acks) = sink();
+    let writer = Writer::start_patient(store, 64, sink, Duration::from_millis(100));
+    writer.submit(op(0, put(row(0)))).expect("room");
+    assert_eq!(keeper.entered(), 1);
+    for slot in 1..=20 {
+        writer.submit(op(slot, put(row(u64::from(slot))))).expect("room");
+    }
+    // The gate stays closed until all of them have heard.
+    for slot in 1..=20 {
+        let refused = ack(&acks);
+        assert_eq!(refused.op.index, slot);
+        assert!(refused.result.expect_err("not begun").contains("was not begun"));
+    }
+    writer.submit(op(21, put(row(21)))).expect("room");
+    assert_eq!(ack(&acks).op.index, 21, "who comes meanwhile hears, too");
+    keeper.open();
+    let settled = ack(&acks);
+    assert_eq!((settled.op.index, settled.result), (0, Ok(())));
+    writer.submit(op(22, put(row(22)))).expect("room");
+    keeper.open();
+    let next = ack(&acks);
+    assert_eq!((next.op.index, next.result), (22, Ok(())), "the writer goes on");
+    assert_eq!(rows(writer.shutdown()), [row(0), row(22)]);
+}
+
+#[test]
+fn given_a_store_that_does_not_answer_when_the_writer_is_stopped_then_it_ends_once_the_store_has_answered() {
+    let (store, keeper) = gate();
+    let (sink, acks) = sink();
+    let writer = Writer::start_patient(store, 64, sink, Duration::from_millis(100));
+    writer.submit(op(0, put(row(0)))).expect("room");
+    assert_eq!(keeper.entered(), 1);
+    writer.submit(op(1, put(row(1)))).expect("room");
+    let stopped = std::thread::spawn(move || rows(writer.shutdown()));
+    assert!(ack(&acks).result.is_err(), "it waited behind the store");
+    // Long enough for the order to stop to be taken by whoever refuses; it must not be lost by either way.
+    std::thread::sleep(Duration::from_millis(200));
+    keeper.open();
+    assert_eq!(ack(&acks).op.index, 0);
+    assert_eq!(stopped.join().expect("the writer ends"), [row(0)]);
+}
