@@ -42,6 +42,6 @@ pub use sqlite::SqliteStore;
 pub use store::{Reader, Store, supersedes};
 pub use synchronous::Synchronous;
 pub use writer::{
-    AckSink, RECORD_BYTES_WAITING_MAX, RECORDS_WAITING_MAX, RecordRefused, RecordReply, Writer, WriterHandle,
-    WriterStats,
+    AckSink, Arrival, Batches, RECORD_BYTES_WAITING_MAX, RECORDS_WAITING_MAX, RecordRefused, RecordReply,
+    SweepSink, Writer, WriterHandle, WriterStats,
 };

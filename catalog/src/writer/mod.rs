@@ -20,14 +20,18 @@
 //! bytes; rows of shards are bounded by the queue. About once a second the writer asks the store whether retention or
 //! lineage has something to clean up, and adds a `RecordChange::Sweep` to its next group then.
 //!
+//! A commit that is a part of a batch ([`Batches`]) waits beside the queue for the others; the last one queues them all as
+//! one message, so they are in one group, and one transaction. A group is longer than its limit by a batch at most.
+//!
 //! Reads the monotonic clock (`Instant`) for pauses and counters, and the wall clock to tell a sweep what time it is.
 
+mod batches;
 mod waiting;
 mod watch;
 mod worker;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -35,7 +39,7 @@ use crossbeam::channel::{Sender, TrySendError, bounded};
 use payload_types::effect::CatalogOp;
 use payload_types::event::{CatalogAck, Completion};
 use payload_types::record::{RecordChange, RecordOutcome};
-use payload_types::{ErrorKind, PayloadError, ShardIndex};
+use payload_types::{BatchId, ErrorKind, PayloadError, ShardIndex};
 
 use crate::change::weight;
 use crate::store::Store;
@@ -43,6 +47,7 @@ use waiting::{Share, Waiting};
 use watch::Refused;
 use worker::{RETRY, Worker};
 
+pub use batches::{Arrival, Batches};
 pub use waiting::{RECORD_BYTES_WAITING_MAX, RECORDS_WAITING_MAX};
 
 /// Receives each acknowledgement (`Completion::Catalog`) and each `Completion::Durable`, on one of the writer's two
@@ -52,6 +57,9 @@ pub type AckSink = Arc<dyn Fn(ShardIndex, Completion) + Send + Sync>;
 /// Answers a change of records, on one of the writer's threads, after its transaction is durable or is known never to
 /// happen; must not block. Dropped unused when the writer stops with the outcome in doubt.
 pub type RecordReply = Box<dyn FnOnce(Result<RecordOutcome, PayloadError>) + Send>;
+
+/// Hears what the writer's own sweeps met, on the writer's thread, in the order of all changes; must not block.
+pub type SweepSink = Arc<dyn Fn(&RecordOutcome) + Send + Sync>;
 
 /// A change of records that was not taken, given back whole.
 pub struct RecordRefused {
@@ -72,6 +80,10 @@ impl std::fmt::Debug for RecordRefused {
 /// What travels to the writer's thread.
 enum Message {
     Op(CatalogOp),
+    /// All parts of a batch.
+    Batch(Vec<CatalogOp>),
+    /// A part of a refused batch.
+    PutBack(CatalogOp),
     Record(WaitingRecord),
     Stop,
 }
@@ -82,11 +94,14 @@ const SILENT: &str = "the catalog's database does not answer, and the change was
 impl Message {
     /// Answers what was not begun.
     fn refuse(self, sink: &AckSink) -> Refused {
+        let refuse = |CatalogOp { shard, op, .. }| {
+            let ack = CatalogAck { op, result: Err(SILENT.to_owned()), sequence: 0 };
+            sink(shard, Completion::Catalog(ack));
+        };
         match self {
-            Self::Op(CatalogOp { shard, op, .. }) => {
-                let ack = CatalogAck { op, result: Err(SILENT.to_owned()), sequence: 0 };
-                sink(shard, Completion::Catalog(ack));
-            }
+            Self::Op(op) => refuse(op),
+            Self::Batch(parts) => parts.into_iter().for_each(refuse),
+            Self::PutBack(part) => sink(part.shard, Completion::BatchRefused(part.op)),
             Self::Record(WaitingRecord { reply, .. }) => {
                 reply(Err(PayloadError::new(ErrorKind::Unavailable, SILENT)));
             }
@@ -115,18 +130,69 @@ pub struct Writer {
 pub struct WriterHandle {
     queue: Sender<Message>,
     waiting: Arc<Waiting>,
+    /// Held for a few instructions by whoever brings or refuses a part; never while anything is waited for.
+    batches: Arc<Mutex<Batches>>,
+    sink: AckSink,
+    sweeps: Arc<OnceLock<SweepSink>>,
 }
 
 impl WriterHandle {
+    /// Tells `sink` of sweeps from now on; the first one that is given counts.
+    pub fn hear_sweeps(&self, sink: SweepSink) {
+        // A second one is a mistake that changes nothing.
+        drop(self.sweeps.set(sink));
+    }
+
     /// Queues an op. Never blocks.
     ///
     /// # Errors
     /// Hands the op back when the queue is full, or the writer has stopped.
     pub fn submit(&self, op: CatalogOp) -> Result<(), CatalogOp> {
-        self.queue.try_send(Message::Op(op)).map_err(|error| match error {
-            TrySendError::Full(Message::Op(op)) | TrySendError::Disconnected(Message::Op(op)) => op,
-            TrySendError::Full(_) | TrySendError::Disconnected(_) => unreachable!("an op was sent"),
+        let Some(mark) = op.batch else { return self.send(Message::Op(op)) };
+        // Locked until the batch is queued or its last part is out again, so that nobody refuses it in between.
+        let mut batches = self.batches();
+        match batches.part(op, mark) {
+            Arrival::Kept => Ok(()),
+            Arrival::Refused(op) => self.send(Message::PutBack(op)),
+            Arrival::Whole(parts) => match self.queue.try_send(Message::Batch(parts)) {
+                Ok(()) => Ok(()),
+                Err(
+                    TrySendError::Full(Message::Batch(parts))
+                    | TrySendError::Disconnected(Message::Batch(parts)),
+                ) => Err(batches.part_again(parts)),
+                Err(_) => unreachable!("a batch was sent"),
+            },
+        }
+    }
+
+    fn send(&self, message: Message) -> Result<(), CatalogOp> {
+        self.queue.try_send(message).map_err(|error| {
+            let (TrySendError::Full(message) | TrySendError::Disconnected(message)) = error;
+            match message {
+                Message::Op(op) | Message::PutBack(op) => op,
+                Message::Batch(_) | Message::Record(_) | Message::Stop => unreachable!("an op was sent"),
+            }
         })
+    }
+
+    fn batches(&self) -> MutexGuard<'_, Batches> {
+        // Each change of it is one call, so it is whole whenever the lock is free.
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A shard refused its part of a batch: the others are answered with `Completion::BatchRefused`, those that are here now
+    /// and those that come. Once all are answered [`WriterHandle::batch_answered`] is called. Not for a shard's thread: what
+    /// is here is answered from inside.
+    pub fn batch_refused(&self, batch: BatchId) {
+        let parts = self.batches().refuse(batch);
+        for part in parts {
+            (self.sink)(part.shard, Completion::BatchRefused(part.op));
+        }
+    }
+
+    /// All parts of a refused batch were answered, and nothing more comes of it.
+    pub fn batch_answered(&self, batch: BatchId) {
+        self.batches().forget(batch);
     }
 
     /// Queues a change of records. Never blocks.
@@ -189,12 +255,19 @@ impl Writer {
     pub fn start_patient(store: Box<dyn Store>, capacity: usize, sink: AckSink, patience: Duration) -> Self {
         let (sender, receiver) = bounded(capacity);
         let counters = Arc::new(Counters::default());
-        let worker = Worker::new(store, receiver, sink, Arc::clone(&counters), patience);
+        let handle = WriterHandle {
+            queue: sender,
+            waiting: Arc::default(),
+            batches: Arc::default(),
+            sink: Arc::clone(&sink),
+            sweeps: Arc::default(),
+        };
+        let worker =
+            Worker::new(store, receiver, sink, Arc::clone(&counters), patience, Arc::clone(&handle.sweeps));
         let thread = thread::Builder::new()
             .name("catalog".to_owned())
             .spawn(move || worker.run())
             .expect("the system has room for one more thread at start");
-        let handle = WriterHandle { queue: sender, waiting: Arc::default() };
         Self { handle, thread, counters }
     }
 

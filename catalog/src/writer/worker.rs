@@ -3,8 +3,8 @@
 //! Owned by [`super::Writer`]; nobody else calls it.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -16,7 +16,7 @@ use payload_types::{ErrorKind, OpId, PayloadError, ShardIndex, WallMs};
 
 use super::waiting::Share;
 use super::watch::Watch;
-use super::{AckSink, Counters, Message, RecordReply, WaitingRecord};
+use super::{AckSink, Counters, Message, RecordReply, SweepSink, WaitingRecord};
 use crate::change::{Change, storable};
 use crate::error::StoreError;
 use crate::store::Store;
@@ -109,6 +109,8 @@ pub(super) struct Worker {
     sweep_at: Instant,
     /// Refuses what is queued while the store does not answer.
     watch: Arc<Watch>,
+    /// Who hears of sweeps, once there is somebody.
+    sweeps: Arc<OnceLock<SweepSink>>,
 }
 
 /// How a group ended that took effect.
@@ -131,8 +133,10 @@ impl Worker {
         sink: AckSink,
         counters: Arc<Counters>,
         patience: Duration,
+        sweeps: Arc<OnceLock<SweepSink>>,
     ) -> Self {
         Self {
+            sweeps,
             store,
             receiver,
             sink,
@@ -185,6 +189,8 @@ impl Worker {
         while let Some(message) = next {
             match message {
                 Message::Op(op) => self.take(op),
+                Message::Batch(parts) => self.take_batch(parts),
+                Message::PutBack(part) => (self.sink)(part.shard, Completion::BatchRefused(part.op)),
                 Message::Record(record) => self.take_record(record),
                 Message::Stop => open = false,
             }
@@ -249,6 +255,21 @@ impl Worker {
                 (self.sink)(op.shard, Completion::Catalog(ack));
             }
         }
+    }
+
+    /// Puts a batch into the group; one with a part that no store can keep is refused whole.
+    fn take_batch(&mut self, parts: Vec<CatalogOp>) {
+        let parts = parts.into_iter().map(|part| ((part.shard, part.op), Change::Row(part.change)));
+        let (askers, changes): (Vec<_>, Vec<_>) = parts.unzip();
+        if let Some(error) = changes.iter().find_map(|change| storable(change).err()) {
+            for (shard, op) in askers {
+                let ack = CatalogAck { op, result: Err(error.to_string()), sequence: 0 };
+                (self.sink)(shard, Completion::Catalog(ack));
+            }
+            return;
+        }
+        self.changes.extend(changes);
+        self.tickets.extend(askers.into_iter().map(|(shard, op)| Ticket::Row { shard, op }));
     }
 
     /// As [`Self::take`].
@@ -341,7 +362,11 @@ impl Worker {
                 }
                 Ticket::Record { reply, .. } => reply(outcome()),
                 Ticket::Sweep => {
-                    if let Ok(RecordOutcome::Swept { more: true, .. }) = outcome() {
+                    let swept = outcome();
+                    if let (Ok(swept), Some(sink)) = (&swept, self.sweeps.get()) {
+                        sink(swept);
+                    }
+                    if let Ok(RecordOutcome::Swept { more: true, .. }) = swept {
                         self.sweep_at = Instant::now() + SWEEP_AGAIN;
                     }
                 }

@@ -49,7 +49,7 @@ struct Gate {
 }
 
 /// The test's side of a [`Gate`].
-struct Keeper {
+pub(crate) struct Keeper {
     entered: Receiver<usize>,
     release: Sender<()>,
     checkpointed: Receiver<()>,
@@ -57,16 +57,16 @@ struct Keeper {
 
 impl Keeper {
     /// Waits until a transaction has begun, and returns its changes' count.
-    fn entered(&self) -> usize {
+    pub(crate) fn entered(&self) -> usize {
         self.entered.recv_timeout(HANG).expect("a transaction begins")
     }
 
-    fn open(&self) {
+    pub(crate) fn open(&self) {
         self.release.send(()).expect("the store waits");
     }
 }
 
-fn gate() -> (Box<dyn Store>, Keeper) {
+pub(crate) fn gate() -> (Box<dyn Store>, Keeper) {
     let (entered, was_entered) = bounded(LANE);
     let (open, release) = bounded(LANE);
     let (checkpointed, was_checkpointed) = bounded(LANE);
