@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use payload_wire::pb::operations::v1::payload_batch_service_server::PayloadBatchServiceServer;
 use payload_wire::pb::operations::v1::payload_operations_service_server::PayloadOperationsServiceServer;
 use payload_wire::pb::operations::v1::payload_records_service_server::PayloadRecordsServiceServer;
 use payload_wire::pb::services::v1::payload_admin_service_server::PayloadAdminServiceServer;
@@ -34,7 +35,7 @@ use tonic::server::NamedService;
 use crate::admission::{Gate, Permit};
 use crate::deadline;
 use crate::services::{
-    AdminService, CatalogService, DataService, OperationsService, RecordsService, StreamService,
+    AdminService, BatchService, CatalogService, DataService, OperationsService, RecordsService, StreamService,
 };
 use crate::tally::{Call, Tally};
 
@@ -43,6 +44,7 @@ type Catalog = PayloadCatalogServiceServer<CatalogService>;
 type Admin = PayloadAdminServiceServer<AdminService>;
 type Stream = PayloadStreamServiceServer<StreamService>;
 type Operations = PayloadOperationsServiceServer<OperationsService>;
+type Batch = PayloadBatchServiceServer<BatchService>;
 type Records = PayloadRecordsServiceServer<RecordsService>;
 
 /// The services behind one address. Cheap to clone: tonic does so for every call.
@@ -64,6 +66,8 @@ pub struct Services {
     pub stream: Stream,
     /// Holders, explanations, scrubs.
     pub operations: Operations,
+    /// Many payloads in one call.
+    pub batch: Batch,
     /// Metadata and streams, read back.
     pub records: Records,
     /// Health and reflection.
@@ -144,6 +148,7 @@ impl Service<http::Request<Body>> for Dispatch {
             Target::Catalog => services.catalog.clone().call(request),
             Target::Admin => services.admin.clone().call(request),
             Target::Operations => services.operations.clone().call(request),
+            Target::Batch => services.batch.clone().call(request),
             Target::Records => services.records.clone().call(request),
             Target::Stream | Target::Other => services.stream.clone().call(request),
         };
@@ -158,6 +163,7 @@ enum Target {
     Admin,
     Stream,
     Operations,
+    Batch,
     Records,
     Other,
 }
@@ -170,6 +176,7 @@ impl Target {
             _ if name == Admin::NAME => Self::Admin,
             _ if name == Stream::NAME => Self::Stream,
             _ if name == Operations::NAME => Self::Operations,
+            _ if name == Batch::NAME => Self::Batch,
             _ if name == Records::NAME => Self::Records,
             _ => Self::Other,
         }
@@ -225,6 +232,7 @@ mod tests {
             ("payload.manager.services.v1.PayloadAdminService", Target::Admin),
             ("payload.manager.services.v1.PayloadStreamService", Target::Stream),
             ("payload.manager.operations.v1.PayloadOperationsService", Target::Operations),
+            ("payload.manager.operations.v1.PayloadBatchService", Target::Batch),
             ("payload.manager.operations.v1.PayloadRecordsService", Target::Records),
             ("grpc.health.v1.Health", Target::Other),
             ("", Target::Other),

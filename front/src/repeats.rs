@@ -103,8 +103,22 @@ impl Repeats {
         deadline: Option<Deadline>,
         work: impl Future<Output = Result<T, PayloadError>> + Send + 'static,
     ) -> Result<T, PayloadError> {
+        self.once_if(id, deadline, |_| true, work).await
+    }
+
+    /// As [`Repeats::once`]; an answer of which `kept` is false is given and forgotten, as refusals are.
+    ///
+    /// # Errors
+    /// As [`Repeats::once`].
+    pub async fn once_if<T: Message + Clone + 'static>(
+        &self,
+        id: Option<RequestId>,
+        deadline: Option<Deadline>,
+        kept: fn(&T) -> bool,
+        work: impl Future<Output = Result<T, PayloadError>> + Send + 'static,
+    ) -> Result<T, PayloadError> {
         let Some(id) = id else { return work.await };
-        let mut answer = self.begin(id, work)?;
+        let mut answer = self.begin(id, kept, work)?;
         let wait = async {
             // The task that answers holds the sender until it has; it ends without a word only by a panic.
             let gone = |_| {
@@ -130,6 +144,7 @@ impl Repeats {
     fn begin<T: Message + 'static>(
         &self,
         id: RequestId,
+        kept: fn(&T) -> bool,
         work: impl Future<Output = Result<T, PayloadError>> + Send + 'static,
     ) -> Result<watch::Receiver<Option<Answer>>, PayloadError> {
         let mut known = self.known();
@@ -150,7 +165,7 @@ impl Repeats {
         tokio::spawn(async move {
             let mut begun = Begun { repeats, key: Some(id.key) };
             let result = work.await;
-            begun.ended(result.as_ref().ok().map(Message::encoded_len));
+            begun.ended(result.as_ref().ok().filter(|answer| kept(answer)).map(Message::encoded_len));
             // Whoever waited may have given up.
             sender.send_replace(Some(result.map(|answer| Arc::new(answer) as Arc<dyn Any + Send + Sync>)));
         });
@@ -265,6 +280,16 @@ mod tests {
         assert_eq!(died.kind, ErrorKind::Internal);
         repeats.once(id("a", 1), None, count(&done)).await.expect("done");
         assert_eq!(done.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn given_an_answer_that_is_not_kept_when_repeated_then_tried_again() {
+        let (repeats, done) = (Repeats::default(), Arc::default());
+        let kept = |answer: &AppendResponse| answer.first_offset > 0;
+        let first = repeats.once_if(id("a", 1), None, kept, count(&done)).await.expect("done");
+        let second = repeats.once_if(id("a", 1), None, kept, count(&done)).await.expect("done again");
+        let third = repeats.once_if(id("a", 1), None, kept, count(&done)).await.expect("kept");
+        assert_eq!((first.first_offset, second.first_offset, third.first_offset), (0, 1, 1));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use payload_reactor::topology;
 use payload_types::limits;
+use payload_wire::pb::operations::v1::payload_batch_service_server::PayloadBatchServiceServer;
 use payload_wire::pb::operations::v1::payload_operations_service_server::PayloadOperationsServiceServer;
 use payload_wire::pb::operations::v1::payload_records_service_server::PayloadRecordsServiceServer;
 use payload_wire::pb::services::v1::payload_admin_service_server::PayloadAdminServiceServer;
@@ -33,7 +34,8 @@ use crate::locate::Places;
 use crate::metrics::Metrics;
 use crate::records::{Records, look};
 use crate::services::{
-    AdminService, CatalogService, DataService, OperationsService, RecordsService, Router, StreamService,
+    AdminService, BatchService, CatalogService, DataService, OperationsService, RecordsService, Router,
+    StreamService,
 };
 use crate::shutdown::{self, Budget, Signals};
 use crate::tally::Tally;
@@ -228,6 +230,9 @@ fn services(
         operations: PayloadOperationsServiceServer::new(operations)
             .max_decoding_message_size(max)
             .max_encoding_message_size(max),
+        batch: PayloadBatchServiceServer::new(BatchService::new(Arc::clone(router), Arc::clone(records)))
+            .max_decoding_message_size(max)
+            .max_encoding_message_size(max),
         records: PayloadRecordsServiceServer::new(RecordsService::new(Arc::clone(records)))
             .max_decoding_message_size(max)
             .max_encoding_message_size(max),
@@ -256,6 +261,7 @@ const HEALTH_NAMES: [&str; 8] = [
     <PayloadAdminServiceServer<AdminService> as NamedService>::NAME,
     <PayloadStreamServiceServer<StreamService> as NamedService>::NAME,
     <PayloadOperationsServiceServer<OperationsService> as NamedService>::NAME,
+    <PayloadBatchServiceServer<BatchService> as NamedService>::NAME,
     <PayloadRecordsServiceServer<RecordsService> as NamedService>::NAME,
 ];
 

@@ -10,7 +10,7 @@ use tonic::Code;
 use tonic::codegen::http::HeaderMap;
 
 /// The RPCs of our services, the busiest first: a call is looked up here. Their names differ across services.
-pub const RPCS: [&str; 32] = [
+pub const RPCS: [&str; 37] = [
     "AcquireReadLease",
     "ReleaseLease",
     "ResolveSnapshot",
@@ -43,6 +43,11 @@ pub const RPCS: [&str; 32] = [
     "GetPayloadMetadata",
     "ListPayloadMetadataEvents",
     "ListStreams",
+    "BatchAcquire",
+    "BatchRelease",
+    "BatchAllocate",
+    "BatchCommit",
+    "LeaseSession",
 ];
 
 /// gRPC codes are 0 to 16.

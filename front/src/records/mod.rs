@@ -20,7 +20,7 @@ use payload_catalog::{ReadersHandle, WriterHandle};
 use payload_types::record::{RecordAnswer, RecordChange, RecordOutcome, RecordQuery, StreamName};
 use payload_types::reply::Reply;
 use payload_types::request::Request;
-use payload_types::{Descriptor, ErrorKind, PayloadError, PayloadId, PayloadKey};
+use payload_types::{BatchId, Descriptor, ErrorKind, PayloadError, PayloadId, PayloadKey};
 use tokio::sync::oneshot;
 
 use crate::cluster::is_unknown;
@@ -99,6 +99,16 @@ impl Records {
             }
             outcome => Ok(outcome),
         }
+    }
+
+    /// A shard refused its part of a batch; see `WriterHandle::batch_refused`.
+    pub fn batch_refused(&self, batch: BatchId) {
+        self.writer.batch_refused(batch);
+    }
+
+    /// All parts of a refused batch were answered.
+    pub fn batch_answered(&self, batch: BatchId) {
+        self.writer.batch_answered(batch);
     }
 
     /// Asks, and waits for the answer.

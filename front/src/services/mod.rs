@@ -9,6 +9,7 @@
 //! half way leaves nothing behind but work that the shard finishes by itself.
 
 mod admin;
+mod batch;
 mod catalog;
 mod data;
 mod metadata;
@@ -20,6 +21,7 @@ mod spill;
 mod stream;
 
 pub use admin::AdminService;
+pub use batch::BatchService;
 pub use catalog::CatalogService;
 pub use data::DataService;
 pub use operations::OperationsService;

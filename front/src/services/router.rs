@@ -7,7 +7,7 @@
 use payload_reactor::{Envelope, ReactorHandle};
 use payload_types::reply::{Reply, ReplyResult};
 use payload_types::request::Request;
-use payload_types::{ErrorKind, NamespaceId, PayloadError, ShardIndex};
+use payload_types::{ErrorKind, NamespaceId, PayloadError, PayloadId, ShardIndex};
 use tokio::sync::oneshot;
 
 use crate::cluster::{Cluster, is_unknown};
@@ -60,11 +60,25 @@ impl Router {
         deadline: Option<Deadline>,
     ) -> Result<Reply, PayloadError> {
         let id = request.routing_id().expect("requests about one payload carry its id");
-        match (self.ask_here(request, deadline).await, &self.cluster) {
-            (Err(error), Some(cluster)) if is_unknown(&error) => {
-                Err(cluster.find(id, deadline).await?.map_or(error, |found| found.elsewhere()))
-            }
-            (answer, _) => answer,
+        match self.ask_here(request, deadline).await {
+            Err(error) => Err(self.elsewhere(id, error, deadline).await),
+            answer => answer,
+        }
+    }
+
+    /// What this node's shard answered, or, when it does not know the payload and another node has it, which one.
+    pub async fn elsewhere(
+        &self,
+        id: PayloadId,
+        error: PayloadError,
+        deadline: Option<Deadline>,
+    ) -> PayloadError {
+        match &self.cluster {
+            Some(cluster) if is_unknown(&error) => match cluster.find(id, deadline).await {
+                Ok(found) => found.map_or(error, |found| found.elsewhere()),
+                Err(unanswered) => unanswered,
+            },
+            _ => error,
         }
     }
 

@@ -49,7 +49,7 @@ pub mod services {
 
 /// Package `payload.manager.operations`: ours, no part of the v1 contract.
 pub mod operations {
-    /// Accounting, holders, explanations, scrubbing.
+    /// Accounting, holders, explanations, scrubbing, records, batches.
     #[allow(missing_docs, clippy::all)]
     pub mod v1 {
         tonic::include_proto!("payload.manager.operations.v1");

@@ -3,8 +3,9 @@
 //! Called by `front`. The core knows replicas by id and generation; the contract shows names and paths, which the
 //! drivers choose. [`Locate`] brings the two together without `wire` importing `drivers`.
 //!
-//! One file for each noun: descriptor, explain, holders, listing, records, scrub, stats.
+//! One file for each noun: batch, descriptor, explain, holders, listing, records, scrub, stats.
 
+mod batch;
 mod descriptor;
 mod explain;
 mod holders;
@@ -13,6 +14,7 @@ mod records;
 mod scrub;
 mod stats;
 
+pub use batch::{batch_acquired, batch_allocated, batch_committed, batch_released, lease_session};
 pub use descriptor::{
     allocated, committed, descriptor, foreign, leased, promoted, resolved, resolved_foreign, spill_result,
 };
