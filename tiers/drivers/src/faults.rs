@@ -234,6 +234,10 @@ impl Engine for FaultyEngine {
         self.engine.buffer(slot)
     }
 
+    fn takes_windows(&self) -> bool {
+        self.engine.takes_windows()
+    }
+
     fn start(&mut self, io: Io) -> io::Result<()> {
         let call = match io.direction {
             Direction::Read => Call::Read,

@@ -1,17 +1,17 @@
 //! A copy in the making: a file under a private name that gets its public one when it is complete, and is gone
 //! without a trace when it is dropped before that. Owned by one transfer.
 
-use std::fs::{File, Permissions};
+use std::fs::{File, Metadata, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use payload_types::effect::ReplicaRef;
-use payload_types::event::DriverError;
+use payload_types::event::{DriverError, DriverErrorKind};
 
 use super::FileStore;
-use crate::fault::fault;
+use crate::fault::{fault, finding};
 use crate::naming::Names;
 
 /// See the module's description.
@@ -40,9 +40,15 @@ impl<'store> Draft<'store> {
     pub(crate) fn publish(mut self, sync: bool) -> Result<(), DriverError> {
         let (id, tier) = (self.replica.id, self.replica.tier);
         let tried = |what: &str| format!("{what} the copy of {id} on {tier}");
-        let sync = sync && matches!(self.store.names, Names::Files { .. });
+        let is_file = matches!(self.store.names, Names::Files { .. });
+        let sync = sync && is_file;
         let size = self.replica.size;
         let failed = |what: &str, error: &io::Error| self.store.failed(tried(what), error, size);
+        // Else what somebody cut since it was hashed would be stretched with zeroes.
+        let is_cut = |metadata: Metadata| metadata.blocks() * 512 < size.in_pages().0;
+        if !is_file && self.file.metadata().is_ok_and(is_cut) {
+            return Err(finding(DriverErrorKind::Io, format!("{}: somebody has cut it", tried("sizing"))));
+        }
         self.file.set_len(size.0).map_err(|error| failed("sizing", &error))?;
         self.file
             .set_permissions(Permissions::from_mode(self.store.mode_sealed))

@@ -25,6 +25,7 @@ use payload_types::ByteCount;
 use payload_types::effect::ReplicaRef;
 
 use super::FileStore;
+use super::large::Refusal;
 use crate::sys;
 
 /// What nobody used again for so long is given back to the system: longer than the pauses between the steps of a
@@ -40,6 +41,7 @@ const KEPT_MAX: usize = 1 << 16;
 /// See the module's description.
 pub(crate) struct Pool {
     capacity_bytes: u64,
+    pub(super) large_refused: Refusal,
     kept: Mutex<Kept>,
     /// Something is kept, or it is time to end.
     came: Condvar,
@@ -87,6 +89,7 @@ impl Pool {
     pub(crate) fn new(capacity: ByteCount) -> Self {
         Self {
             capacity_bytes: capacity.0,
+            large_refused: Refusal::default(),
             kept: Mutex::default(),
             came: Condvar::new(),
             went: Condvar::new(),

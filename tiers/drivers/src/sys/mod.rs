@@ -4,6 +4,7 @@
 //! thread may come here.
 #![allow(unsafe_code)]
 
+pub(crate) mod large;
 pub(crate) mod staging;
 pub(crate) mod uring;
 

@@ -4,20 +4,22 @@
 //! start(slot) -> SQE -> io_uring_enter -> disk ... CQE -> next() -> slot is free again
 //! ```
 //! Invariants: while a slot is in flight its buffer is out of the caller's reach and its file stays open (the ring
-//! holds an `Arc` of it). Dropping the engine waits for what is in flight; if even waiting fails, the buffers are
-//! leaked rather than freed under the kernel's hands. Needs Linux 5.6; buffers are registered where RLIMIT_MEMLOCK
+//! holds it, and the window that it reads into). Dropping the engine waits for what is in flight; if even waiting fails, buffers and
+//! windows are leaked rather than freed under the kernel's hands. Needs Linux 5.6; buffers are registered where RLIMIT_MEMLOCK
 //! allows, and used plainly where it does not.
 
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::AsRawFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::{IoUring, opcode, squeue, types};
 use payload_types::limits::IO_BYTES_MAX;
 
+use super::large::Window;
 use super::staging::{SLOTS, Staging};
 use crate::transfer::engine::{Direction, Engine, Io};
 
@@ -29,7 +31,13 @@ pub(crate) struct UringEngine {
     ring: IoUring,
     staging: ManuallyDrop<Staging>,
     registered: bool,
-    in_flight: [Option<Arc<File>>; SLOTS],
+    in_flight: [Option<Lent>; SLOTS],
+}
+
+/// What the kernel uses until an operation's completion, beside the slot's buffer.
+struct Lent {
+    _file: Arc<File>,
+    _window: Option<Rc<Window>>,
 }
 
 /// Whether this process may use io_uring at all.
@@ -59,6 +67,11 @@ impl UringEngine {
 
     fn entry(&mut self, io: &Io) -> squeue::Entry {
         let fd = types::Fd(io.file.as_raw_fd());
+        if let Some(window) = &io.window {
+            assert!(io.direction == Direction::Read, "nothing is written from a window");
+            let entry = opcode::Read::new(fd, window.part(&io.range), io.range.len() as u32);
+            return entry.offset(io.offset).build().user_data(io.slot as u64);
+        }
         let buffer = &mut self.staging.slot(io.slot)[io.range.clone()];
         let (pointer, length) = (buffer.as_mut_ptr(), buffer.len() as u32);
         let slot = io.slot as u16;
@@ -82,13 +95,17 @@ impl Engine for UringEngine {
         self.staging.slot(slot)
     }
 
+    fn takes_windows(&self) -> bool {
+        true
+    }
+
     fn start(&mut self, io: Io) -> io::Result<()> {
         assert!(self.in_flight[io.slot].is_none(), "one operation a slot");
         let entry = self.entry(&io);
-        // SAFETY: the buffer lives in `staging` and the descriptor in `in_flight` until the completion is reaped,
-        // and the length was taken from the very slice the pointer points to.
+        // SAFETY: the buffer lives in `staging`, descriptor and window in `in_flight` until the completion is reaped, and
+        // the length was taken from the very slice the pointer points to, or checked against the window.
         unsafe { self.ring.submission().push(&entry) }.expect("the ring has an entry for every slot");
-        self.in_flight[io.slot] = Some(io.file);
+        self.in_flight[io.slot] = Some(Lent { _file: io.file, _window: io.window });
         match self.ring.submit() {
             // Refused for now: the entry stays queued and goes in with the next look for completions.
             Err(error) if is_transient(&error) => Ok(()),
@@ -130,6 +147,7 @@ impl Drop for UringEngine {
         while self.in_flight.iter().any(Option::is_some) {
             if let Err(error) = self.next() {
                 tracing::error!("waiting for the disk failed ({error}); its buffers are given up");
+                std::mem::forget(std::mem::take(&mut self.in_flight));
                 return;
             }
         }

@@ -7,8 +7,10 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::sys::large::Window;
 use crate::sys::staging::{SLOTS, Staging};
 use crate::sys::uring::UringEngine;
 
@@ -21,13 +23,15 @@ pub(crate) enum Direction {
     Write,
 }
 
-/// One operation: `range` of the slot's buffer, from or to `offset` of the file.
+/// One operation: `range` of the slot's buffer, or of the window if there is one, from or to `offset` of the file.
 pub(crate) struct Io {
     pub(crate) slot: usize,
     pub(crate) direction: Direction,
     pub(crate) file: Arc<File>,
     pub(crate) offset: u64,
     pub(crate) range: Range<usize>,
+    /// Where a read goes instead of the slot's buffer; only for engines that take windows.
+    pub(crate) window: Option<Rc<Window>>,
 }
 
 /// See the module's description.
@@ -37,6 +41,11 @@ pub(crate) trait Engine {
     /// # Panics
     /// While the slot is in flight.
     fn buffer(&mut self, slot: usize) -> &mut [u8];
+
+    /// True when bytes can be read into a window.
+    fn takes_windows(&self) -> bool {
+        false
+    }
 
     /// Starts an operation. After an error the engine is of no more use.
     fn start(&mut self, io: Io) -> io::Result<()>;
@@ -64,6 +73,7 @@ impl Engine for PlainEngine {
     }
 
     fn start(&mut self, io: Io) -> io::Result<()> {
+        assert!(io.window.is_none(), "this engine moves bytes itself, which nobody may do in a window");
         let buffer = &mut self.staging.slot(io.slot)[io.range];
         let result = match io.direction {
             Direction::Read => io.file.read_at(buffer, io.offset),

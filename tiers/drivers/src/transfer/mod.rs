@@ -1,8 +1,9 @@
-//! Copies between RAM and disk: every byte goes through private staging and is hashed there.
+//! Copies between RAM and disk: every byte is hashed in private staging.
 //!
 //! ```text
 //! spill     segment --pread--> staging --hash--> io_uring writes (8 x 1 MiB) --> draft file  --> named
 //! promote   file --io_uring reads (8 x 1 MiB)--> staging --hash--> pwrite --> draft segment --> named
+//!           or, where it has large pages:   --> draft segment --pread--> staging --hash--> named
 //! ```
 //! What goes into a segment file is written by [`crate::packed::writer`]; this reads it from there, and makes files of
 //! one replica. Run by transfer threads, one copy at a time on each. While the disk works on eight chunks the processor works on
@@ -22,6 +23,7 @@ pub(crate) mod scrub;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use payload_types::effect::{ReplicaRef, TransferOp};
@@ -37,6 +39,7 @@ use crate::health::Work;
 use crate::store::draft::Draft;
 use crate::store::{FileStore, offset_of};
 use crate::sys;
+use crate::sys::large::Window;
 use crate::sys::staging::SLOTS;
 
 /// Carries out one copy. The destination has its name afterwards, or is gone without a trace.
@@ -128,10 +131,8 @@ fn read(
     pipeline: &mut Pipeline,
 ) -> Result<Checksum, TransferError> {
     let mut hasher = Xxh3::new();
-    let failed = |error: &io::Error| TransferError::Source(unread(&op.from, error));
     let begin = offset_of(&op.from);
-    let mut take = |offset, bytes: &[u8]| {
-        hasher.update(bytes);
+    let put = |offset, bytes: &[u8]| {
         draft.file.write_all_at(bytes, offset).map_err(|error| {
             let tried = format!("writing {} to {}", op.to.id, op.to.tier);
             TransferError::Destination(to.failed(tried, &error, op.to.size))
@@ -141,53 +142,105 @@ fn read(
         for index in 0..chunk_count(op.from.size) {
             let buffer = &mut pipeline.buffer(0)[..chunk_length(op.from.size, index)];
             salvage(&source, buffer, begin + chunk_offset(index));
-            take(chunk_offset(index), buffer)?;
+            hasher.update(buffer);
+            put(chunk_offset(index), buffer)?;
         }
-    } else {
-        read_ordered(source, begin, op.from.size, pipeline, failed, take)?;
+        return Ok(Checksum(hasher.digest()));
     }
+    go_direct(&source);
+    let source = Arc::new(source);
+    let window = if pipeline.takes_windows() { to.in_large_pages(&draft.file, op.to.size) } else { None };
+    let in_place = match window {
+        Some(window) => read_in_place(op, &source, window, &draft.file, pipeline, &mut hasher)?,
+        None => ByteCount::ZERO,
+    };
+    let left = ByteCount(op.from.size.0 - in_place.0);
+    let failed = |error: &io::Error| TransferError::Source(unread(&op.from, error));
+    read_ordered(&source, begin + in_place.0, left, pipeline, failed, |offset, bytes| {
+        hasher.update(bytes);
+        put(in_place.0 + offset, bytes)
+    })?;
     Ok(Checksum(hasher.digest()))
 }
 
-/// Reads a file from `begin` on with `IO_DEPTH` chunks under way, and hands them on in order.
+/// Reads whole chunks into a new segment's own pages, and hashes what it has then: never by a load from the window, which
+/// whoever cut the file would turn into a SIGBUS. How much was read.
+fn read_in_place(
+    op: &TransferOp,
+    source: &Arc<File>,
+    window: Window,
+    segment: &File,
+    pipeline: &mut Pipeline,
+    hasher: &mut Xxh3,
+) -> Result<ByteCount, TransferError> {
+    let (window, begin) = (Rc::new(window), offset_of(&op.from));
+    let chunks = window.bytes().min(op.from.size.0 as usize) / IO_BYTES_MAX;
+    let failed = |error: &io::Error| TransferError::Source(unread(&op.from, error));
+    let start = |pipeline: &mut Pipeline, index: usize| {
+        let at = chunk_offset(index);
+        let into = (&window, at as usize);
+        pipeline
+            .start_into(into, index % SLOTS, source, begin + at, IO_BYTES_MAX)
+            .map_err(|error| failed(&error))
+    };
+    in_order(chunks, pipeline, start, |pipeline, index, read| {
+        whole(read, IO_BYTES_MAX).map_err(|error| failed(&error))?;
+        let buffer = pipeline.buffer(index % SLOTS);
+        segment.read_exact_at(buffer, chunk_offset(index)).map_err(|error| {
+            let tried = format!("reading {} back on {}", op.to.id, op.to.tier);
+            TransferError::Destination(fault(tried, &error))
+        })?;
+        hasher.update(buffer);
+        Ok(())
+    })?;
+    Ok(ByteCount(chunk_offset(chunks)))
+}
+
+/// Reads a file from `begin` on, and hands the chunks on in order.
 fn read_ordered<E>(
-    source: File,
+    source: &Arc<File>,
     begin: u64,
     size: ByteCount,
     pipeline: &mut Pipeline,
     failed: impl Fn(&io::Error) -> E,
     mut take: impl FnMut(u64, &[u8]) -> Result<(), E>,
 ) -> Result<(), E> {
-    go_direct(&source);
-    let source = Arc::new(source);
-    let chunks = chunk_count(size);
     let start = |pipeline: &mut Pipeline, index: usize| {
+        let (slot, length) = (index % SLOTS, chunk_length(size, index));
         pipeline
-            .start(
-                index % SLOTS,
-                Direction::Read,
-                &source,
-                begin + chunk_offset(index),
-                chunk_length(size, index),
-            )
+            .start(slot, Direction::Read, source, begin + chunk_offset(index), length)
             .map_err(|error| failed(&error))
     };
+    in_order(chunk_count(size), pipeline, start, |pipeline, index, read| {
+        let length = chunk_length(size, index);
+        whole(read, length).map_err(|error| failed(&error))?;
+        take(chunk_offset(index), &pipeline.buffer(index % SLOTS)[..length])
+    })
+}
+
+/// Keeps `IO_DEPTH` chunks under way, and hands on what came of them in order; chunk `index` has slot `index % SLOTS`.
+fn in_order<E>(
+    chunks: usize,
+    pipeline: &mut Pipeline,
+    start: impl Fn(&mut Pipeline, usize) -> Result<(), E>,
+    mut take: impl FnMut(&mut Pipeline, usize, io::Result<usize>) -> Result<(), E>,
+) -> Result<(), E> {
     for index in 0..chunks.min(IO_DEPTH) {
         start(pipeline, index)?;
     }
     for index in 0..chunks {
-        let (slot, length) = (index % SLOTS, chunk_length(size, index));
-        let read = match pipeline.finish(slot) {
-            Ok(bytes) if bytes < length => Err(io::ErrorKind::UnexpectedEof.into()),
-            other => other,
-        };
-        read.map_err(|error| failed(&error))?;
-        if index + IO_DEPTH < chunks {
+        let read = pipeline.finish(index % SLOTS);
+        if read.is_ok() && index + IO_DEPTH < chunks {
             start(pipeline, index + IO_DEPTH)?;
         }
-        take(chunk_offset(index), &pipeline.buffer(slot)[..length])?;
+        take(pipeline, index, read)?;
     }
     Ok(())
+}
+
+/// What was read must be all that was asked for.
+fn whole(read: io::Result<usize>, length: usize) -> io::Result<()> {
+    if read? < length { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
 }
 
 /// Where the filesystem cannot, the page cache does it: slower, and just as right.

@@ -5,11 +5,13 @@
 
 use std::fs::File;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use payload_types::limits::PAGE_BYTES;
 
 use super::engine::{Direction, Engine, Io};
+use crate::sys::large::Window;
 use crate::sys::staging::SLOTS;
 
 /// What O_DIRECT wants offsets and lengths to be a multiple of, on every disk we know.
@@ -21,12 +23,22 @@ struct Work {
     file: Arc<File>,
     /// Where the buffer's first byte lies in the file.
     offset: u64,
+    /// What is read into instead of the buffer, and from where on.
+    window: Option<(Rc<Window>, usize)>,
     /// Bytes that must pass.
     needed: usize,
     /// Bytes that the present operation started from; a multiple of `ALIGNMENT`.
     from: usize,
     /// Set when it is over: bytes that passed.
     outcome: Option<io::Result<usize>>,
+}
+
+impl Work {
+    /// A read into the slot's buffer.
+    fn new(file: &Arc<File>, offset: u64, needed: usize) -> Self {
+        let file = Arc::clone(file);
+        Self { direction: Direction::Read, file, offset, window: None, needed, from: 0, outcome: None }
+    }
 }
 
 /// See the module's description.
@@ -55,9 +67,30 @@ impl Pipeline {
         offset: u64,
         needed: usize,
     ) -> io::Result<()> {
+        self.begin(slot, Work { direction, ..Work::new(file, offset, needed) })
+    }
+
+    /// True when [`start_into`](Self::start_into) may be called.
+    pub(crate) fn takes_windows(&self) -> bool {
+        self.engine.takes_windows()
+    }
+
+    /// As [`start`](Self::start), but reads into the window, from `at` on: whole pages. The slot's buffer stays unused.
+    pub(crate) fn start_into(
+        &mut self,
+        window: (&Rc<Window>, usize),
+        slot: usize,
+        file: &Arc<File>,
+        offset: u64,
+        needed: usize,
+    ) -> io::Result<()> {
+        let (window, at) = window;
+        self.begin(slot, Work { window: Some((Rc::clone(window), at)), ..Work::new(file, offset, needed) })
+    }
+
+    fn begin(&mut self, slot: usize, work: Work) -> io::Result<()> {
         assert!(self.slots[slot].is_none(), "a slot is finished before it is used again");
-        self.slots[slot] =
-            Some(Work { direction, file: Arc::clone(file), offset, needed, from: 0, outcome: None });
+        self.slots[slot] = Some(work);
         self.advance(slot)
     }
 
@@ -86,9 +119,11 @@ impl Pipeline {
 
     fn advance(&mut self, slot: usize) -> io::Result<()> {
         let work = self.slots[slot].as_ref().expect("an unfinished slot");
-        let range = work.from..work.needed.next_multiple_of(ALIGNMENT);
+        let at = work.window.as_ref().map_or(0, |(_, at)| *at);
+        let range = at + work.from..at + work.needed.next_multiple_of(ALIGNMENT);
         self.engine.start(Io {
             slot,
+            window: work.window.as_ref().map(|(window, _)| Rc::clone(window)),
             direction: work.direction,
             file: Arc::clone(&work.file),
             offset: work.offset + work.from as u64,

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use payload_types::effect::ReplicaRef;
@@ -17,7 +17,7 @@ use payload_types::{Checksum, Tier};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::pipeline::Pipeline;
-use super::{chunk_count, chunk_length, chunk_offset, read_ordered, unread};
+use super::{chunk_count, chunk_length, chunk_offset, go_direct, read_ordered, unread};
 use crate::fault::finding;
 use crate::store::{FileStore, offset_of};
 
@@ -105,7 +105,9 @@ pub(crate) fn verify(
     } else {
         let _reading = store.health.as_ref().map(|health| health.watch(replica.size));
         let begin = offset_of(replica);
-        read_ordered(source, begin, replica.size, pipeline, failed, |_, bytes| take(bytes)).inspect_err(
+        go_direct(&source);
+        let source = Arc::new(source);
+        read_ordered(&source, begin, replica.size, pipeline, failed, |_, bytes| take(bytes)).inspect_err(
             |error| {
                 if let Some(health) = &store.health
                     && error.kind == DriverErrorKind::Io
