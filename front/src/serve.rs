@@ -32,7 +32,7 @@ use crate::dispatch::{Dispatch, Other, Services};
 use crate::incoming::{Connections, Incoming};
 use crate::locate::Places;
 use crate::metrics::Metrics;
-use crate::records::{Records, look};
+use crate::records::{Records, holds, look};
 use crate::services::{
     AdminService, BatchService, CatalogService, DataService, OperationsService, RecordsService, Router,
     StreamService,
@@ -133,11 +133,12 @@ async fn serve(listeners: Listeners, node: Node, front: FrontLimits) -> anyhow::
     let places = Places { locator: node.locator(), node: node.own() };
     let router = Arc::new(Router::new(node.handle(), places, node.cluster(), front.allocate_wait_ms));
     let records = Arc::new(node.records(Arc::clone(&router)));
-    let (health, others) = health_and_reflection().await?;
-    let accounting = Arc::new(Accounting::new(Arc::clone(&router), &node, connections.clone()));
+    drop(tokio::spawn(holds::run(Arc::clone(&records))));
     if router.cluster.is_some() {
         drop(tokio::spawn(look::run(Arc::clone(&records))));
     }
+    let (health, others) = health_and_reflection().await?;
+    let accounting = Arc::new(Accounting::new(Arc::clone(&router), &node, connections.clone()));
     let operations = OperationsService::new(Arc::clone(&router), connections.clone(), address.port());
     let tally = Tally::default();
     if let Some(listener) = metrics {

@@ -12,7 +12,6 @@
 //! hold the same (stream, slot, offset).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use payload_types::hold::HoldingStream;
 use payload_types::limits::PAYLOADS_PER_SHARD_MAX;
@@ -34,7 +33,7 @@ pub(crate) enum Holder {
 #[derive(Debug)]
 struct Held {
     /// `None`: an append.
-    name: Option<Arc<HoldingStream>>,
+    name: Option<HoldingStream>,
     /// Entries before it hold nothing.
     floor: u64,
     payloads: BTreeSet<(u64, u32)>,
@@ -56,7 +55,7 @@ impl Holds {
     }
 
     /// Notes that an entry at `offset` refers to the payload in `slot`.
-    pub(crate) fn add(&mut self, holder: Holder, name: Option<&Arc<HoldingStream>>, offset: u64, slot: u32) {
+    pub(crate) fn add(&mut self, holder: Holder, name: Option<&HoldingStream>, offset: u64, slot: u32) {
         let newest = self.by_payload.entry((slot, holder)).or_insert(offset);
         let held = self.by_holder.entry(holder).or_insert_with(|| Held {
             name: name.cloned(),
@@ -169,9 +168,9 @@ mod tests {
 
     const STREAM: Holder = Holder::Stream(7);
 
-    fn named() -> Arc<HoldingStream> {
+    fn named() -> HoldingStream {
         let name = StreamName { namespace: "n".to_owned(), name: "s".to_owned() };
-        Arc::new(HoldingStream { stream: 7, name })
+        HoldingStream { stream: 7, name }
     }
 
     fn is_held(holds: &Holds, slot: u32) -> bool {

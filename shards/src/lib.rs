@@ -15,7 +15,7 @@
 //! - [`payload`]: one payload's record; [`table`]: all of them, their order ([`order`]) and their counts;
 //!   [`index`]: id -> record
 //! - [`lease`]: leases and their order; [`limbo`]: replicas that were dropped and whose space is not free yet
-//! - `holds`: payloads that streams keep
+//! - `holds`: payloads that streams keep; [`keeper`]: what the node tells shards of such streams
 //! - [`op`]: work that drivers or the catalog do for a payload; [`parked`]: requests that wait for such work
 //! - `flow`: what each request does, a file each
 //! - [`evict`]: who may be evicted and where to; [`arbiter`]: the node's capacity, shared among shards, and who waits for it
@@ -27,6 +27,7 @@ pub mod evict;
 mod flow;
 mod holds;
 pub mod index;
+pub mod keeper;
 pub mod lease;
 pub mod limbo;
 pub mod op;
@@ -41,5 +42,6 @@ mod usage;
 pub use arbiter::{Arbiter, Watermarks};
 pub use config::ShardConfig;
 pub use flow::adopt::Adopted;
+pub use keeper::Keeper;
 pub use outbox::Outbox;
 pub use shard::Shard;

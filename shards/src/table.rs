@@ -9,7 +9,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::Arc;
 
 use payload_ledger::recency::Recency;
 use payload_ledger::{SlotKey, Slots};
@@ -356,13 +355,7 @@ impl Table {
     ///
     /// # Panics
     /// When it is gone.
-    pub(crate) fn hold(
-        &mut self,
-        slot: SlotKey,
-        holder: Holder,
-        name: Option<&Arc<HoldingStream>>,
-        offset: u64,
-    ) {
+    pub(crate) fn hold(&mut self, slot: SlotKey, holder: Holder, name: Option<&HoldingStream>, offset: u64) {
         self.links(slot).held = true;
         self.holds.add(holder, name, offset, slot.index);
     }

@@ -34,6 +34,7 @@ use crate::cluster::{Cluster, OwnNode};
 use crate::config::{Config, DatabaseConfig, DiskConfig, Spin};
 use crate::ports::NodePorts;
 use crate::records::Records;
+use crate::records::holds::Holds;
 use crate::services::Router;
 use crate::shutdown::Budget;
 
@@ -47,6 +48,7 @@ pub struct Node {
     overhead: PerTier<u64>,
     writer: WriterHandle,
     readers: Readers,
+    holds: Arc<Holds>,
     /// This node, where others may share its catalog.
     own: Option<OwnNode>,
 }
@@ -68,6 +70,7 @@ impl Node {
         let capacity = capacity(config);
         let mut shards = shards_new(config, epoch, capacity);
         let found = recovery::rows_adopt(store.as_mut(), &drivers, &mut shards, clock::now())?;
+        let holds = Arc::new(Holds::new(recovery::holds_adopt(store.as_ref(), &mut shards, clock::now())?));
         let reclaimed = drivers.reclaim();
         let (mut held, mut held_bytes) = (0_u64, ByteCount(0));
         for replica in drivers.held() {
@@ -102,6 +105,8 @@ impl Node {
             Arc::new(move |shard, completion| acks.complete(shard, completion)),
         );
         let writer_handle = writer.handle();
+        let swept = Arc::clone(&holds);
+        writer_handle.hear_sweeps(Arc::new(move |outcome| swept.heard(None, outcome)));
         let ports = Arc::new(NodePorts::new(drivers, writer));
         let reactor = Reactor::start(reactor, mailboxes, shards, arbiter, ports.clone())?;
         Ok(Self {
@@ -113,6 +118,7 @@ impl Node {
             overhead: overhead(config),
             writer: writer_handle,
             readers,
+            holds,
             own,
         })
     }
@@ -124,7 +130,7 @@ impl Node {
 
     /// A way to metadata, lineage and streams; `router` knows the payloads that are not committed.
     pub fn records(&self, router: Arc<Router>) -> Records {
-        Records::new(self.writer.clone(), self.readers.handle(), router)
+        Records::new(self.writer.clone(), self.readers.handle(), router, Arc::clone(&self.holds))
     }
 
     /// This node, where others may share its catalog.

@@ -3,6 +3,7 @@
 //! ```text
 //! reader thread       verifying threads           this thread, in the order of keys
 //! Store::load --batches of rows--> verify each replica --> Shard::adopt -> Live | Lost | Expired
+//! then: what streams retain is held again, from the floor of each; before the first timer, so nothing of it expires
 //! then: Drivers::reclaim removes what the intent logs name and no row vouched for
 //! ```
 //! Reading a row, looking at its files and adopting it cost about the same (1 µs each, 10^6 rows), so they overlap.
@@ -14,11 +15,14 @@ use std::collections::BTreeMap;
 use std::thread;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
-use payload_catalog::Store;
+use payload_catalog::{Reader, Store};
 use payload_drivers::{Drivers, Verifier};
-use payload_shards::{Adopted, Shard};
+use payload_shards::{Adopted, Keeper, Shard};
 use payload_types::effect::ReplicaRef;
-use payload_types::{Now, PayloadId, PayloadRow, PerTier, ReplicaRow};
+use payload_types::hold::{HeldEntries, HoldingStream};
+use payload_types::limits::{STORED_INTEGER_MAX, STREAM_READ_MAX};
+use payload_types::record::{RecordAnswer, RecordQuery};
+use payload_types::{NamespaceId, Now, PayloadId, PayloadKey, PayloadRow, PerTier, ReplicaRow, WallMs};
 
 /// Rows that go from thread to thread at a time: 1,024 x ~250 bytes stay in a core's second cache.
 const BATCH_LEN: usize = 1024;
@@ -152,6 +156,77 @@ fn batches_adopt(lane: &Receiver<Batch>, shards: &mut [Shard], now: Now) -> Reco
         );
     }
     found
+}
+
+/// Streams of one question for those that retain payloads.
+const STREAMS_AT_ONCE: usize = 256;
+
+/// Tells shards, which have their rows, what streams hold; returns what is known of these. One answer of entries is in
+/// memory at a time.
+///
+/// # Errors
+/// When the store cannot be read; the sentence is its own.
+pub fn holds_adopt(store: &dyn Store, shards: &mut [Shard], now: Now) -> anyhow::Result<Keeper> {
+    let (mut keeper, mut reader, mut after) = (Keeper::default(), store.reader()?, 0);
+    loop {
+        let query = RecordQuery::Floors { after, streams_max: STREAMS_AT_ONCE };
+        let RecordAnswer::Floors(found, more) = reader.read(&query)? else {
+            anyhow::bail!("the catalog gave the answer to another question; please report this")
+        };
+        for (name, floor) in &found {
+            let stream = keeper.adopt(name, *floor);
+            entries_adopt(reader.as_mut(), &stream, floor.floor, shards, now)?;
+        }
+        match found.last() {
+            Some((_, last)) if more => after = last.stream,
+            _ => break,
+        }
+    }
+    if !keeper.is_empty() {
+        tracing::info!(streams = keeper.len(), "streams hold their payloads again");
+    }
+    Ok(keeper)
+}
+
+fn entries_adopt(
+    reader: &mut dyn Reader,
+    stream: &HoldingStream,
+    mut from: u64,
+    shards: &mut [Shard],
+    now: Now,
+) -> anyhow::Result<()> {
+    let shard_count = u16::try_from(shards.len()).expect("limits::SHARD_COUNT_MAX fits");
+    loop {
+        let query = RecordQuery::StreamRead {
+            stream: stream.name.clone(),
+            from,
+            to: STORED_INTEGER_MAX,
+            not_before: None,
+            entries_max: STREAM_READ_MAX,
+            // All that is there, whatever its age.
+            at: WallMs::default(),
+        };
+        let (entries, more) = match reader.read(&query)? {
+            RecordAnswer::Entries(info, entries, more) if info.incarnation == stream.stream => {
+                (entries, more)
+            }
+            // Another node deleted it meanwhile.
+            _ => return Ok(()),
+        };
+        let Some(last) = entries.last() else { return Ok(()) };
+        from = last.offset + 1;
+        let mut by_shard = vec![Vec::new(); shards.len()];
+        for entry in entries {
+            let key = PayloadKey { namespace: NamespaceId::DEFAULT, id: entry.item.payload };
+            by_shard[usize::from(key.id.shard(shard_count).0)].push((entry.offset, key));
+        }
+        for (shard, entries) in shards.iter_mut().zip(by_shard) {
+            shard.adopt_holds(now, &HeldEntries { stream: stream.clone(), entries });
+        }
+        if !more {
+            return Ok(());
+        }
+    }
 }
 
 impl Recovered {

@@ -1,4 +1,5 @@
-//! What other nodes append to followed streams: a low-rate look into the catalog that they share.
+//! What other nodes append to followed streams, and how far they let streams hold payloads: a low-rate look into the
+//! catalog that they share.
 //!
 //! ```text
 //! every LOOK_EVERY, while somebody follows: one query, the ends of all followed streams --> hub --knock--> subscribers
@@ -12,17 +13,25 @@ use std::time::Duration;
 
 use payload_types::record::{RecordAnswer, RecordQuery};
 
-use super::{Records, disagreement};
+use super::{Records, disagreement, holds};
 
 /// How long what another node appended may go unnoticed, at most, beside the query itself: five looks a second cost the
 /// database less than a thousandth of a core.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
+/// Each fifth look asks for floors, too: payloads may stay a second longer.
+const LOOKS_A_FLOOR: u32 = 5;
+
 /// Looks until the server stops.
 pub async fn run(records: Arc<Records>) {
     let hub = Arc::clone(records.hub());
+    let mut looks = 0_u32;
     while !hub.is_stopping() {
         tokio::time::sleep(LOOK_EVERY).await;
+        looks += 1;
+        if looks.is_multiple_of(LOOKS_A_FLOOR) {
+            holds::look(&records).await;
+        }
         let streams = hub.followed();
         if streams.is_empty() {
             continue;

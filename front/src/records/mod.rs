@@ -6,9 +6,12 @@
 //!         --Resolve, Enrol--> shard of a payload that has no row: it is allocated, or it is not there
 //! ```
 //!
+//! Streams that retain payloads are [`holds`]'s.
+//!
 //! Nothing is queued here: what the writer or the readers have no room for is RESOURCE_EXHAUSTED at once. A handler whose
 //! client hung up leaves its change to be made and its answer unheard.
 
+pub mod holds;
 pub mod hub;
 pub mod look;
 pub mod subscription;
@@ -17,14 +20,16 @@ use std::future::Future;
 use std::sync::Arc;
 
 use payload_catalog::{ReadersHandle, WriterHandle};
+use payload_reactor::clock;
 use payload_types::record::{RecordAnswer, RecordChange, RecordOutcome, RecordQuery, StreamName};
 use payload_types::reply::Reply;
 use payload_types::request::Request;
-use payload_types::{BatchId, Descriptor, ErrorKind, PayloadError, PayloadId, PayloadKey};
+use payload_types::{BatchId, Descriptor, ErrorKind, PayloadError, PayloadId, PayloadKey, WallMs};
 use tokio::sync::oneshot;
 
 use crate::cluster::is_unknown;
 use crate::deadline::{Deadline, late};
+use crate::records::holds::Holds;
 use crate::records::hub::Hub;
 use crate::repeats::Repeats;
 use crate::services::Router;
@@ -36,14 +41,20 @@ pub struct Records {
     readers: ReadersHandle,
     router: Arc<Router>,
     hub: Arc<Hub>,
+    holds: Arc<Holds>,
     /// Calls that carry a request id.
     pub repeats: Repeats,
 }
 
 impl Records {
     /// Asks these.
-    pub fn new(writer: WriterHandle, readers: ReadersHandle, router: Arc<Router>) -> Self {
-        Self { writer, readers, router, hub: Arc::new(Hub::default()), repeats: Repeats::default() }
+    pub fn new(writer: WriterHandle, readers: ReadersHandle, router: Arc<Router>, holds: Arc<Holds>) -> Self {
+        Self { writer, readers, router, hub: Arc::new(Hub::default()), holds, repeats: Repeats::default() }
+    }
+
+    /// Streams that retain payloads.
+    pub fn holds(&self) -> &Holds {
+        &self.holds
     }
 
     /// Who follows streams.
@@ -63,7 +74,12 @@ impl Records {
     ) -> Result<RecordOutcome, PayloadError> {
         let (sender, receiver) = oneshot::channel();
         let followed = stream_changed(&change).map(|stream| (Arc::clone(&self.hub), stream.clone()));
+        let stream = stream_of(&change).cloned();
+        let holds = Arc::clone(&self.holds);
         let reply = Box::new(move |result: Result<RecordOutcome, PayloadError>| {
+            if let Ok(outcome) = &result {
+                holds.heard(stream.as_ref(), outcome);
+            }
             if let (Some((hub, stream)), Ok(_)) = (followed, &result) {
                 hub.changed(&stream);
             }
@@ -93,12 +109,43 @@ impl Records {
         for id in ids {
             known_elsewhere(self.enrol(id, deadline).await)?;
         }
-        match self.change(change, deadline).await? {
-            RecordOutcome::NotFound(id) | RecordOutcome::Lost(id) => {
-                Err(self.resolve(id, deadline).await.err().unwrap_or_else(|| absent(id)))
-            }
+        let outcome = self.change(change.clone(), deadline).await?;
+        let (RecordOutcome::NotFound(id) | RecordOutcome::Lost(id)) = outcome else { return Ok(outcome) };
+        if overdue(&self.resolve(id, deadline).await?).is_none() {
+            return Err(absent(id));
+        }
+        match self.change(RecordChange::Vouched(Box::new(change)), deadline).await? {
+            RecordOutcome::NotFound(id) | RecordOutcome::Lost(id) => Err(absent(id)),
             outcome => Ok(outcome),
         }
+    }
+
+    /// As [`Records::query`], about this payload: one that streams keep beyond its ttl is there.
+    ///
+    /// # Errors
+    /// As [`Records::query`].
+    pub async fn query_of(
+        &self,
+        id: PayloadId,
+        mut query: RecordQuery,
+        deadline: Option<Deadline>,
+    ) -> Result<RecordAnswer, PayloadError> {
+        let answer = self.query(query.clone(), deadline).await?;
+        let (RecordAnswer::NotFound(_), Ok(found)) = (&answer, self.resolve(id, deadline).await) else {
+            return Ok(answer);
+        };
+        let (
+            Some(end),
+            RecordQuery::Metadata { at, .. }
+            | RecordQuery::MetadataEvents { at, .. }
+            | RecordQuery::Lineage { at, .. },
+        ) = (overdue(&found), &mut query)
+        else {
+            return Ok(answer);
+        };
+        // The time is asked for nothing but whether the payload has expired.
+        *at = WallMs::from_millis(end.as_millis().saturating_sub(1));
+        self.query(query, deadline).await
     }
 
     /// A shard refused its part of a batch; see `WriterHandle::batch_refused`.
@@ -167,12 +214,33 @@ fn known_elsewhere(answer: Result<(), PayloadError>) -> Result<(), PayloadError>
     }
 }
 
+/// When the ttl of a payload ended that its shard keeps all the same, because streams do.
+pub fn overdue(found: &Descriptor) -> Option<WallMs> {
+    found.expires_at.filter(|end| *end <= clock::now().wall)
+}
+
+/// The stream that a change is of.
+pub fn stream_of(change: &RecordChange) -> Option<&StreamName> {
+    match change {
+        RecordChange::StreamCreate { stream, .. }
+        | RecordChange::StreamDelete { stream }
+        | RecordChange::StreamAppend { stream, .. }
+        | RecordChange::StreamCommit { stream, .. } => Some(stream),
+        RecordChange::MetadataUpdate { .. }
+        | RecordChange::MetadataNote { .. }
+        | RecordChange::LineageAdd { .. }
+        | RecordChange::Vouched(_)
+        | RecordChange::Sweep { .. } => None,
+    }
+}
+
 /// The payload that a change of metadata or lineage names first.
 fn change_target(change: &RecordChange) -> Option<PayloadId> {
     match change {
         RecordChange::MetadataUpdate { key, .. }
         | RecordChange::MetadataNote { key, .. }
         | RecordChange::LineageAdd { child: key, .. } => Some(key.id),
+        RecordChange::Vouched(change) => change_target(change),
         RecordChange::StreamCreate { .. }
         | RecordChange::StreamDelete { .. }
         | RecordChange::StreamAppend { .. }
@@ -190,22 +258,11 @@ fn stream_changed(change: &RecordChange) -> Option<&StreamName> {
         | RecordChange::LineageAdd { .. }
         | RecordChange::StreamCreate { .. }
         | RecordChange::StreamCommit { .. }
+        | RecordChange::Vouched(_)
         | RecordChange::Sweep { .. } => None,
     }
 }
 
-/// What arrives through `answer`, if it does in time.
-async fn within<T>(
-    deadline: Option<Deadline>,
-    answer: impl Future<Output = Result<Result<T, PayloadError>, oneshot::error::RecvError>>,
-) -> Result<T, PayloadError> {
-    let answer = match deadline.and_then(|deadline| deadline.give_up) {
-        None => answer.await,
-        Some(give_up) => tokio::time::timeout_at(give_up, answer).await.map_err(|_late| late())?,
-    };
-    answer.map_err(|_dropped| {
-        PayloadError::new(
-            ErrorKind::Unavailable,
 /// Asks the readers of the catalog, and waits for the answer.
 ///
 /// # Errors
@@ -220,6 +277,18 @@ pub async fn ask(
     within(deadline, receiver).await
 }
 
+/// What arrives through `answer`, if it does in time.
+async fn within<T>(
+    deadline: Option<Deadline>,
+    answer: impl Future<Output = Result<Result<T, PayloadError>, oneshot::error::RecvError>>,
+) -> Result<T, PayloadError> {
+    let answer = match deadline.and_then(|deadline| deadline.give_up) {
+        None => answer.await,
+        Some(give_up) => tokio::time::timeout_at(give_up, answer).await.map_err(|_late| late())?,
+    };
+    answer.map_err(|_dropped| {
+        PayloadError::new(
+            ErrorKind::Unavailable,
             "the server stopped before the catalog had answered; whether a change was made is not known: look once it is back",
         )
     })?

@@ -78,7 +78,7 @@ pub async fn lineage_get(
             "the lineage of this payload does not fit into one answer; ask for fewer steps with max_depth, and go on from the payloads found",
         )
     };
-    match records.query(query, deadline).await? {
+    match records.query_of(id, query, deadline).await? {
         RecordAnswer::Lineage(edges) => encode::lineage(edges).ok_or_else(too_large),
         RecordAnswer::TooLarge => Err(too_large()),
         RecordAnswer::NotFound(id) | RecordAnswer::Lost(id) => {
@@ -98,7 +98,7 @@ pub async fn get(
     let id = ids::payload_id(request.id.as_ref())?;
     let query = decode::metadata_get(NAMESPACE, &request, clock::now().wall)?;
     records.refuse_lost(id, deadline).await?;
-    match records.query(query, deadline).await? {
+    match records.query_of(id, query, deadline).await? {
         RecordAnswer::Metadata(current) => Ok(encode::metadata_got(id, current)),
         RecordAnswer::NotFound(id) | RecordAnswer::Lost(id) => {
             records.resolve(id, deadline).await?;
@@ -117,7 +117,7 @@ pub async fn events(
     let id = ids::payload_id(request.id.as_ref())?;
     let query = decode::metadata_events(NAMESPACE, &request, clock::now().wall)?;
     records.refuse_lost(id, deadline).await?;
-    match records.query(query, deadline).await? {
+    match records.query_of(id, query, deadline).await? {
         RecordAnswer::MetadataEvents(events, more) => Ok(encode::metadata_events(id, events, more)),
         RecordAnswer::NotFound(id) | RecordAnswer::Lost(id) => {
             records.resolve(id, deadline).await?;

@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 
 use crate::deadline::Deadline;
 use crate::records::subscription::Subscription;
-use crate::records::{Records, absent, disagreement, stream_absent};
+use crate::records::{Records, absent, disagreement, holds, overdue, stream_absent, stream_of};
 use crate::repeats::RequestId;
 
 /// See the module.
@@ -45,9 +45,12 @@ impl StreamService {
         request: pb::CreateStreamRequest,
         deadline: Option<Deadline>,
     ) -> Result<(), PayloadError> {
+        if request.retain_payloads {
+            self.records.holds().check_room()?;
+        }
         let change = decode::stream_create(request, clock::now().wall)?;
         match self.change("CreateStream", change, deadline).await? {
-            RecordOutcome::Done => Ok(()),
+            RecordOutcome::Done | RecordOutcome::Floored(_) => Ok(()),
             RecordOutcome::StreamExists => Err(PayloadError::new(
                 ErrorKind::AlreadyExists,
                 "there is a stream of this name; append to it, or delete it first",
@@ -104,6 +107,10 @@ impl StreamService {
         let change = decode::stream_commit(request, clock::now().wall)?;
         match self.change("Commit", change, deadline).await? {
             RecordOutcome::Done => Ok(()),
+            RecordOutcome::Floored(floor) => {
+                self.records.holds().wait(floor.stream, deadline).await;
+                Ok(())
+            }
             RecordOutcome::BeyondEnd { end } => Err(PayloadError::invalid(format!(
                 "offset is {offset}, and the stream ends at {end}; commit the offset that the group wants next, {end} at most"
             ))),
@@ -140,19 +147,36 @@ async fn change(
     deadline: Option<Deadline>,
 ) -> Result<RecordOutcome, PayloadError> {
     let stream = stream_of(&change).cloned();
-    match (records.change(change, deadline).await?, stream) {
+    let outcome = records.change(change, deadline).await?;
+    judged(records, rpc, outcome, stream, deadline).await
+}
+
+/// What a change of `stream` met, where that is no error.
+async fn judged(
+    records: &Records,
+    rpc: &str,
+    outcome: RecordOutcome,
+    stream: Option<StreamName>,
+    deadline: Option<Deadline>,
+) -> Result<RecordOutcome, PayloadError> {
+    match (outcome, stream) {
         (RecordOutcome::StreamNotFound, Some(stream)) => Err(stream_absent(&stream)),
         (RecordOutcome::NotCommitted(id), _) => Err(uncommitted(id)),
         (RecordOutcome::NotFound(id) | RecordOutcome::Lost(id), _) => {
             Err(match records.resolve(id, deadline).await {
                 Ok(found) if is_uncommitted(found.state) => uncommitted(id),
+                // Streams keep it beyond its ttl: with a hold of its own it can be appended.
+                Ok(found) if overdue(&found).is_some() => return Ok(RecordOutcome::NotHeld),
                 Ok(_) => absent(id),
                 Err(error) => error,
             })
         }
         (
             outcome @ (RecordOutcome::Done
+            | RecordOutcome::Floored(_)
             | RecordOutcome::Appended { .. }
+            | RecordOutcome::AppendedHeld { .. }
+            | RecordOutcome::NotHeld
             | RecordOutcome::StreamExists
             | RecordOutcome::BeyondEnd { .. }),
             _,
@@ -161,25 +185,29 @@ async fn change(
     }
 }
 
-/// Appends.
+/// Appends; where the stream retains payloads, with a hold on them from before.
 async fn store(
-    records: &Records,
+    records: &Arc<Records>,
     request: pb::AppendRequest,
     deadline: Option<Deadline>,
 ) -> Result<pb::AppendResponse, PayloadError> {
     let made = decode::stream_append(request, clock::now().wall)?;
-    match change(records, "Append", made, deadline).await? {
-        RecordOutcome::Appended { first, last } => {
+    let RecordChange::StreamAppend { stream, items, at, .. } = made.clone() else {
+        return Err(disagreement("Append", &made));
+    };
+    let mut outcome = RecordOutcome::NotHeld;
+    if !records.holds().retains(&stream) {
+        outcome = change(records, "Append", made, deadline).await?;
+    }
+    if outcome == RecordOutcome::NotHeld {
+        outcome = holds::append(records, stream.clone(), items, at, deadline).await?;
+        outcome = judged(records, "Append", outcome, Some(stream), deadline).await?;
+    }
+    match outcome {
+        RecordOutcome::Appended { first, last } | RecordOutcome::AppendedHeld { first, last, .. } => {
             Ok(pb::AppendResponse { first_offset: first, last_offset: last })
         }
         other => Err(disagreement("Append", &other)),
-    }
-}
-
-fn stream_of(change: &RecordChange) -> Option<&StreamName> {
-    match change {
-        RecordChange::StreamAppend { stream, .. } | RecordChange::StreamCommit { stream, .. } => Some(stream),
-        _ => None,
     }
 }
 
@@ -205,6 +233,10 @@ impl PayloadStreamService for StreamService {
         let change = decode::stream_delete(request.into_inner()).map_err(to_status)?;
         match self.change("DeleteStream", change, deadline).await.map_err(to_status)? {
             RecordOutcome::Done => Ok(Response::new(())),
+            RecordOutcome::Floored(floor) => {
+                self.records.holds().wait(floor.stream, deadline).await;
+                Ok(Response::new(()))
+            }
             other => Err(to_status(disagreement("DeleteStream", &other))),
         }
     }

@@ -7,8 +7,6 @@
 //! A payload with a hold is not expired by its ttl, not discarded, and not deleted without force. A shard keeps one hold a
 //! stream and payload: the newest entry's offset, which is behind the floor for as long as any entry's is.
 
-use std::sync::Arc;
-
 use crate::ids::PayloadKey;
 use crate::record::StreamName;
 
@@ -28,7 +26,7 @@ pub struct HoldingStream {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HeldEntries {
     /// Whose.
-    pub stream: Arc<HoldingStream>,
+    pub stream: HoldingStream,
     /// Offset and payload.
     pub entries: Vec<(u64, PayloadKey)>,
 }
