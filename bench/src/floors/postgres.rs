@@ -8,7 +8,10 @@ use tokio_postgres::{Client, NoTls, Statement};
 use uuid::Uuid;
 
 /// The catalog's own schema: the same table, the same indexes.
-const SCHEMA: &str = include_str!("../../../catalog/migrations/postgres/0001_initial.sql");
+const SCHEMA: &str = concat!(
+    include_str!("../../../catalog/migrations/postgres/0001_initial.sql"),
+    include_str!("../../../catalog/migrations/postgres/0003_nodes.sql")
+);
 
 /// What the rows of the bench do not differ in stands in the statement.
 const INSERT: &str = "INSERT INTO payload_manager.payload (namespace, id, size, version, epoch, created_at, owner, state,
