@@ -18,6 +18,8 @@ mod columns;
 mod error;
 mod faulty;
 mod memory;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod migrations;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod readers;
@@ -38,7 +40,7 @@ pub use postgres::{PostgresConfig, PostgresStore};
 pub use readers::{QueryReply, Readers, ReadersHandle};
 pub use recovery::{distribute, partition};
 #[cfg(feature = "sqlite")]
-pub use sqlite::SqliteStore;
+pub use sqlite::{Backup, SqliteStore};
 pub use store::{Reader, Store, supersedes};
 pub use synchronous::Synchronous;
 pub use writer::{

@@ -151,10 +151,37 @@ impl Postgres {
     /// # Errors
     /// What psql said.
     pub fn sql(&self, database: &str, statement: &str) -> Result<String, String> {
+        let mut command = self.client("psql", database);
+        command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", statement]);
+        run(command)
+    }
+
+    fn client(&self, program: &str, database: &str) -> Command {
         let (port, host) = (self.port.to_string(), self.directory.display().to_string());
-        let mut command = self.command("psql");
-        command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", &host, "-p", &port]);
-        command.args(["-U", "postgres", "-d", database, "-c", statement]);
+        let mut command = self.command(program);
+        command.args(["-h", &host, "-p", &port, "-U", "postgres", "-d", database]);
+        command
+    }
+
+    /// A dump of a database by pg_dump, with these arguments.
+    ///
+    /// # Errors
+    /// What pg_dump said.
+    pub fn dump(&self, database: &str, args: &[&str]) -> Result<String, String> {
+        let mut command = self.client("pg_dump", database);
+        command.args(args);
+        run(command)
+    }
+
+    /// Runs a script of psql's, as pg_dump writes it.
+    ///
+    /// # Errors
+    /// What psql said.
+    pub fn sql_file(&self, database: &str, script: &str) -> Result<String, String> {
+        let path = self.directory.join("script.sql");
+        fs::write(&path, script).map_err(|error| error.to_string())?;
+        let mut command = self.client("psql", database);
+        command.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-f"]).arg(&path);
         run(command)
     }
 

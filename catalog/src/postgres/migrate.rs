@@ -6,13 +6,15 @@ use tokio_postgres::types::Type;
 
 use super::link::{Session, Sql};
 use crate::error::StoreError;
+use crate::migrations::{Migration, migrations, pending};
 
-const MIGRATIONS: [&str; 4] = [
-    include_str!("../../migrations/postgres/0001_initial.sql"),
-    include_str!("../../migrations/postgres/0002_records.sql"),
-    include_str!("../../migrations/postgres/0003_nodes.sql"),
-    include_str!("../../migrations/postgres/0004_holds.sql"),
-];
+pub(crate) const MIGRATIONS: &[Migration] = migrations! {
+    "postgres":
+    "0001_initial",
+    "0002_records",
+    "0003_nodes",
+    "0004_holds",
+};
 
 /// "payload" and a version of the locking rule: what starts and migrations of all nodes hold one after the other.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(8097874551267943169)";
@@ -28,19 +30,20 @@ pub(super) async fn lock(session: &mut Session) -> Result<(), StoreError> {
     session.run(LOCK).await
 }
 
+/// The migrations that the database has not seen.
+pub(super) async fn missing(session: &mut Session) -> Result<&'static [Migration], StoreError> {
+    let has_schema: bool = session.one(&HAS_SCHEMA, &[]).await?;
+    let seen: i32 = if has_schema { session.one(&SEEN, &[]).await? } else { 0 };
+    pending(MIGRATIONS, i64::from(seen))
+}
+
 /// Runs the migrations that the database has not seen.
 pub(super) async fn migrate(session: &mut Session) -> Result<(), StoreError> {
     session.run("BEGIN").await?;
     lock(session).await?;
-    let has_schema: bool = session.one(&HAS_SCHEMA, &[]).await?;
-    let seen: i32 = if has_schema { session.one(&SEEN, &[]).await? } else { 0 };
-    let known = MIGRATIONS.len() as i32;
-    if seen > known {
-        return Err(StoreError::NewerFormat(format!(
-            "its schema has version {seen}, and this program knows versions up to {known}; run the newer program that wrote it, or restore a backup from before the upgrade"
-        )));
-    }
-    for (number, sql) in (1_i32..).zip(MIGRATIONS).skip(seen as usize) {
+    let missing = missing(session).await?;
+    let first = 1 + (MIGRATIONS.len() - missing.len()) as i32;
+    for (number, (_, sql)) in (first..).zip(missing) {
         session.run(sql).await?;
         session.query(&MADE, &[&number]).await?;
     }

@@ -32,9 +32,12 @@ use tokio_postgres::types::Type;
 
 use crate::change::{Change, storable};
 use crate::error::StoreError;
+use crate::migrations::names;
 use crate::store::{Reader, Store};
 use errors::{Doing, translate};
 use link::{Link, Session, Sql, cell};
+#[cfg(test)]
+pub(crate) use migrate::MIGRATIONS;
 use node::Heart;
 use records::PostgresReader;
 use row::{Fence, Round};
@@ -49,6 +52,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
 /// The oldest server: the first with all that the statements use. Tested with 15.
 const SERVER_MIN: i32 = 130_000;
+
+/// What errors of opening begin with: the URI itself may hold a password.
+const DATABASE: &str = "catalog database (database.postgres.connection_uri)";
 
 static SERVER: Sql = Sql {
     text: "SELECT current_setting('server_version_num')::integer, current_setting('synchronous_commit'),
@@ -105,7 +111,7 @@ impl PostgresStore {
     /// # Errors
     /// Every kind but [`StoreError::Unknown`], naming the key or what to do on the server.
     pub fn open(config: PostgresConfig) -> Result<Self, StoreError> {
-        let named = |error: StoreError| error.prefixed("catalog database (database.postgres.connection_uri)");
+        let named = |error: StoreError| error.prefixed(DATABASE);
         let PostgresConfig { connection_uri, pooled, node, disk_root, address } = config;
         let config = parse(&connection_uri).map_err(named)?;
         let place = Place { config, pooled, disk_root, address };
@@ -132,6 +138,18 @@ impl PostgresStore {
     pub fn probe(connection_uri: &str, pooled: bool) -> Result<(), StoreError> {
         let config = parse(connection_uri)?;
         Link::connect(&config, pooled)?.run(Doing::Asking, look_at)
+    }
+
+    /// The names of the migrations that a start would run on this database. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`PostgresStore::probe`], and [`StoreError::NewerFormat`].
+    pub fn migrations_pending(connection_uri: &str, pooled: bool) -> Result<Vec<&'static str>, StoreError> {
+        let named = |error: StoreError| error.prefixed(DATABASE);
+        let config = parse(connection_uri).map_err(named)?;
+        let mut link = Link::connect(&config, pooled).map_err(named)?;
+        let missing = link.run(Doing::Asking, async |session| migrate::missing(session).await);
+        missing.map(names).map_err(named)
     }
 
     /// Runs `work` on a connection, a new one when it must be. The connection is given up after an error.

@@ -5,13 +5,15 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::errors::rolled_back;
 use crate::error::StoreError;
+use crate::migrations::{Migration, migrations, pending};
 
-const MIGRATIONS: [&str; 4] = [
-    include_str!("../../migrations/sqlite/0001_initial.sql"),
-    include_str!("../../migrations/sqlite/0002_extents.sql"),
-    include_str!("../../migrations/sqlite/0003_records.sql"),
-    include_str!("../../migrations/sqlite/0004_holds.sql"),
-];
+pub(crate) const MIGRATIONS: &[Migration] = migrations! {
+    "sqlite":
+    "0001_initial",
+    "0002_extents",
+    "0003_records",
+    "0004_holds",
+};
 
 /// Where SQLite keeps the number of the last migration.
 pub(super) const VERSION: &str = "user_version";
@@ -24,13 +26,9 @@ pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {
 /// Runs the migrations that `connection` has not seen. One server at a time: the caller holds the lock.
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     let seen = version(connection).map_err(|error| rolled_back(&error))?;
-    let known = MIGRATIONS.len() as i64;
-    if seen > known {
-        return Err(StoreError::NewerFormat(format!(
-            "its schema has version {seen}, and this program knows versions up to {known}; run the newer program that wrote it, or restore a backup from before the upgrade"
-        )));
-    }
-    for (number, sql) in (1..).zip(MIGRATIONS).skip(seen.max(0) as usize) {
+    let missing = pending(MIGRATIONS, seen)?;
+    let first = 1 + (MIGRATIONS.len() - missing.len()) as i64;
+    for (number, (_, sql)) in (first..).zip(missing) {
         run(connection, number, sql).map_err(|error| rolled_back(&error))?;
     }
     Ok(())

@@ -11,6 +11,7 @@
 //! not late syncs the log's whole file, all earlier frames included; `flush` is such a one, which changes nothing. No
 //! checkpoint is relied on: one that finds no frame to move syncs nothing, and another program's reader can keep it so.
 
+mod backup;
 mod errors;
 mod migrate;
 mod open;
@@ -31,7 +32,10 @@ use crate::change::{Change, EPOCH_MAX, storable};
 use crate::error::StoreError;
 use crate::store::{Reader, Store, epochs_exhausted};
 use crate::synchronous::Synchronous;
+pub use backup::Backup;
 use errors::{committing, rolled_back};
+#[cfg(test)]
+pub(crate) use migrate::MIGRATIONS;
 use records::{Kept, SqliteTables};
 
 /// See the module. The fields drop in this order: the lock outlives the connection.
@@ -68,6 +72,24 @@ impl SqliteStore {
     /// When the program was built with an SQLite that can lose data.
     pub fn open(path: &Path, synchronous: Synchronous) -> Result<Self, StoreError> {
         open::open(path, synchronous)
+    }
+
+    /// Copies the database at `path` as it is at one moment to a new file, also while a server uses it; the copy is on
+    /// stable storage when this returns. Changes nothing else.
+    ///
+    /// # Errors
+    /// Every kind but [`StoreError::Unknown`], naming the file at fault. `to` is left as it was, or not there.
+    pub fn backup(path: &Path, to: &Path) -> Result<Backup, StoreError> {
+        backup::backup(path, to)
+    }
+
+    /// The names of the migrations that a start would run on the database at `path`; all of them where there is none.
+    /// Changes nothing.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::open`], but for what only a writer needs.
+    pub fn migrations_pending(path: &Path) -> Result<Vec<&'static str>, StoreError> {
+        backup::migrations_pending(path)
     }
 
     /// Commits `batch` with or without a sync.

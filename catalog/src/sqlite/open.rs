@@ -67,7 +67,7 @@ fn real_path(path: &Path) -> Result<PathBuf, StoreError> {
 }
 
 /// Refuses what is not ours. Changes nothing.
-fn inspect(path: &Path) -> Result<(), StoreError> {
+pub(super) fn inspect(path: &Path) -> Result<(), StoreError> {
     let length = match fs::metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(refused("it cannot be looked at", &error)),
@@ -107,7 +107,7 @@ fn inspect(path: &Path) -> Result<(), StoreError> {
 }
 
 /// The path of a file beside the database.
-fn suffixed(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn suffixed(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     PathBuf::from(name)

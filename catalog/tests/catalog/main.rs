@@ -6,6 +6,7 @@
 mod suite;
 
 mod backends;
+mod backup;
 mod batches;
 mod child;
 mod conformance;
