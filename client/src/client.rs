@@ -90,6 +90,15 @@ pub struct Allocation {
     pub object_upload_path: Option<String>,
 }
 
+impl Allocation {
+    pub(crate) fn decode(message: runtime::AllocatePayloadResponse) -> Result<Self, ClientError> {
+        Ok(Self {
+            descriptor: Descriptor::decode(message.payload_descriptor)?,
+            object_upload_path: Some(message.object_upload_path).filter(|path| !path.is_empty()),
+        })
+    }
+}
+
 /// How a payload is leased.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct AcquireOptions {
@@ -200,18 +209,8 @@ impl Client {
         size: ByteCount,
         options: &AllocateOptions,
     ) -> Result<Allocation, ClientError> {
-        let request = runtime::AllocatePayloadRequest {
-            size_bytes: size.0,
-            preferred_tier: encode_tier(Some(options.tier)),
-            ttl_ms: options.ttl_ms.unwrap_or_default(),
-            no_evict: options.no_evict,
-            eviction_policy: encode_policy(&options.policy),
-        };
-        let answer = self.answer(self.catalog().allocate_payload(self.request(request)).await)?;
-        Ok(Allocation {
-            descriptor: Descriptor::decode(answer.payload_descriptor)?,
-            object_upload_path: Some(answer.object_upload_path).filter(|path| !path.is_empty()),
-        })
+        let request = encode_allocation(size, options);
+        Allocation::decode(self.answer(self.catalog().allocate_payload(self.request(request)).await)?)
     }
 
     /// Makes the bytes immutable, and durable as their tier says. `checksum` is the XXH3-64 of the bytes, if known.
@@ -223,10 +222,7 @@ impl Client {
         id: PayloadId,
         checksum: Option<Checksum>,
     ) -> Result<Descriptor, ClientError> {
-        let request = runtime::CommitPayloadRequest {
-            id: encode_id(id),
-            checksum_xxh3_64: checksum.map(|checksum| checksum.0),
-        };
+        let request = encode_commit(id, checksum);
         let answer = self.answer(self.catalog().commit_payload(self.request(request)).await)?;
         Descriptor::decode(answer.payload_descriptor)
     }
@@ -287,16 +283,7 @@ impl Client {
         id: PayloadId,
         options: &AcquireOptions,
     ) -> Result<Lease, ClientError> {
-        let request = runtime::AcquireReadLeaseRequest {
-            id: encode_id(id),
-            min_tier: encode_tier(options.min_tier),
-            promotion_policy: encode_promotion(options.promotion_policy),
-            min_lease_duration_ms: options.lease_ms_min,
-            mode: runtime::LeaseMode::Read.into(),
-            expected_version: options.expected_version.map(|version| version.0),
-            // `mapping` opens read-only, and maps at the offset.
-            accepts_packed: !options.own_file,
-        };
+        let request = encode_acquire(id, options);
         Lease::decode(self.answer(self.data().acquire_read_lease(self.request(request)).await)?)
     }
 
@@ -305,7 +292,7 @@ impl Client {
     /// # Errors
     /// As behaviour.md says of ReleaseLease.
     pub async fn release_lease(&self, lease: LeaseId) -> Result<(), ClientError> {
-        let request = runtime::ReleaseLeaseRequest { lease_id: Some(ids::lease_id_to_pb(lease)) };
+        let request = encode_release(lease);
         self.answer(self.data().release_lease(self.request(request)).await)
     }
 
@@ -448,6 +435,40 @@ impl Client {
 
 pub(crate) fn encode_id(id: PayloadId) -> Option<core::PayloadId> {
     Some(ids::payload_id_to_pb(id))
+}
+
+pub(crate) fn encode_allocation(
+    size: ByteCount,
+    options: &AllocateOptions,
+) -> runtime::AllocatePayloadRequest {
+    runtime::AllocatePayloadRequest {
+        size_bytes: size.0,
+        preferred_tier: encode_tier(Some(options.tier)),
+        ttl_ms: options.ttl_ms.unwrap_or_default(),
+        no_evict: options.no_evict,
+        eviction_policy: encode_policy(&options.policy),
+    }
+}
+
+pub(crate) fn encode_commit(id: PayloadId, checksum: Option<Checksum>) -> runtime::CommitPayloadRequest {
+    runtime::CommitPayloadRequest { id: encode_id(id), checksum_xxh3_64: checksum.map(|checksum| checksum.0) }
+}
+
+pub(crate) fn encode_acquire(id: PayloadId, options: &AcquireOptions) -> runtime::AcquireReadLeaseRequest {
+    runtime::AcquireReadLeaseRequest {
+        id: encode_id(id),
+        min_tier: encode_tier(options.min_tier),
+        promotion_policy: encode_promotion(options.promotion_policy),
+        min_lease_duration_ms: options.lease_ms_min,
+        mode: runtime::LeaseMode::Read.into(),
+        expected_version: options.expected_version.map(|version| version.0),
+        // `mapping` opens read-only, and maps at the offset.
+        accepts_packed: !options.own_file,
+    }
+}
+
+pub(crate) fn encode_release(lease: LeaseId) -> runtime::ReleaseLeaseRequest {
+    runtime::ReleaseLeaseRequest { lease_id: Some(ids::lease_id_to_pb(lease)) }
 }
 
 fn encode_promotion(policy: Option<PromotionPolicy>) -> i32 {

@@ -20,10 +20,11 @@
 //! # }
 //! ```
 //!
-//! [`Client`] has a method for each RPC (`client`, `metadata`, `lineage`, `streams`) and the ones that move bytes (`payload`, `transfer`); what the server
+//! [`Client`] has a method for each RPC (`client`, `batch`, `session`, `metadata`, `lineage`, `streams`) and the ones that move bytes (`payload`, `transfer`); what the server
 //! answers is decoded and checked by `descriptor`. Only [`mapping`] holds unsafe code.
 #![deny(unsafe_code)]
 
+pub mod batch;
 pub mod client;
 pub mod descriptor;
 pub mod error;
@@ -33,9 +34,11 @@ pub mod mapping;
 pub mod metadata;
 pub mod operations;
 pub mod payload;
+pub mod session;
 pub mod streams;
 pub mod transfer;
 
+pub use batch::{BatchCommit, Each};
 pub use client::{
     ADDRESS_DEFAULT, AcquireOptions, AllocateOptions, Allocation, Client, SpillOptions, Spilled,
 };
@@ -44,4 +47,5 @@ pub use error::ClientError;
 pub use lineage::{Direction, Parent};
 pub use metadata::MetadataPage;
 pub use payload::{ReadLease, WritablePayload};
+pub use session::LeaseSession;
 pub use streams::{Start, StreamPage, Subscription};

@@ -143,6 +143,7 @@ mod tests {
             expires_at: None,
             policy: EvictionPolicy::default(),
             checksum: None,
+            node: None,
         };
         let lease = Lease {
             id: LeaseId::new(ShardIndex(0), 0, LeaseNonce([0; 10])),
