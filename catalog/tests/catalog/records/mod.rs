@@ -1,5 +1,6 @@
 //! The suite for what is kept beside rows, over every backend.
 
+mod holds;
 mod lineage;
 mod metadata;
 mod property;

@@ -171,6 +171,7 @@ impl Plan {
                 at,
             },
             3 => RecordQuery::Stream(self.stream()),
+            4 if self.rng.below(2) == 0 => RecordQuery::Floors { after: self.rng.below(3), streams_max: 2 },
             4 => RecordQuery::Streams { after: None, entries_max: 2 },
             5 => RecordQuery::Committed { stream: self.stream(), group: "g".to_owned() },
             _ => {
