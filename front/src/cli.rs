@@ -54,6 +54,18 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Copy the catalog to a new file, also while a server uses it (SQLite; for PostgreSQL use pg_dump).
+    Backup {
+        /// The copy; it must not be there yet.
+        #[arg(value_name = "FILE")]
+        to: PathBuf,
+    },
+    /// Bring the catalog's schema up to date, as every start does, and exit.
+    Migrate {
+        /// Change nothing: exit code 0 when there is nothing to do, 3 when a start would migrate, naming what.
+        #[arg(long)]
+        check: bool,
+    },
     /// The demo's second process: leases payloads and reads them in place.
     #[command(hide = true)]
     DemoWorker {
@@ -83,7 +95,7 @@ impl Cli {
                 file.display()
             )),
             (None, Some(file)) if !file.exists() => Err(format!(
-                "`{}` is neither a command (serve, demo, doctor) nor a configuration file",
+                "`{}` is neither a command (serve, demo, doctor, backup, migrate) nor a configuration file",
                 file.display()
             )),
             (config, file) => Ok(config.as_deref().or(file.as_deref())),
@@ -145,7 +157,20 @@ mod tests {
     #[test]
     fn given_a_mistyped_command_when_parsed_then_the_sentence_names_the_commands() {
         let sentence = file_of(&["serv"]).expect_err("no such file");
-        assert!(sentence.contains("serve, demo, doctor"), "{sentence}");
+        assert!(sentence.contains("serve, demo, doctor, backup, migrate"), "{sentence}");
+    }
+
+    #[test]
+    fn given_what_is_to_be_done_with_the_catalog_when_parsed_then_it_is_no_configuration() {
+        let cli = parse(&["--data-dir", "d", "backup", "copy.db"]).expect("it parses");
+        assert_eq!((cli.command(), cli.file), (Command::Backup { to: "copy.db".into() }, None));
+        assert_eq!(
+            parse(&["migrate"]).map(|cli| cli.command()).ok(),
+            Some(Command::Migrate { check: false })
+        );
+        let check = parse(&["migrate", "--check"]).expect("it parses");
+        assert_eq!(check.command(), Command::Migrate { check: true });
+        assert!(parse(&["backup"]).is_err(), "a backup needs a name");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The `payload-manager` server as a library, so that tests and the demo run the very parts that the binary runs.
 //!
 //! main is thin: it reads the command line ([`cli`]), loads the configuration ([`config`]), starts logging
-//! ([`logging`]) and calls one of serve, demo ([`demo`]), doctor ([`doctor`]).
+//! ([`logging`]) and calls one of serve, demo ([`demo`]), doctor ([`doctor`]), backup and migrate ([`database`]).
 //!
 //! ```text
 //! serve:  bootstrap::Node (shards, drivers, catalog writer; no gRPC)  --ReactorHandle-->  serve (gRPC on one thread)
@@ -16,6 +16,7 @@ pub mod bootstrap;
 pub mod cli;
 pub mod cluster;
 pub mod config;
+pub mod database;
 pub mod deadline;
 pub mod demo;
 pub mod dispatch;

@@ -8,7 +8,7 @@ use clap::Parser as _;
 use payload_front::cli::{Cli, Command};
 use payload_front::config::{Config, Loaded};
 use payload_front::serve::{self, FrontLimits, Listeners};
-use payload_front::{bootstrap, demo, doctor, logging};
+use payload_front::{bootstrap, database, demo, doctor, logging};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -23,9 +23,7 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     if cli.check_config {
-        let loaded = load(cli)?;
-        loaded.config.check_supported()?;
-        warnings_print(&loaded);
+        let loaded = checked(cli)?;
         print!("{}", loaded.to_yaml());
         return Ok(ExitCode::SUCCESS);
     }
@@ -33,6 +31,15 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Serve => serve(cli),
         Command::Demo { files } => demo::run(&files).map(|()| ExitCode::SUCCESS),
         Command::DemoWorker { addr, .. } => demo::worker::run(&addr).map(|()| ExitCode::SUCCESS),
+        Command::Backup { to } => {
+            println!("{}", database::backup(&checked(cli)?.config.database, &to)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Migrate { check } => {
+            let schema = database::migrate(&checked(cli)?.config, check)?;
+            println!("{}", schema.said);
+            Ok(if schema.is_current { ExitCode::SUCCESS } else { ExitCode::from(database::PENDING) })
+        }
         Command::Doctor { json } => Ok(doctor(cli, json)),
     }
 }
@@ -43,6 +50,14 @@ fn load(cli: &Cli) -> anyhow::Result<Loaded> {
     let variables = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     Ok(Config::load(file, &cli.data_dir, variables)?)
+}
+
+/// As [`load`], with warnings printed and what this version cannot do refused.
+fn checked(cli: &Cli) -> anyhow::Result<Loaded> {
+    let loaded = load(cli)?;
+    loaded.config.check_supported()?;
+    warnings_print(&loaded);
+    Ok(loaded)
 }
 
 fn warnings_print(loaded: &Loaded) {
