@@ -3,6 +3,7 @@
 //! A family measures its rows and their floors in the same run, in turns; one file each.
 
 mod acquire;
+mod batch;
 mod boot;
 mod catalog;
 mod catalog_postgres;
@@ -97,6 +98,27 @@ pub const FAMILIES: &[Family] = &[
             },
         ],
         run: acquire::many_in_flight,
+    },
+    Family {
+        specs: &[
+            floor(
+                "grpc/acquire-rate",
+                "leases/s",
+                Better::Higher,
+                "AcquireReadLease, one connection, one call at a time: 1 / p50",
+            ),
+            Spec {
+                floor: Some("grpc/acquire-rate"),
+                target: Some(10.0),
+                ..floor(
+                    "grpc/batch-64",
+                    "leases/s",
+                    Better::Higher,
+                    "BatchAcquire of 64, one connection, one call at a time: 64 / p50",
+                )
+            },
+        ],
+        run: batch::run,
     },
     Family {
         specs: &[Spec {
