@@ -128,6 +128,10 @@ impl<S: Store> Store for Faulty<S> {
         }
     }
 
+    fn taken_elsewhere(&self) -> &[PayloadKey] {
+        self.inner.taken_elsewhere()
+    }
+
     fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {
         self.inner.reader()
     }

@@ -63,6 +63,13 @@ pub trait Store: Send {
     /// What [`StoreError::is_temporary`]: it cannot be said now; ask again. [`StoreError::Corrupt`].
     fn resolve(&mut self, batch: &[Change]) -> Result<Option<Vec<RecordOutcome>>, StoreError>;
 
+    /// The keys of rows that the last successful `apply` or `resolve` was to put, and that rows of another node have: these
+    /// stayed as they were, and nothing of ours was stored under them. Ids are minted to be unique, so it takes a copied
+    /// disk root or a restored database to get here.
+    fn taken_elsewhere(&self) -> &[PayloadKey] {
+        &[]
+    }
+
     /// Opens another way to ask about records, which may be used from another thread. It sees at least what was applied
     /// before each question.
     ///

@@ -65,12 +65,12 @@ static FIND: Sql = Sql {
     text: concat!(
         "SELECT found.*, ",
         node_columns!(),
-        " FROM (SELECT namespace, id, ",
+        " FROM unnest($4) AS asked (id), LATERAL (SELECT namespace, id, ",
         numbers!(),
         ", owner FROM payload_manager.payload AS payload
-            WHERE namespace = $2 AND id = ANY($4) AND owner <> $1 AND ",
+            WHERE payload.namespace = $2 AND payload.id = asked.id AND payload.owner <> $1 AND ",
         living!(),
-        ") AS found, payload_manager.node AS node WHERE node.id = found.owner"
+        " OFFSET 0) AS found, payload_manager.node AS node WHERE node.id = found.owner"
     ),
     types: &[Type::INT4, Type::INT8, Type::INT8, Type::UUID_ARRAY],
 };

@@ -25,11 +25,12 @@ use std::str::FromStr as _;
 use std::time::{Duration, Instant};
 
 use payload_types::record::{RecordChange, RecordOutcome};
+use payload_types::effect::CatalogChange;
 use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow, WallMs};
-use tokio_postgres::Config;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::types::Type;
 
+use tokio_postgres::{Config, Row};
 use crate::change::{Change, storable};
 use crate::error::StoreError;
 use crate::migrations::names;
@@ -104,6 +105,8 @@ pub struct PostgresStore {
     /// The last group's outcomes, when it ended in `Unknown`, and whether it took effect, once that is known.
     doubt: Option<(Vec<RecordOutcome>, Option<bool>)>,
 }
+    /// See [`Store::taken_elsewhere`].
+    taken: Vec<PayloadKey>,
 
 impl PostgresStore {
     /// Connects, and brings the schema up to date. Waits [`START_WAIT`] for a server that is not there yet.
@@ -126,6 +129,7 @@ impl PostgresStore {
             group: 0,
             doubt: None,
         };
+            taken: Vec::new(),
         store.ask(look_at).map_err(named)?;
         store.ask(migrate::migrate).map_err(named)?;
         Ok(store)
@@ -199,23 +203,42 @@ impl PostgresStore {
         Ok(link)
     }
 
-    /// Whether the group in doubt took effect: its outcomes if so. No group is in doubt afterwards.
-    fn settle(&mut self) -> Result<Option<Vec<RecordOutcome>>, StoreError> {
+    /// Whether the group in doubt, which is `batch`, took effect: its outcomes if so, and then `taken` is right. No group is in
+    /// doubt afterwards.
+    fn settle(&mut self, batch: &[Change]) -> Result<Option<Vec<RecordOutcome>>, StoreError> {
         if self.doubt.is_some() {
-            // The connection was given up with the error; a new one tells.
+            // Where the connection was given up with the error, a new one tells.
             self.link = Some(self.take_link()?);
         }
         Ok(self.doubt.take().and_then(|(outcomes, took_effect)| {
+        if matches!(self.doubt, Some((_, Some(true)))) {
+            self.taken = self.taken_of(batch)?;
+        }
             took_effect.expect("whoever connects settles what is in doubt").then_some(outcomes)
         }))
     }
 
     fn write(&mut self, batch: &[Change]) -> Result<Vec<RecordOutcome>, StoreError> {
+    /// The keys of rows in `batch` that rows of other nodes have.
+    fn taken_of(&mut self, batch: &[Change]) -> Result<Vec<PayloadKey>, StoreError> {
+        let own = self.own()?;
+        let keys = batch.iter().filter_map(|change| match change {
+            Change::Row(CatalogChange::Put(row)) => {
+                Some((i64::from(row.key.namespace.0), row::uuid(row.key.id)))
+            }
+            Change::Row(CatalogChange::Remove { .. }) | Change::Record(_) => None,
+        });
+        let (namespaces, ids): (Vec<i64>, Vec<_>) = keys.unzip();
+        let found = self.ask(async |session| session.query(&row::TAKEN, &[&own, &namespaces, &ids]).await)?;
+        found.iter().map(row::key).collect()
+    }
+
         // The fence is this connection's: it must not be exchanged for a new one from here on.
         let mut link = self.take_link()?;
         let fence = self.fence.ok_or_else(unregistered)?;
         self.group += 1;
         let group = self.group;
+        self.taken.clear();
         let steps = steps(batch);
         let mut outcomes = Vec::new();
         let result = if let [Step::Rows(rounds)] = &steps[..]
@@ -223,16 +246,22 @@ impl PostgresStore {
         {
             link.run(Doing::Committing, async |session| write_round(session, round, fence, group).await)
         } else {
-            write_all(&mut link, &steps, fence, group).and_then(|made| {
+            write_all(&mut link, &steps, fence, group).and_then(|(made, is_whole)| {
                 outcomes = made;
-                link.run(Doing::Committing, Session::commit)
+                link.run(Doing::Committing, Session::commit).map(|()| is_whole)
             })
         };
         if result.is_ok() {
             self.link = Some(link);
         }
         match result {
-            Ok(()) => Ok(outcomes),
+            Ok(true) => Ok(outcomes),
+            Ok(false) => {
+                // Made; it is said so once it is known whose rows the others are.
+                self.doubt = Some((outcomes, Some(true)));
+                let settled = self.settle(batch).map_err(|error| StoreError::Unknown(error.to_string()))?;
+                Ok(settled.expect("the group took effect"))
+            }
             Err(error) => {
                 if matches!(error, StoreError::Unknown(_)) {
                     self.doubt = Some((outcomes, None));
@@ -283,44 +312,52 @@ fn steps(batch: &[Change]) -> Vec<Step<'_>> {
     steps
 }
 
-/// One statement, which is a transaction where none is open.
+/// One statement, which is a transaction where none is open. False: not every row was put.
 async fn write_round(
     session: &mut Session,
     round: &Round,
     fence: Fence,
     group: i64,
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     session.prepare(&row::WRITE).await?;
     let written = session.query_prepared(&row::WRITE, &round.values(&fence, &group)).await;
     let rows = written.map_err(|error| translate(&error, Doing::Committing))?;
-    if rows.is_empty() { Err(node::fenced()) } else { Ok(()) }
+    is_whole(&rows, round)?.ok_or_else(node::fenced)
 }
 
-/// A transaction, but for its COMMIT.
+/// What [`row::WRITE`] answered: whether every row was put, or `None` when the fence does not stand.
+fn is_whole(rows: &[Row], round: &Round) -> Result<Option<bool>, StoreError> {
+    let put = rows.first().map(|row| cell::<i64>(row, 0)).transpose()?;
+    Ok(put.map(|put| put == round.puts() as i64))
+}
+
+/// A transaction, but for its COMMIT. With the outcomes: whether every row was put.
 fn write_all(
     link: &mut Link,
     steps: &[Step<'_>],
     fence: Fence,
     group: i64,
-) -> Result<Vec<RecordOutcome>, StoreError> {
+) -> Result<(Vec<RecordOutcome>, bool), StoreError> {
     let update = node::fence_update(fence, group);
     if !link.run(Doing::Asking, async |session| session.begin(&update).await)? {
         return Err(node::fenced());
     }
     records::streams_lock(link, steps.iter().filter_map(Step::record))?;
-    let mut outcomes = Vec::new();
+    let (mut outcomes, mut all) = (Vec::new(), true);
     for step in steps {
         match step {
             Step::Rows(rounds) => {
                 for round in rounds {
                     let values = round.values(&fence, &group);
-                    link.run(Doing::Asking, async |session| session.query(&row::WRITE, &values).await)?;
+                    let rows =
+                        link.run(Doing::Asking, async |session| session.query(&row::WRITE, &values).await)?;
+                    all &= is_whole(&rows, round)?.unwrap_or(true);
                 }
             }
             Step::Record(change) => outcomes.push(records::apply(link, fence.node, change)?),
         }
     }
-    Ok(outcomes)
+    Ok((outcomes, all))
 }
 
 /// Refuses a server on which the promises of the catalog would not hold.
@@ -411,15 +448,19 @@ impl Store for PostgresStore {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        match self.settle()? {
+        match self.settle(batch)? {
             // The same batch again, which was made.
             Some(outcomes) => Ok(outcomes),
             None => self.write(batch),
         }
     }
 
-    fn resolve(&mut self, _batch: &[Change]) -> Result<Option<Vec<RecordOutcome>>, StoreError> {
-        self.settle()
+    fn resolve(&mut self, batch: &[Change]) -> Result<Option<Vec<RecordOutcome>>, StoreError> {
+        self.settle(batch)
+    }
+
+    fn taken_elsewhere(&self) -> &[PayloadKey] {
+        &self.taken
     }
 
     fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {

@@ -35,7 +35,8 @@ macro_rules! numbers {
 }
 pub(super) use numbers;
 
-/// Makes the changes of a group, if the fence stands: gives one row if so, none if not.
+/// Makes the changes of a group, if the fence stands: gives one row if so, none if not; in it how many rows were put, which
+/// are fewer than were given where newer ones or another node's stand.
 /// `$1` to `$4`: node, epoch, session, number of the group. `$5` to `$26`: rows to put. `$27` to `$29`: namespaces, ids
 /// and epochs of removals.
 pub(super) static WRITE: Sql = Sql {
@@ -56,6 +57,7 @@ pub(super) static WRITE: Sql = Sql {
         columns::replacing!(),
         "
             WHERE (excluded.epoch, excluded.version) >= (kept.epoch, kept.version) AND excluded.owner = kept.owner
+            RETURNING 1
         ), gone AS (
             DELETE FROM payload_manager.payload AS kept
             USING unnest($27, $28, $29) AS old (namespace, id, epoch)
@@ -79,7 +81,7 @@ pub(super) static WRITE: Sql = Sql {
                     WHERE edge.namespace = gone.namespace AND edge.parent = gone.id)
             ON CONFLICT DO NOTHING
         )
-        SELECT id FROM fence"
+        SELECT (SELECT count(*) FROM put) FROM fence"
     ),
     types: &[
         Type::INT4,
@@ -118,6 +120,14 @@ pub(super) static WRITE: Sql = Sql {
 pub(super) static ALL: Sql = Sql {
     text: concat!(
         "SELECT namespace, id, ",
+/// Which of these keys rows of other nodes have. `$1`: this node.
+pub(super) static TAKEN: Sql = Sql {
+    text: "SELECT kept.namespace, kept.id FROM unnest($2, $3) AS own (namespace, id), LATERAL (
+            SELECT namespace, id FROM payload_manager.payload AS payload
+            WHERE payload.namespace = own.namespace AND payload.id = own.id AND payload.owner <> $1 OFFSET 0) AS kept",
+    types: &[Type::INT4, Type::INT8_ARRAY, Type::UUID_ARRAY],
+};
+
         numbers!(),
         " FROM payload_manager.payload WHERE owner = $1 ORDER BY namespace, id"
     ),
@@ -143,8 +153,8 @@ pub(super) fn uuid(id: PayloadId) -> Uuid {
     Uuid::from_bytes(*id.as_bytes())
 }
 
-/// Reads a row selected by [`ALL`] or [`ONE`].
-pub(super) fn read(row: &Row) -> Result<PayloadRow, StoreError> {
+/// The key in the first two columns.
+pub(super) fn key(row: &Row) -> Result<PayloadKey, StoreError> {
     let namespace = u32::try_from(cell::<i64>(row, 0)?)
         .map_err(|_| StoreError::Corrupt(format!("a row has a namespace that is out of range; {RESTORE}")))?;
     let id = PayloadId::from_bytes(cell::<Uuid>(row, 1)?.into_bytes());
@@ -152,7 +162,12 @@ pub(super) fn read(row: &Row) -> Result<PayloadRow, StoreError> {
     for (column, number) in (2..).zip(&mut numbers) {
         *number = cell(row, column)?;
     }
-    columns::row_of(PayloadKey { namespace: NamespaceId(namespace), id }, numbers)
+    Ok(PayloadKey { namespace: NamespaceId(namespace), id })
+}
+
+/// Reads a row selected by [`ALL`] or [`ONE`].
+pub(super) fn read(row: &Row) -> Result<PayloadRow, StoreError> {
+    columns::row_of(key(row)?, numbers)
 }
 
 /// Changes that one statement makes: no two of one key, ordered by key.
@@ -205,6 +220,11 @@ impl Round {
     pub fn values<'value>(&'value self, fence: &'value Fence, group: &'value i64) -> Vec<Value<'value>> {
         let mut values: Vec<Value<'value>> = Vec::with_capacity(WRITE.types.len());
         values.extend([&fence.node as Value<'_>, &fence.epoch, &fence.session, group, &self.namespaces]);
+    /// How many rows it puts.
+    pub fn puts(&self) -> usize {
+        self.ids.len()
+    }
+
         values.push(&self.ids);
         values.extend(self.numbers.iter().map(|column| column as Value<'_>));
         values.extend([&self.gone_namespaces as Value<'_>, &self.gone_ids, &self.gone_epochs]);

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
-use payload_types::effect::CatalogOp;
+use payload_types::effect::{CatalogChange, CatalogOp};
 use payload_types::event::{CatalogAck, Completion};
 use payload_types::record::{RecordChange, RecordOutcome};
 use payload_types::{ErrorKind, OpId, PayloadError, ShardIndex, WallMs};
@@ -75,6 +75,8 @@ enum Ticket {
     Row {
         shard: ShardIndex,
         op: OpId,
+        /// Why it was not made though its group was.
+        refused: Option<String>,
     },
     Record {
         reply: RecordReply,
@@ -248,7 +250,7 @@ impl Worker {
         match storable(&change) {
             Ok(()) => {
                 self.changes.push(change);
-                self.tickets.push(Ticket::Row { shard: op.shard, op: op.op });
+                self.tickets.push(Ticket::Row { shard: op.shard, op: op.op, refused: None });
             }
             Err(error) => {
                 let ack = CatalogAck { op: op.op, result: Err(error.to_string()), sequence: 0 };
@@ -269,7 +271,7 @@ impl Worker {
             return;
         }
         self.changes.extend(changes);
-        self.tickets.extend(askers.into_iter().map(|(shard, op)| Ticket::Row { shard, op }));
+        self.tickets.extend(askers.into_iter().map(|(shard, op)| Ticket::Row { shard, op, refused: None }));
     }
 
     /// As [`Self::take`].
@@ -314,6 +316,9 @@ impl Worker {
         self.counters.rows.fetch_add(self.changes.len() as u64, Ordering::Relaxed);
         let nanoseconds = u64::try_from(taken.as_nanos()).unwrap_or(u64::MAX);
         self.counters.group_ns_max.fetch_max(nanoseconds, Ordering::Relaxed);
+        if matches!(outcome, Some(Ok(_))) {
+            self.refuse_taken();
+        }
         self.changes.clear();
         self.record_bytes = 0;
         let Some(outcome) = outcome else {
@@ -335,6 +340,26 @@ impl Worker {
         }
     }
 
+    /// Refuses the rows of the group that were not stored because another node has their ids: alone, the rest was made.
+    fn refuse_taken(&mut self) {
+        let taken = self.store.taken_elsewhere();
+        if taken.is_empty() {
+            return;
+        }
+        for (ticket, change) in self.tickets.iter_mut().zip(&self.changes) {
+            let Change::Row(CatalogChange::Put(row)) = change else { continue };
+            if let Ticket::Row { refused, .. } = ticket
+                && taken.contains(&row.key)
+            {
+                let id = row.key.id;
+                tracing::error!(%id, "two nodes claim one payload id; the row of the other one stays");
+                *refused = Some(format!(
+                    "another node of this catalog has a payload of the id {id}, which stays as it is; delete this one and make it anew, and see that no two nodes run on copies of one disk root or database"
+                ));
+            }
+        }
+    }
+
     /// Tells everybody of the group how it ended.
     fn answer(&mut self, outcome: Result<Made, String>) {
         let (result, late, outcomes) = match outcome {
@@ -353,11 +378,12 @@ impl Worker {
         };
         for ticket in self.tickets.drain(..) {
             match ticket {
-                Ticket::Row { shard, op } => {
+                Ticket::Row { shard, op, refused } => {
                     if late {
                         self.waiting.insert(shard);
                     }
-                    let ack = CatalogAck { op, result: result.clone(), sequence };
+                    let result = refused.map_or_else(|| result.clone(), Err);
+                    let ack = CatalogAck { op, result, sequence };
                     (self.sink)(shard, Completion::Catalog(ack));
                 }
                 Ticket::Record { reply, .. } => reply(outcome()),

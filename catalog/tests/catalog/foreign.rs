@@ -1,6 +1,10 @@
 //! Rows of other nodes: what is told of them, page by page, and how many they are.
 
-use payload_catalog::{Change, PostgresConfig, PostgresStore, Reader, Store};
+use std::sync::Arc;
+use std::time::Duration;
+
+use payload_catalog::{AckSink, Change, PostgresConfig, PostgresStore, Reader, Store, Writer};
+use payload_types::event::Completion;
 use payload_types::record::{RecordAnswer, RecordChange, RecordQuery, StreamLimits, StreamName};
 use payload_types::request::List;
 use payload_types::{
@@ -10,7 +14,7 @@ use payload_types::{
 
 use crate::backends::{Backend, Memory, Sqlite, postgres_config, server};
 use crate::postgres_server::name_of;
-use crate::rows::{key, put, remove, row};
+use crate::rows::{key, op, put, remove, row};
 
 const NOW: WallMs = WallMs::from_millis(1_763_000_100_000);
 
@@ -205,4 +209,61 @@ fn given_streams_when_their_ends_are_asked_for_then_they_come_in_order_on_every_
     assert_eq!(ends_of::<Sqlite>(&Sqlite::home()), wanted);
     use crate::backends::Postgres;
     assert_eq!(ends_of::<Postgres>(&Postgres::home()), wanted);
+}
+
+#[test]
+fn given_two_nodes_that_claim_one_id_when_the_second_stores_it_then_it_alone_is_refused_and_the_first_row_stays()
+ {
+    let uri = server().database();
+    let (mut one, two) = (started(&uri, "one"), started(&uri, "two"));
+    one.apply(&[put(row(2)), put(row(4))]).expect("stored");
+    let (sender, acks) = crossbeam::channel::bounded(8);
+    let sink: AckSink = Arc::new(move |_, completion| match completion {
+        Completion::Catalog(ack) => sender.send(ack).expect("the test listens"),
+        other => panic!("nothing is late here: {other:?}"),
+    });
+    let writer = Writer::start(Box::new(two), 64, sink);
+    let mut theirs = row(2);
+    (theirs.epoch, theirs.size) = (Epoch(900), ByteCount(7));
+    let ops = [put(row(1)), put(theirs), put(row(3)), remove(4, 900), put(row(5))];
+    for (number, change) in (0..).zip(ops) {
+        writer.submit(op(number, change)).expect("there is room");
+    }
+    for _ in 0..5 {
+        let ack = acks.recv_timeout(Duration::from_secs(60)).expect("every op is answered");
+        match (ack.op.index, ack.result) {
+            (1, Err(reason)) => {
+                assert!(
+                    reason.contains("another node") && reason.contains(&key(2).id.to_string()),
+                    "{reason}"
+                );
+            }
+            (number, result) => assert_eq!((number != 1, result), (true, Ok(()))),
+        }
+    }
+    drop(writer.shutdown());
+    let rows_of = |store: &mut PostgresStore| {
+        let mut rows = Vec::new();
+        store.load(&mut |row| rows.push(row)).expect("rows load");
+        rows
+    };
+    assert_eq!(rows_of(&mut one), [row(2), row(4)]);
+    assert_eq!(rows_of(&mut started(&uri, "two")), [row(1), row(3), row(5)]);
+}
+
+#[test]
+fn given_a_claimed_id_in_a_transaction_of_several_statements_when_stored_then_it_is_told_too_and_only_once() {
+    let uri = server().database();
+    let (mut one, mut two) = (started(&uri, "one"), started(&uri, "two"));
+    one.apply(&[put(row(1))]).expect("stored");
+    assert!(one.taken_elsewhere().is_empty());
+    // Several changes of one key are several statements.
+    two.apply(&[put(row(2)), remove(2, 9), put(row(1)), put(row(3))]).expect("the rest is made");
+    assert_eq!(two.taken_elsewhere(), [key(1)]);
+    // An older version of an own row is not stored either, and is nobody else's.
+    let mut newer = row(3);
+    newer.version = newer.version.next();
+    two.apply(&[put(newer)]).expect("stored");
+    two.apply(&[put(row(3))]).expect("nothing to do");
+    assert!(two.taken_elsewhere().is_empty());
 }

@@ -27,14 +27,18 @@ macro_rules! edge_columns {
 
 statements! {
     // Payloads.
-    STANDINGS(INT8, UUID_ARRAY) = "SELECT id, state::bigint, expires_at, health::bigint FROM payload_manager.payload
-        WHERE namespace = $1 AND id = ANY($2)";
+    STANDINGS(INT8, UUID_ARRAY) = "SELECT found.* FROM unnest($2) AS asked (id), LATERAL (
+            SELECT id, state::bigint, expires_at, health::bigint FROM payload_manager.payload
+            WHERE namespace = $1 AND id = asked.id OFFSET 0) AS found";
+    // Locked in the order of ids.
     STANDINGS_LOCKED(INT8, UUID_ARRAY, INT4) = "WITH theirs AS (
-            SELECT id, state, expires_at, health FROM payload_manager.payload
-            WHERE namespace = $1 AND id = ANY($2) AND owner <> $3 ORDER BY id FOR KEY SHARE)
+            SELECT found.* FROM (SELECT DISTINCT id FROM unnest($2) AS given (id) ORDER BY id) AS asked, LATERAL (
+                SELECT id, state, expires_at, health FROM payload_manager.payload
+                WHERE namespace = $1 AND id = asked.id AND owner <> $3 OFFSET 0 FOR KEY SHARE) AS found)
         SELECT id, state::bigint, expires_at, health::bigint FROM theirs
-        UNION ALL SELECT id, state::bigint, expires_at, health::bigint FROM payload_manager.payload
-        WHERE namespace = $1 AND id = ANY($2) AND owner = $3";
+        UNION ALL SELECT found.* FROM unnest($2) AS asked (id), LATERAL (
+            SELECT id, state::bigint, expires_at, health::bigint FROM payload_manager.payload
+            WHERE namespace = $1 AND id = asked.id AND owner = $3 OFFSET 0) AS found";
 
     // Metadata.
     HISTORY(INT8, UUID) = "SELECT id, events, current FROM payload_manager.history
@@ -54,9 +58,12 @@ statements! {
         SELECT number FROM payload_manager.event WHERE history = $1 ORDER BY number LIMIT $2)";
 
     // Lineage.
-    EDGES_UP(INT8, UUID_ARRAY) = edge_columns!(), "WHERE namespace = $1 AND child = ANY($2)";
-    EDGES_DOWN(INT8, UUID_ARRAY) = edge_columns!(), "WHERE namespace = $1 AND parent = ANY($2)";
-    // OFFSET 0: each payload's edges are looked up, whatever the planner takes the tables' sizes for.
+    // OFFSET 0, here and below: each is looked up, whatever the planner takes the tables' sizes for. With `= ANY` it has
+    // taken the index by its first column alone, which reads a whole namespace.
+    EDGES_UP(INT8, UUID_ARRAY) = "SELECT edge.* FROM unnest($2) AS asked (id), LATERAL (
+            ", edge_columns!(), "WHERE namespace = $1 AND child = asked.id OFFSET 0) AS edge";
+    EDGES_DOWN(INT8, UUID_ARRAY) = "SELECT edge.* FROM unnest($2) AS asked (id), LATERAL (
+            ", edge_columns!(), "WHERE namespace = $1 AND parent = asked.id OFFSET 0) AS edge";
     EDGES_UP_ALL(INT8, UUID) = "WITH RECURSIVE walk (id) AS (
             SELECT $2 UNION SELECT edge.parent FROM walk, LATERAL (
                 SELECT parent FROM payload_manager.lineage WHERE namespace = $1 AND child = walk.id OFFSET 0) AS edge)
