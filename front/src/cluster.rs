@@ -57,6 +57,11 @@ impl Cluster {
         Self { readers, own }
     }
 
+    /// This node's name.
+    pub fn own_name(&self) -> &str {
+        &self.own.name
+    }
+
     /// The payload, if another node has it: committed and not expired.
     ///
     /// # Errors

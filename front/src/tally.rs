@@ -10,7 +10,7 @@ use tonic::Code;
 use tonic::codegen::http::HeaderMap;
 
 /// The RPCs of our services, the busiest first: a call is looked up here. Their names differ across services.
-pub const RPCS: [&str; 37] = [
+pub const RPCS: [&str; 38] = [
     "AcquireReadLease",
     "ReleaseLease",
     "ResolveSnapshot",
@@ -43,6 +43,7 @@ pub const RPCS: [&str; 37] = [
     "GetPayloadMetadata",
     "ListPayloadMetadataEvents",
     "ListStreams",
+    "FindPayloads",
     "BatchAcquire",
     "BatchRelease",
     "BatchAllocate",

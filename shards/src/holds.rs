@@ -49,6 +49,11 @@ pub(crate) struct Holds {
 }
 
 impl Holds {
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.by_payload.len()
+    }
+
     /// True when `more` holds can be added.
     pub(crate) fn has_room(&self, more: usize) -> bool {
         self.by_payload.len() + more <= HOLDS_MAX

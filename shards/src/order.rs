@@ -124,6 +124,18 @@ impl Order {
         let first = &first[..first.partition_point(|slot| !is_beyond(slot))];
         std::iter::once(first).chain(blocks).flat_map(|block| block.iter().rev().copied())
     }
+
+    /// The slots whose keys are `from` or greater, the least first.
+    pub fn ascending(
+        &self,
+        from: PayloadKey,
+        key_of: impl Fn(u32) -> PayloadKey,
+    ) -> impl Iterator<Item = u32> + '_ {
+        let first = self.blocks.range(..=from).next_back().map_or(&[][..], |(_, block)| block.as_slice());
+        let first = &first[first.partition_point(|slot| key_of(*slot) < from)..];
+        let behind = self.blocks.range((Bound::Excluded(from), Bound::Unbounded)).map(|(_, block)| block);
+        std::iter::once(first).chain(behind.map(Vec::as_slice)).flatten().copied()
+    }
 }
 
 #[cfg(test)]
@@ -165,6 +177,8 @@ mod tests {
                     let end = random(&mut state) % 2100;
                     let walk = order.descending(Bound::Excluded(key(end)), key);
                     assert!(walk.eq(expected.range(..end).rev().copied()), "seed {seed} round {round}");
+                    let walk = order.ascending(key(end), key);
+                    assert!(walk.eq(expected.range(end..).copied()), "seed {seed} round {round}");
                     let walk = order.descending(Bound::Included(key(end)), key);
                     assert!(walk.eq(expected.range(..=end).rev().copied()), "seed {seed} round {round}");
                 }

@@ -198,6 +198,10 @@ impl Shard {
             Request::Unpin { key } => self.pin(step, caller, key, None),
             Request::Hold(hold) => self.hold(step, hold),
             Request::List(list) => Some(Ok(payload_types::reply::Reply::Page(self.table.page(&list)))),
+            Request::Find(find) => Some(Ok(payload_types::reply::Reply::Found(self.table.find_part(&find)))),
+            Request::Describe(asked) => {
+                Some(Ok(payload_types::reply::Reply::Found(self.table.describe(&asked))))
+            }
             Request::Scrub(request) => self.scrub(step, caller, request),
             Request::Stats => Some(Ok(payload_types::reply::Reply::Stats(Box::new(self.stats())))),
             Request::Holders { key, after } => Some(self.holders(step.now, key, after)),

@@ -7,6 +7,8 @@
 //! The lists of victims hold exactly the payloads that may be evicted: whoever changes a payload leaves its slot in
 //! `touched`, and `settle`, at the end of each step, puts those where they belong by now.
 
+mod find;
+
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
@@ -383,6 +385,11 @@ impl Table {
     /// True when as many more can be held.
     pub(crate) fn holds_have_room(&self, more: usize) -> bool {
         self.holds.has_room(more)
+    }
+
+    /// How many holds there are.
+    pub(crate) fn holds_len(&self) -> usize {
+        self.holds.len()
     }
 
     /// Which streams keep a payload.

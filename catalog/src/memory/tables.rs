@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{Excluded, Unbounded};
 
-use payload_types::record::{LineageEdge, MetadataEvent, StreamLimits, StreamName};
+use payload_types::find::FindOrder;
+use payload_types::record::{LineageEdge, Metadata, MetadataEvent, StreamLimits, StreamName};
 use payload_types::{NamespaceId, PayloadId, PayloadKey, WallMs};
 
 use super::State;
 use crate::error::StoreError;
-use crate::records::tables::{Batch, Garbage, History, Standing, StreamRow, Tables, TablesMut};
+use crate::records::tables::{Batch, Garbage, History, Standing, StreamRow, Tables, TablesMut, TermSpan};
 
 /// Records and what cleaning them up has to do.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -16,6 +17,7 @@ pub(super) struct Records {
     histories: BTreeMap<PayloadKey, History>,
     histories_made: u64,
     events: BTreeMap<(u64, u64), MetadataEvent>,
+    terms: BTreeSet<(NamespaceId, u64, PayloadId)>,
     /// By (namespace, child, parent, operation, role), with the parameters.
     edges: BTreeMap<(NamespaceId, PayloadId, PayloadId, String, String), Vec<u8>>,
     /// (namespace, parent, child, operation, role) of the same.
@@ -47,7 +49,7 @@ impl Tables for State {
     }
 
     fn history(&mut self, key: PayloadKey) -> Result<Option<History>, StoreError> {
-        Ok(self.records.histories.get(&key).copied())
+        Ok(self.records.histories.get(&key).cloned())
     }
 
     fn events(
@@ -60,6 +62,44 @@ impl Tables for State {
         let range = (Excluded((history, after)), Excluded((history + 1, 0)));
         for (_, event) in self.records.events.range(range).take(count_max) {
             if !each(event.clone()) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn term_payloads(
+        &mut self,
+        span: TermSpan,
+        term: u64,
+        count_max: usize,
+    ) -> Result<Vec<PayloadId>, StoreError> {
+        let TermSpan { namespace, span, order } = span;
+        // A range of a map may not end before it begins.
+        if span.is_empty() {
+            return Ok(Vec::new());
+        }
+        let found = self.records.terms.range((namespace, term, span.low)..=(namespace, term, span.high));
+        let ids = found.map(|(_, _, id)| *id);
+        Ok(match order {
+            FindOrder::NewestFirst => ids.rev().take(count_max).collect(),
+            FindOrder::OldestFirst => ids.take(count_max).collect(),
+        })
+    }
+
+    fn metadata_of(
+        &mut self,
+        namespace: NamespaceId,
+        ids: &[PayloadId],
+        with_data: bool,
+        each: &mut dyn FnMut(PayloadId, Metadata) -> bool,
+    ) -> Result<(), StoreError> {
+        for id in ids {
+            let history = self.records.histories.get(&PayloadKey { namespace, id: *id });
+            let event = history.and_then(|found| self.records.events.get(&(found.id, found.current)));
+            let Some(MetadataEvent { metadata, .. }) = event else { continue };
+            let data = if with_data { metadata.data.clone() } else { Vec::new() };
+            if !each(*id, Metadata { data, schema: metadata.schema.clone() }) {
                 break;
             }
         }
@@ -180,13 +220,25 @@ impl Tables for State {
 impl TablesMut for State {
     fn history_add(&mut self, key: PayloadKey) -> Result<History, StoreError> {
         self.records.histories_made += 1;
-        let history = History { id: self.records.histories_made, events: 0, current: 0 };
-        self.records.histories.insert(key, history);
+        let history = History { id: self.records.histories_made, events: 0, current: 0, terms: Vec::new() };
+        self.records.histories.insert(key, history.clone());
         Ok(history)
     }
 
-    fn history_set(&mut self, key: PayloadKey, history: History) -> Result<(), StoreError> {
-        self.records.histories.insert(key, history);
+    fn history_set(&mut self, key: PayloadKey, history: &History) -> Result<(), StoreError> {
+        self.records.histories.insert(key, history.clone());
+        Ok(())
+    }
+
+    fn terms_add(&mut self, key: PayloadKey, terms: &[u64]) -> Result<(), StoreError> {
+        self.records.terms.extend(terms.iter().map(|term| (key.namespace, *term, key.id)));
+        Ok(())
+    }
+
+    fn terms_remove(&mut self, key: PayloadKey, terms: &[u64]) -> Result<(), StoreError> {
+        for term in terms {
+            self.records.terms.remove(&(key.namespace, *term, key.id));
+        }
         Ok(())
     }
 

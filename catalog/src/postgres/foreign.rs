@@ -14,6 +14,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use payload_types::find::{FIND_STEPS_MAX, FindOrder, IdSpan};
 use payload_types::request::List;
 use payload_types::{
     Descriptor, Epoch, Foreign, ForeignPage, NamespaceId, OtherNode, PayloadId, Tier, WallMs,
@@ -22,7 +23,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::link::{Session, Sql, cell};
+use super::link::{Session, Sql, Value, cell};
 use super::row::{self, numbers, uuid};
 use crate::columns;
 use crate::error::{RESTORE, StoreError};
@@ -108,6 +109,40 @@ static PAGE: Sql = Sql {
     ),
     types: &[Type::INT4_ARRAY, Type::INT8, Type::INT8, Type::INT8, Type::UUID, Type::INT8],
 };
+
+/// `$1`: the other nodes. `$5` and `$6`: the least and the greatest id. `$7`: rows.
+macro_rules! span {
+    ($order:literal) => {
+        Sql {
+            text: concat!(
+                "SELECT slice.* FROM unnest($1) AS other (node), LATERAL (
+                    SELECT namespace, id, ",
+                numbers!(),
+                ", owner FROM payload_manager.payload AS payload
+                    WHERE payload.owner = other.node AND payload.namespace = $2 AND payload.id >= $5
+                        AND payload.id <= $6 AND ",
+                listed!(),
+                " ORDER BY payload.id ",
+                $order,
+                " LIMIT $7) AS slice ORDER BY slice.id ",
+                $order,
+                " LIMIT $7"
+            ),
+            types: &[
+                Type::INT4_ARRAY,
+                Type::INT8,
+                Type::INT8,
+                Type::INT8,
+                Type::UUID,
+                Type::UUID,
+                Type::INT8,
+            ],
+        }
+    };
+}
+
+static SPAN_NEWEST: Sql = span!("DESC");
+static SPAN_OLDEST: Sql = span!("ASC");
 
 /// Where the columns behind those of a row begin: its owner.
 const BEHIND_ROW: usize = 2 + columns::COUNT;
@@ -224,6 +259,38 @@ pub(super) async fn page(
         foreign(row, &nodes[&owner])
     });
     Ok(ForeignPage { rows: rows.collect::<Result<_, _>>()?, total })
+}
+
+/// What FindPayloads asks of the payloads of other nodes.
+pub(super) struct Wanted {
+    pub namespace: NamespaceId,
+    pub span: IdSpan,
+    pub order: FindOrder,
+    pub tier: Option<Tier>,
+    pub at: WallMs,
+}
+
+/// What other nodes than `own` have from one end of a span on, at most [`FIND_STEPS_MAX`], in the transaction that is open.
+pub(super) async fn span(session: &mut Session, own: i32, wanted: Wanted) -> Result<ForeignPage, StoreError> {
+    let nodes = session.query(&NODES, &[&own]).await?;
+    let nodes = nodes.iter().map(|row| node(row, 0).map(|node| (node.id, node)));
+    let nodes: HashMap<i32, Node> = nodes.collect::<Result<_, _>>()?;
+    let others: Vec<i32> = nodes.keys().copied().collect();
+    let (namespace, now) = (i64::from(wanted.namespace.0), moment(wanted.at));
+    let tier = wanted.tier.map_or(0, |tier| tier as i64);
+    let (low, high) = (uuid(wanted.span.low), uuid(wanted.span.high));
+    let statement = match wanted.order {
+        FindOrder::NewestFirst => &SPAN_NEWEST,
+        FindOrder::OldestFirst => &SPAN_OLDEST,
+    };
+    let count_max = FIND_STEPS_MAX as i64;
+    let values: [Value<'_>; 7] = [&others, &namespace, &now, &tier, &low, &high, &count_max];
+    let rows = session.query(statement, &values).await?;
+    let rows = rows.iter().map(|row| {
+        let owner: i32 = cell(row, BEHIND_ROW)?;
+        foreign(row, &nodes[&owner])
+    });
+    Ok(ForeignPage { rows: rows.collect::<Result<_, _>>()?, total: 0 })
 }
 
 impl Total {

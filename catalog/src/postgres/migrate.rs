@@ -14,7 +14,11 @@ pub(crate) const MIGRATIONS: &[Migration] = migrations! {
     "0002_records",
     "0003_nodes",
     "0004_holds",
+    "0005_terms",
 };
+
+/// The one that is filled in by a program.
+const TERMS: i32 = 5;
 
 /// "payload" and a version of the locking rule: what starts and migrations of all nodes hold one after the other.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(8097874551267943169)";
@@ -45,6 +49,9 @@ pub(super) async fn migrate(session: &mut Session) -> Result<(), StoreError> {
     let first = 1 + (MIGRATIONS.len() - missing.len()) as i32;
     for (number, (_, sql)) in (first..).zip(missing) {
         session.run(sql).await?;
+        if number == TERMS {
+            super::terms::fill(session).await?;
+        }
         session.query(&MADE, &[&number]).await?;
     }
     session.commit().await

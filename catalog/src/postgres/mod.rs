@@ -20,17 +20,18 @@ mod migrate;
 mod node;
 mod records;
 mod row;
+mod terms;
 
 use std::str::FromStr as _;
 use std::time::{Duration, Instant};
 
-use payload_types::record::{RecordChange, RecordOutcome};
 use payload_types::effect::CatalogChange;
+use payload_types::record::{RecordChange, RecordOutcome};
 use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow, WallMs};
 use tokio_postgres::config::SslMode;
 use tokio_postgres::types::Type;
-
 use tokio_postgres::{Config, Row};
+
 use crate::change::{Change, storable};
 use crate::error::StoreError;
 use crate::migrations::names;
@@ -104,9 +105,9 @@ pub struct PostgresStore {
     group: i64,
     /// The last group's outcomes, when it ended in `Unknown`, and whether it took effect, once that is known.
     doubt: Option<(Vec<RecordOutcome>, Option<bool>)>,
-}
     /// See [`Store::taken_elsewhere`].
     taken: Vec<PayloadKey>,
+}
 
 impl PostgresStore {
     /// Connects, and brings the schema up to date. Waits [`START_WAIT`] for a server that is not there yet.
@@ -128,8 +129,8 @@ impl PostgresStore {
             heart: None,
             group: 0,
             doubt: None,
-        };
             taken: Vec::new(),
+        };
         store.ask(look_at).map_err(named)?;
         store.ask(migrate::migrate).map_err(named)?;
         Ok(store)
@@ -210,15 +211,14 @@ impl PostgresStore {
             // Where the connection was given up with the error, a new one tells.
             self.link = Some(self.take_link()?);
         }
-        Ok(self.doubt.take().and_then(|(outcomes, took_effect)| {
         if matches!(self.doubt, Some((_, Some(true)))) {
             self.taken = self.taken_of(batch)?;
         }
+        Ok(self.doubt.take().and_then(|(outcomes, took_effect)| {
             took_effect.expect("whoever connects settles what is in doubt").then_some(outcomes)
         }))
     }
 
-    fn write(&mut self, batch: &[Change]) -> Result<Vec<RecordOutcome>, StoreError> {
     /// The keys of rows in `batch` that rows of other nodes have.
     fn taken_of(&mut self, batch: &[Change]) -> Result<Vec<PayloadKey>, StoreError> {
         let own = self.own()?;
@@ -233,12 +233,13 @@ impl PostgresStore {
         found.iter().map(row::key).collect()
     }
 
+    fn write(&mut self, batch: &[Change]) -> Result<Vec<RecordOutcome>, StoreError> {
         // The fence is this connection's: it must not be exchanged for a new one from here on.
         let mut link = self.take_link()?;
         let fence = self.fence.ok_or_else(unregistered)?;
         self.group += 1;
-        let group = self.group;
         self.taken.clear();
+        let group = self.group;
         let steps = steps(batch);
         let mut outcomes = Vec::new();
         let result = if let [Step::Rows(rounds)] = &steps[..]

@@ -67,7 +67,11 @@ pub(super) static WRITE: Sql = Sql {
         ), histories AS (
             DELETE FROM payload_manager.history AS history USING gone
             WHERE history.namespace = gone.namespace AND history.payload = gone.id
-            RETURNING history.id, history.events
+            RETURNING history.id, history.events, history.namespace, history.payload, history.terms
+        ), terms AS (
+            DELETE FROM payload_manager.metadata_term AS term USING (
+                SELECT namespace, payload, unnest(terms) AS term FROM histories) AS old
+            WHERE term.namespace = old.namespace AND term.term = old.term AND term.payload = old.payload
         ), events AS (
             DELETE FROM payload_manager.event AS event USING histories
             WHERE event.history = histories.id AND histories.events <= 64
@@ -116,10 +120,6 @@ pub(super) static WRITE: Sql = Sql {
     ],
 };
 
-/// Every row of a node, in the order of keys.
-pub(super) static ALL: Sql = Sql {
-    text: concat!(
-        "SELECT namespace, id, ",
 /// Which of these keys rows of other nodes have. `$1`: this node.
 pub(super) static TAKEN: Sql = Sql {
     text: "SELECT kept.namespace, kept.id FROM unnest($2, $3) AS own (namespace, id), LATERAL (
@@ -128,6 +128,10 @@ pub(super) static TAKEN: Sql = Sql {
     types: &[Type::INT4, Type::INT8_ARRAY, Type::UUID_ARRAY],
 };
 
+/// Every row of a node, in the order of keys.
+pub(super) static ALL: Sql = Sql {
+    text: concat!(
+        "SELECT namespace, id, ",
         numbers!(),
         " FROM payload_manager.payload WHERE owner = $1 ORDER BY namespace, id"
     ),
@@ -158,15 +162,15 @@ pub(super) fn key(row: &Row) -> Result<PayloadKey, StoreError> {
     let namespace = u32::try_from(cell::<i64>(row, 0)?)
         .map_err(|_| StoreError::Corrupt(format!("a row has a namespace that is out of range; {RESTORE}")))?;
     let id = PayloadId::from_bytes(cell::<Uuid>(row, 1)?.into_bytes());
-    let mut numbers = [None; columns::COUNT];
-    for (column, number) in (2..).zip(&mut numbers) {
-        *number = cell(row, column)?;
-    }
     Ok(PayloadKey { namespace: NamespaceId(namespace), id })
 }
 
 /// Reads a row selected by [`ALL`] or [`ONE`].
 pub(super) fn read(row: &Row) -> Result<PayloadRow, StoreError> {
+    let mut numbers = [None; columns::COUNT];
+    for (column, number) in (2..).zip(&mut numbers) {
+        *number = cell(row, column)?;
+    }
     columns::row_of(key(row)?, numbers)
 }
 
@@ -216,15 +220,15 @@ impl Round {
         }
     }
 
-    /// The parameters of [`WRITE`].
-    pub fn values<'value>(&'value self, fence: &'value Fence, group: &'value i64) -> Vec<Value<'value>> {
-        let mut values: Vec<Value<'value>> = Vec::with_capacity(WRITE.types.len());
-        values.extend([&fence.node as Value<'_>, &fence.epoch, &fence.session, group, &self.namespaces]);
     /// How many rows it puts.
     pub fn puts(&self) -> usize {
         self.ids.len()
     }
 
+    /// The parameters of [`WRITE`].
+    pub fn values<'value>(&'value self, fence: &'value Fence, group: &'value i64) -> Vec<Value<'value>> {
+        let mut values: Vec<Value<'value>> = Vec::with_capacity(WRITE.types.len());
+        values.extend([&fence.node as Value<'_>, &fence.epoch, &fence.session, group, &self.namespaces]);
         values.push(&self.ids);
         values.extend(self.numbers.iter().map(|column| column as Value<'_>));
         values.extend([&self.gone_namespaces as Value<'_>, &self.gone_ids, &self.gone_epochs]);

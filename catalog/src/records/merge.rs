@@ -24,7 +24,7 @@ fn data(old: &[u8], new: &[u8]) -> Vec<u8> {
 }
 
 /// The JSON object that these bytes are.
-fn object(bytes: &[u8]) -> Option<Map<String, Value>> {
+pub(super) fn object(bytes: &[u8]) -> Option<Map<String, Value>> {
     // A look at the first character saves parsing what cannot be one.
     if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
         return None;

@@ -7,7 +7,7 @@ use payload_types::record::{
 use payload_types::{PayloadKey, WallMs};
 
 use super::tables::{Garbage, History, Tables, TablesMut};
-use super::{Moment, Needed, merge, strange, unfit, unfit_to_ask};
+use super::{Moment, Needed, merge, strange, terms, unfit, unfit_to_ask};
 use crate::error::StoreError;
 
 /// Events that are removed together with their payload; of a longer history sweeps remove the events.
@@ -35,7 +35,7 @@ pub(super) fn update<T: TablesMut>(
         return Ok(outcome);
     }
     let history = tables.history(key)?;
-    let (kind, metadata) = match (update.mode, history) {
+    let (kind, metadata) = match (update.mode, &history) {
         (MetadataMode::Replace, _) => (MetadataEventKind::Replaced, update.metadata.clone()),
         (MetadataMode::Merge, found) => {
             let old = match found {
@@ -54,6 +54,9 @@ pub(super) fn update<T: TablesMut>(
     };
     history.events += 1;
     history.current = history.events;
+    let terms = terms::of(&metadata);
+    let (gone, new) = (without(&history.terms, &terms), without(&terms, &history.terms));
+    history.terms = terms;
     let event = MetadataEvent {
         number: history.events,
         at,
@@ -64,7 +67,13 @@ pub(super) fn update<T: TablesMut>(
         version: String::new(),
     };
     tables.event_add(history.id, &event)?;
-    tables.history_set(key, history)?;
+    tables.history_set(key, &history)?;
+    if !gone.is_empty() {
+        tables.terms_remove(key, &gone)?;
+    }
+    if !new.is_empty() {
+        tables.terms_add(key, &new)?;
+    }
     Ok(RecordOutcome::Metadata(event.metadata))
 }
 
@@ -95,7 +104,7 @@ pub(super) fn note<T: TablesMut>(
         version: version.to_owned(),
     };
     tables.event_add(history.id, &event)?;
-    tables.history_set(key, history)?;
+    tables.history_set(key, &history)?;
     Ok(RecordOutcome::Done)
 }
 
@@ -108,7 +117,7 @@ pub(super) fn current<T: Tables>(
         return Ok(answer);
     }
     let Some(history) = tables.history(key)? else { return Ok(RecordAnswer::Metadata(None)) };
-    let event = current_event(tables, history)?;
+    let event = current_event(tables, &history)?;
     Ok(RecordAnswer::Metadata(event.map(|event| (event.metadata, event.at))))
 }
 
@@ -136,13 +145,18 @@ pub(super) fn events<T: Tables>(
     Ok(RecordAnswer::MetadataEvents(events, more))
 }
 
+/// Those of `terms` that are not among `others`.
+fn without(terms: &[u64], others: &[u64]) -> Vec<u64> {
+    terms.iter().copied().filter(|term| !others.contains(term)).collect()
+}
+
 /// What an event takes in an answer, at most.
 fn weight(event: &MetadataEvent) -> usize {
     let Metadata { data, schema } = &event.metadata;
     EVENT_BYTES + data.len() + schema.len() + event.source.len() + event.reason.len() + event.version.len()
 }
 
-fn current_event<T: Tables>(tables: &mut T, history: History) -> Result<Option<MetadataEvent>, StoreError> {
+fn current_event<T: Tables>(tables: &mut T, history: &History) -> Result<Option<MetadataEvent>, StoreError> {
     let Some(before) = history.current.checked_sub(1) else { return Ok(None) };
     let mut found = None;
     tables.events(history.id, before, 1, &mut |event| {
@@ -158,6 +172,7 @@ fn current_event<T: Tables>(tables: &mut T, history: History) -> Result<Option<M
 pub(super) fn forget<T: TablesMut>(tables: &mut T, key: PayloadKey) -> Result<(), StoreError> {
     let Some(history) = tables.history(key)? else { return Ok(()) };
     tables.history_remove(key)?;
+    tables.terms_remove(key, &history.terms)?;
     if history.events <= EVENTS_REMOVED_AT_ONCE {
         tables.events_remove(history.id, EVENTS_REMOVED_AT_ONCE)?;
         return Ok(());

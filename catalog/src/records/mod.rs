@@ -9,12 +9,14 @@
 //! bounded by what the change itself holds and by constants: what a deletion leaves is removed by sweeps.
 
 mod codec;
+mod find;
 mod lineage;
 mod merge;
 mod metadata;
 mod streams;
 mod sweep;
 pub(crate) mod tables;
+pub(crate) mod terms;
 
 use std::collections::HashSet;
 
@@ -80,7 +82,12 @@ pub(crate) fn answer<T: Tables>(tables: &mut T, query: &RecordQuery) -> Result<R
         RecordQuery::StreamEnds(names) => tables.stream_ends(names).map(RecordAnswer::StreamEnds),
         // Only a catalog that nodes share has rows of others; its reader answers these itself.
         RecordQuery::Foreign { .. } => Ok(RecordAnswer::Foreign(Vec::new())),
-        RecordQuery::ForeignPage { .. } => Ok(RecordAnswer::ForeignPage(ForeignPage::default())),
+        RecordQuery::Find { namespace, span, order, filter } => {
+            find::find(tables, *namespace, *span, *order, filter)
+        }
+        RecordQuery::ForeignSpan { .. } | RecordQuery::ForeignPage { .. } => {
+            Ok(RecordAnswer::ForeignPage(ForeignPage::default()))
+        }
     }
 }
 

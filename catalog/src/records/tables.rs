@@ -4,7 +4,8 @@
 //! a backend implements them over one open transaction, so that all calls of one change, or of one query, see one state.
 //! Numbers fit into signed 64 bits. Strings are any UTF-8, NULs included, kept and compared byte for byte.
 
-use payload_types::record::{LineageEdge, MetadataEvent, StreamLimits, StreamName};
+use payload_types::find::{FindOrder, IdSpan};
+use payload_types::record::{LineageEdge, Metadata, MetadataEvent, StreamLimits, StreamName};
 use payload_types::{Health, NamespaceId, PayloadId, PayloadKey, PayloadState, WallMs};
 
 use crate::error::StoreError;
@@ -18,7 +19,7 @@ pub(crate) struct Standing {
 }
 
 /// The metadata of a payload: its events, of which one holds what is current.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct History {
     /// Names the events: never used again, also when the payload is stored anew.
     pub(crate) id: u64,
@@ -26,6 +27,16 @@ pub(crate) struct History {
     pub(crate) events: u64,
     /// The event that holds what is current; 0: none was set.
     pub(crate) current: u64,
+    /// The terms by which what is current is found (`terms`).
+    pub(crate) terms: Vec<u64>,
+}
+
+/// Where payloads with a term are looked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct TermSpan {
+    pub(crate) namespace: NamespaceId,
+    pub(crate) span: IdSpan,
+    pub(crate) order: FindOrder,
 }
 
 /// A stream.
@@ -91,6 +102,24 @@ pub(crate) trait Tables {
         after: u64,
         count_max: usize,
         each: &mut dyn FnMut(MetadataEvent) -> bool,
+    ) -> Result<(), StoreError>;
+
+    /// The payloads of a span with this term, in its order, at most so many.
+    fn term_payloads(
+        &mut self,
+        span: TermSpan,
+        term: u64,
+        count_max: usize,
+    ) -> Result<Vec<PayloadId>, StoreError>;
+
+    /// The current metadata of those of `ids` that have any, in their order, until `each` returns false; without their
+    /// data unless `with_data`.
+    fn metadata_of(
+        &mut self,
+        namespace: NamespaceId,
+        ids: &[PayloadId],
+        with_data: bool,
+        each: &mut dyn FnMut(PayloadId, Metadata) -> bool,
     ) -> Result<(), StoreError>;
 
     /// Edges of which the child (`upstream`) or the parent is one of `ids`, in any order, until `each` returns false.
@@ -161,8 +190,14 @@ pub(crate) trait TablesMut: Tables {
     /// Gives a payload that has none an empty history.
     fn history_add(&mut self, key: PayloadKey) -> Result<History, StoreError>;
 
-    /// Stores `events` and `current` of a payload's history.
-    fn history_set(&mut self, key: PayloadKey, history: History) -> Result<(), StoreError>;
+    /// Stores `events`, `current` and `terms` of a payload's history.
+    fn history_set(&mut self, key: PayloadKey, history: &History) -> Result<(), StoreError>;
+
+    /// A payload is found by these terms, by which it was not.
+    fn terms_add(&mut self, key: PayloadKey, terms: &[u64]) -> Result<(), StoreError>;
+
+    /// A payload is not found by these terms any more.
+    fn terms_remove(&mut self, key: PayloadKey, terms: &[u64]) -> Result<(), StoreError>;
 
     /// Takes a payload's history away; its events stay.
     fn history_remove(&mut self, key: PayloadKey) -> Result<(), StoreError>;

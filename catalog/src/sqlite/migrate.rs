@@ -13,7 +13,11 @@ pub(crate) const MIGRATIONS: &[Migration] = migrations! {
     "0002_extents",
     "0003_records",
     "0004_holds",
+    "0005_terms",
 };
+
+/// The one that is filled in by a program.
+const TERMS: i64 = 5;
 
 /// Where SQLite keeps the number of the last migration.
 pub(super) const VERSION: &str = "user_version";
@@ -37,6 +41,9 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
 fn run(connection: &mut Connection, number: i64, sql: &str) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute_batch(sql)?;
+    if number == TERMS {
+        super::terms::fill(&transaction)?;
+    }
     transaction.pragma_update(None, VERSION, number)?;
     transaction.commit()
 }

@@ -18,6 +18,7 @@ mod open;
 mod reader;
 mod records;
 mod row;
+mod terms;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -57,6 +57,11 @@ impl Records {
         &self.holds
     }
 
+    /// The way to the shards.
+    pub fn router(&self) -> &Router {
+        &self.router
+    }
+
     /// Who follows streams.
     pub fn hub(&self) -> &Arc<Hub> {
         &self.hub

@@ -12,6 +12,7 @@ mod admin;
 mod batch;
 mod catalog;
 mod data;
+mod find;
 mod metadata;
 mod operations;
 mod records;

@@ -1,4 +1,4 @@
-//! `PayloadRecordsService`: reads back what clients attached to payloads, and lists the streams.
+//! `PayloadRecordsService`: reads back what clients attached to payloads, finds payloads, and lists the streams.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use payload_wire::status::to_status;
 use payload_wire::{decode, encode};
 use tonic::{Request, Response, Status};
 
-use super::metadata;
+use super::{find, metadata};
 use crate::deadline::Deadline;
 use crate::records::{Records, disagreement};
 
@@ -42,6 +42,15 @@ impl PayloadRecordsService for RecordsService {
     ) -> Result<Response<pb::ListPayloadMetadataEventsResponse>, Status> {
         let deadline = Deadline::of(request.metadata());
         let answer = metadata::events(&self.records, request.into_inner(), deadline).await;
+        answer.map(Response::new).map_err(to_status)
+    }
+
+    async fn find_payloads(
+        &self,
+        request: Request<pb::FindPayloadsRequest>,
+    ) -> Result<Response<pb::FindPayloadsResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        let answer = find::find(&self.records, request.into_inner(), deadline).await;
         answer.map(Response::new).map_err(to_status)
     }
 

@@ -12,6 +12,7 @@ pub mod effect;
 pub mod error;
 pub mod event;
 pub mod extent;
+pub mod find;
 pub mod foreign;
 pub mod hold;
 pub mod ids;

@@ -4,9 +4,11 @@
 //! refers to it; queries go to reader connections. One change of a group never fails another: what a change met is its
 //! [`RecordOutcome`]. Sizes and names are checked by `wire` before a change is made.
 
+use crate::find::{FindOrder, IdSpan, MetadataFilter};
 use crate::foreign::{Foreign, ForeignPage};
 use crate::ids::{NamespaceId, PayloadId, PayloadKey};
 use crate::request::List;
+use crate::tier::Tier;
 use crate::time::WallMs;
 
 /// Opaque bytes that a client attaches to a payload, and the name of their schema.
@@ -376,6 +378,32 @@ pub enum RecordQuery {
         /// Now.
         at: WallMs,
     },
+    /// Payloads whose current metadata are as asked, whatever became of the payloads: a bounded part of them.
+    /// -> `Candidates`.
+    Find {
+        /// Whose payloads.
+        namespace: NamespaceId,
+        /// Only these.
+        span: IdSpan,
+        /// From which end.
+        order: FindOrder,
+        /// What the metadata must be: not empty.
+        filter: MetadataFilter,
+    },
+    /// Payloads that other nodes own, from one end of a span on, as `ForeignPage` has them: at most
+    /// `find::FIND_STEPS_MAX`. -> `ForeignPage`, with the total 0.
+    ForeignSpan {
+        /// Whose payloads.
+        namespace: NamespaceId,
+        /// Only these.
+        span: IdSpan,
+        /// From which end.
+        order: FindOrder,
+        /// Only those on this tier.
+        tier: Option<Tier>,
+        /// Now.
+        at: WallMs,
+    },
 }
 
 /// What is known of a stream.
@@ -418,6 +446,9 @@ pub enum RecordAnswer {
     Foreign(Vec<Foreign>),
     /// Payloads of other nodes, and how many match.
     ForeignPage(ForeignPage),
+    /// Payloads whose metadata are as asked, in the order asked for, and the last id that was looked at; `None`: the whole
+    /// span.
+    Candidates(Vec<PayloadId>, Option<PayloadId>),
     /// There is no such payload, or it has expired.
     NotFound(PayloadId),
     /// The payload's bytes did not survive a restart.

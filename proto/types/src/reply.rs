@@ -3,6 +3,7 @@
 use crate::descriptor::Descriptor;
 use crate::effect::TierUsage;
 use crate::error::PayloadError;
+use crate::find::FoundPart;
 use crate::ids::{LeaseId, PayloadId};
 use crate::report::{Explanation, Holders, Outlook};
 use crate::scrub::ScrubbedReplica;
@@ -45,6 +46,8 @@ pub enum Reply {
     Unpinned,
     /// List.
     Page(ShardPage),
+    /// Find, Describe.
+    Found(FoundPart),
     /// Scrub: every replica that was looked at; none when the payload is not committed.
     Scrubbed(Vec<ScrubbedReplica>),
     /// Stats.

@@ -2,6 +2,7 @@
 //! costs its caller a deadline, nothing else.
 
 use crate::batch::BatchPart;
+use crate::find::{Describe, Find};
 use crate::hold::Hold;
 use crate::ids::{LeaseId, LeaseNonce, NamespaceId, PayloadId, PayloadKey, Version};
 use crate::peer::Peer;
@@ -88,6 +89,10 @@ pub enum Request {
     Hold(Hold),
     /// One shard's part of a page. Sent to every shard.
     List(List),
+    /// One shard's part of what is looked for. Sent to every shard.
+    Find(Find),
+    /// What listings show of some payloads. Sent to the shards that they hash to.
+    Describe(Describe),
     /// One shard's part of the statistics. Sent to every shard.
     Stats,
     /// Who leases and pins it, a part at a time.
@@ -200,7 +205,13 @@ impl Request {
             | Self::Unpin { key }
             | Self::Holders { key, .. }
             | Self::Explain { key } => Some(key.id),
-            Self::Release { .. } | Self::Hold(_) | Self::List(_) | Self::Stats | Self::Outlook { .. } => None,
+            Self::Release { .. }
+            | Self::Hold(_)
+            | Self::List(_)
+            | Self::Find(_)
+            | Self::Describe(_)
+            | Self::Stats
+            | Self::Outlook { .. } => None,
         }
     }
 }

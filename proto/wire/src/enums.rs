@@ -66,6 +66,24 @@ pub fn tier_required(field: &str, number: i32) -> Result<Tier, PayloadError> {
     })
 }
 
+/// Reads a state in which UNSPECIFIED means "any".
+///
+/// # Errors
+/// `INVALID_ARGUMENT` for a number outside the contract.
+pub fn state_optional(field: &str, number: i32) -> Result<Option<PayloadState>, PayloadError> {
+    Ok(match known(field, "PayloadState", number)? {
+        core::PayloadState::Unspecified => None,
+        core::PayloadState::Allocated => Some(PayloadState::Allocated),
+        core::PayloadState::Active => Some(PayloadState::Active),
+        core::PayloadState::Spilling => Some(PayloadState::Spilling),
+        core::PayloadState::Durable => Some(PayloadState::Durable),
+        core::PayloadState::Evicting => Some(PayloadState::Evicting),
+        core::PayloadState::Deleting => Some(PayloadState::Deleting),
+        core::PayloadState::Expired => Some(PayloadState::Expired),
+        core::PayloadState::Deleted => Some(PayloadState::Deleted),
+    })
+}
+
 /// Reads a promotion policy; UNSPECIFIED is BLOCKING.
 ///
 /// # Errors
@@ -235,6 +253,13 @@ mod tests {
             let shown = i64::from(i32::from(state_to_pb(state)));
             let expected = if state == PayloadState::Committing { 1 } else { state as i64 };
             assert_eq!(shown, expected, "{state}");
+            let read = state_optional("state", state_to_pb(state).into()).expect("in the contract");
+            assert_eq!(read.map(|read| state_to_pb(read)), Some(state_to_pb(state)));
+        }
+        assert_eq!(state_optional("state", 0), Ok(None));
+        for number in [-1, 9, i32::MAX] {
+            let error = state_optional("state", number).expect_err("no state");
+            assert!(error.message.contains("PayloadState"), "{error}");
         }
     }
 }

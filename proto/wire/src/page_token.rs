@@ -16,7 +16,7 @@ use std::fmt::Write;
 use payload_types::limits::STORED_INTEGER_MAX;
 use payload_types::record::StreamName;
 use payload_types::{NamespaceId, PayloadError, PayloadId, Tier};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// First byte of the tokens of this layout.
 const VERSION: u8 = 1;
@@ -24,6 +24,11 @@ const VERSION: u8 = 1;
 const BODY_BYTES: usize = 1 + 1 + 16;
 /// The body and its checksum.
 const TOKEN_BYTES: usize = BODY_BYTES + 8;
+
+/// What the tokens of FindPayloads begin with: a hash of the question (16 digits), the id (32) and a checksum (16) follow.
+const FIND_VERSION: &str = "f1";
+/// Up to the checksum.
+const FIND_BODY: usize = FIND_VERSION.len() + 16 + 32;
 
 /// The listing a token belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,6 +73,37 @@ pub fn decode(listing: Listing, token: &str) -> Result<Option<PayloadId>, Payloa
         return Err(bad("belongs to a listing with another tier_filter"));
     }
     PayloadId::from_slice(&bytes[2..BODY_BYTES]).map(Some)
+}
+
+/// The token that leads to what is found behind `last`, of the question whose words are hashed to `asked`.
+pub fn find_encode(asked: u64, last: PayloadId) -> String {
+    let mut token = format!("{FIND_VERSION}{asked:016x}");
+    last.as_bytes()
+        .iter()
+        .for_each(|byte| write!(token, "{byte:02x}").expect("writing to a String cannot fail"));
+    let checksum = xxh3_64(token.as_bytes());
+    token + &format!("{checksum:016x}")
+}
+
+/// The id behind which a page of what is found starts; `None` when `token` is empty.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` when the token is not one of ours, or belongs to another question.
+pub fn find_decode(asked: u64, token: &str) -> Result<Option<PayloadId>, PayloadError> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let parts = || {
+        let (body, checksum) = token.split_at_checked(FIND_BODY)?;
+        let is_whole = checksum == format!("{:016x}", xxh3_64(body.as_bytes()));
+        let (words, id) = body.strip_prefix(FIND_VERSION).filter(|_| is_whole)?.split_at_checked(16)?;
+        Some((u64::from_str_radix(words, 16).ok()?, id.parse::<PayloadId>().ok()?))
+    };
+    match parts() {
+        Some((words, id)) if words == asked => Ok(Some(id)),
+        Some(_) => Err(bad("belongs to a question with other filters or another order")),
+        None => Err(bad("is not one that FindPayloads returned")),
+    }
 }
 
 /// The token that leads to the events after number `last`.
@@ -188,6 +224,24 @@ mod tests {
             .map(str::to_owned);
         for text in texts {
             assert_eq!(decode(LISTING, &text).expect_err("no token").kind, ErrorKind::InvalidArgument);
+        }
+    }
+
+    #[test]
+    fn given_tokens_of_what_was_found_when_sent_back_then_each_belongs_to_its_question() {
+        let token = find_encode(7, id());
+        assert_eq!(find_decode(7, &token), Ok(Some(id())));
+        assert_eq!(find_decode(7, ""), Ok(None));
+        assert!(find_decode(8, &token).expect_err("another question").message.contains("filters"));
+        for at in 0..token.len() {
+            let other = if &token[at..=at] == "0" { "1" } else { "0" };
+            let mangled = format!("{}{other}{}", &token[..at], &token[at + 1..]);
+            let error = find_decode(7, &mangled).expect_err("a changed digit");
+            assert_eq!(error.kind, ErrorKind::InvalidArgument, "digit {at}");
+        }
+        let long = "0".repeat(100_000);
+        for text in ["f1", "next", &token[..50], &format!("{token}0"), "ä".repeat(40).as_str(), &long] {
+            assert_eq!(find_decode(7, text).expect_err("no token").kind, ErrorKind::InvalidArgument);
         }
     }
 

@@ -37,12 +37,16 @@ impl PostgresReader {
             let found = async |session: &mut _| foreign::find(session, self.own, *namespace, ids, *at).await;
             RecordAnswer::Foreign(link.run(Doing::Asking, found)?)
         } else {
-            let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-            link.run(Doing::Asking, async |session| session.run(begin).await)?;
+            link.run(Doing::Asking, async |session| session.begin_reading().await)?;
             let answer = if let RecordQuery::ForeignPage { list, at } = query {
                 let (own, totals) = (self.own, &mut self.totals);
                 let page = async |session: &mut _| foreign::page(session, own, list, *at, totals).await;
                 RecordAnswer::ForeignPage(link.run(Doing::Asking, page)?)
+            } else if let RecordQuery::ForeignSpan { namespace, span, order, tier, at } = query {
+                let (own, order, tier) = (self.own, *order, *tier);
+                let wanted = foreign::Wanted { namespace: *namespace, span: *span, order, tier, at: *at };
+                let part = async |session: &mut _| foreign::span(session, own, wanted).await;
+                RecordAnswer::ForeignPage(link.run(Doing::Asking, part)?)
             } else {
                 records::answer(&mut Records { link: &mut link, writer: None, ahead: None }, query)?
             };

@@ -41,13 +41,14 @@ statements! {
             WHERE namespace = $1 AND id = asked.id AND owner = $3 OFFSET 0) AS found";
 
     // Metadata.
-    HISTORY(INT8, UUID) = "SELECT id, events, current FROM payload_manager.history
+    HISTORY(INT8, UUID) = "SELECT id, events, current, terms FROM payload_manager.history
         WHERE namespace = $1 AND payload = $2";
-    HISTORY_LOCKED(INT8, UUID) = "SELECT id, events, current FROM payload_manager.history
+    HISTORY_LOCKED(INT8, UUID) = "SELECT id, events, current, terms FROM payload_manager.history
         WHERE namespace = $1 AND payload = $2 FOR NO KEY UPDATE";
     HISTORY_ADD(INT8, UUID) = "INSERT INTO payload_manager.history (namespace, payload, events, current)
         VALUES ($1, $2, 0, 0) ON CONFLICT DO NOTHING RETURNING id";
-    HISTORY_SET(INT8, UUID, INT8, INT8) = "UPDATE payload_manager.history SET events = $3, current = $4
+    HISTORY_SET(INT8, UUID, INT8, INT8, INT8_ARRAY) = "UPDATE payload_manager.history
+        SET events = $3, current = $4, terms = $5
         WHERE namespace = $1 AND payload = $2";
     HISTORY_REMOVE(INT8, UUID) = "DELETE FROM payload_manager.history WHERE namespace = $1 AND payload = $2";
     EVENTS(INT8, INT8, INT8) = "SELECT number, at, kind::bigint, data, schema, source, reason, version
@@ -56,6 +57,21 @@ statements! {
         (history, number, at, kind, data, schema, source, reason, version) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
     EVENTS_REMOVE(INT8, INT8) = "DELETE FROM payload_manager.event WHERE history = $1 AND number IN (
         SELECT number FROM payload_manager.event WHERE history = $1 ORDER BY number LIMIT $2)";
+
+    // Terms of metadata.
+    TERM_NEWEST(INT8, INT8, UUID, UUID, INT8) = "SELECT payload FROM payload_manager.metadata_term
+        WHERE namespace = $1 AND term = $2 AND payload >= $3 AND payload <= $4 ORDER BY payload DESC LIMIT $5";
+    TERM_OLDEST(INT8, INT8, UUID, UUID, INT8) = "SELECT payload FROM payload_manager.metadata_term
+        WHERE namespace = $1 AND term = $2 AND payload >= $3 AND payload <= $4 ORDER BY payload LIMIT $5";
+    CURRENT(INT8, UUID_ARRAY, BOOL) = "SELECT asked.id, event.data, event.schema FROM unnest($2) AS asked (id), LATERAL (
+            SELECT id, current FROM payload_manager.history
+            WHERE namespace = $1 AND payload = asked.id OFFSET 0) AS history, LATERAL (
+            SELECT CASE WHEN $3 THEN data ELSE '' END AS data, schema FROM payload_manager.event
+            WHERE event.history = history.id AND event.number = history.current OFFSET 0) AS event";
+    TERMS_ADD(INT8, UUID, INT8_ARRAY) = "INSERT INTO payload_manager.metadata_term (namespace, term, payload)
+        SELECT $1, term, $2 FROM unnest($3) AS new (term) ON CONFLICT DO NOTHING";
+    TERMS_REMOVE(INT8, UUID, INT8_ARRAY) = "DELETE FROM payload_manager.metadata_term
+        WHERE namespace = $1 AND term = ANY($3) AND payload = $2";
 
     // Lineage.
     // OFFSET 0, here and below: each is looked up, whatever the planner takes the tables' sizes for. With `= ANY` it has

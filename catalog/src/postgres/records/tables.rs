@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use payload_types::find::{FindOrder, IdSpan};
 use payload_types::limits::ANSWER_BYTES_MAX;
 use payload_types::record::{
     LineageEdge, Metadata, MetadataEvent, MetadataEventKind, StreamLimits, StreamName,
@@ -16,7 +17,7 @@ use super::{
     Records, key, moment, number, overtaken, payload, positive, positive_if_any, sql, strange, text,
 };
 use crate::error::StoreError;
-use crate::records::tables::{Batch, Garbage, History, Standing, StreamRow, Tables, TablesMut};
+use crate::records::tables::{Batch, Garbage, History, Standing, StreamRow, Tables, TablesMut, TermSpan};
 
 /// Rows of one answer where each may be long: 16 batches of 256 KiB, 16 events of 1 MiB.
 const LONG_ROWS: usize = 16;
@@ -35,6 +36,11 @@ fn uuids(ids: &[PayloadId]) -> Vec<Uuid> {
     ids.iter().map(|id| uuid(*id)).collect()
 }
 
+/// Terms as the database has them.
+fn signed(terms: &[u64]) -> Vec<i64> {
+    terms.iter().copied().map(u64::cast_signed).collect()
+}
+
 fn standing(row: &Row) -> Result<(PayloadId, Standing), StoreError> {
     let state = PayloadState::from_number(cell(row, 1)?).ok_or_else(|| strange("an unknown state"))?;
     let health = [Health::Good, Health::Lost, Health::Damaged]
@@ -46,7 +52,9 @@ fn standing(row: &Row) -> Result<(PayloadId, Standing), StoreError> {
 }
 
 fn history(row: &Row) -> Result<History, StoreError> {
-    Ok(History { id: positive(row, 0)?, events: positive(row, 1)?, current: positive(row, 2)? })
+    let terms: Vec<i64> = cell(row, 3)?;
+    let terms = terms.into_iter().map(i64::cast_unsigned).collect();
+    Ok(History { id: positive(row, 0)?, events: positive(row, 1)?, current: positive(row, 2)?, terms })
 }
 
 fn event(row: &Row) -> Result<MetadataEvent, StoreError> {
@@ -136,6 +144,46 @@ impl Tables for Records<'_> {
                 return Ok(());
             }
             left -= some;
+        }
+        Ok(())
+    }
+
+    fn term_payloads(
+        &mut self,
+        span: TermSpan,
+        term: u64,
+        count_max: usize,
+    ) -> Result<Vec<PayloadId>, StoreError> {
+        let TermSpan { namespace, span: IdSpan { low, high }, order } = span;
+        let statement = match order {
+            FindOrder::NewestFirst => &sql::TERM_NEWEST,
+            FindOrder::OldestFirst => &sql::TERM_OLDEST,
+        };
+        let (namespace, term) = (namespace_of(namespace), term.cast_signed());
+        let values: [Value<'_>; 5] = [&namespace, &term, &uuid(low), &uuid(high), &number(count_max as u64)];
+        self.query(statement, &values)?.iter().map(|row| payload(row, 0)).collect()
+    }
+
+    fn metadata_of(
+        &mut self,
+        namespace: NamespaceId,
+        ids: &[PayloadId],
+        with_data: bool,
+        each: &mut dyn FnMut(PayloadId, Metadata) -> bool,
+    ) -> Result<(), StoreError> {
+        for some in ids.chunks(LONG_ROWS) {
+            let rows = self.query(&sql::CURRENT, &[&namespace_of(namespace), &uuids(some), &with_data])?;
+            let read =
+                |row: &Row| Ok((payload(row, 0)?, Metadata { data: cell(row, 1)?, schema: text(row, 2)? }));
+            let mut found: HashMap<PayloadId, Metadata> =
+                rows.iter().map(read).collect::<Result<_, StoreError>>()?;
+            for id in some {
+                if let Some(metadata) = found.remove(id)
+                    && !each(*id, metadata)
+                {
+                    return Ok(());
+                }
+            }
         }
         Ok(())
     }
@@ -275,13 +323,24 @@ impl TablesMut for Records<'_> {
     fn history_add(&mut self, key: PayloadKey) -> Result<History, StoreError> {
         let rows = self.query(&sql::HISTORY_ADD, &[&namespace_of(key.namespace), &uuid(key.id)])?;
         let row = rows.first().ok_or_else(overtaken)?;
-        Ok(History { id: positive(row, 0)?, events: 0, current: 0 })
+        Ok(History { id: positive(row, 0)?, events: 0, current: 0, terms: Vec::new() })
     }
 
-    fn history_set(&mut self, key: PayloadKey, history: History) -> Result<(), StoreError> {
+    fn history_set(&mut self, key: PayloadKey, history: &History) -> Result<(), StoreError> {
         let (events, current) = (number(history.events), number(history.current));
-        let values: [Value<'_>; 4] = [&namespace_of(key.namespace), &uuid(key.id), &events, &current];
+        let terms = signed(&history.terms);
+        let values: [Value<'_>; 5] = [&namespace_of(key.namespace), &uuid(key.id), &events, &current, &terms];
         self.execute(&sql::HISTORY_SET, &values).map(|_one| ())
+    }
+
+    fn terms_add(&mut self, key: PayloadKey, terms: &[u64]) -> Result<(), StoreError> {
+        let values: [Value<'_>; 3] = [&namespace_of(key.namespace), &uuid(key.id), &signed(terms)];
+        self.execute(&sql::TERMS_ADD, &values).map(|_count| ())
+    }
+
+    fn terms_remove(&mut self, key: PayloadKey, terms: &[u64]) -> Result<(), StoreError> {
+        let values: [Value<'_>; 3] = [&namespace_of(key.namespace), &uuid(key.id), &signed(terms)];
+        self.execute(&sql::TERMS_REMOVE, &values).map(|_count| ())
     }
 
     fn history_remove(&mut self, key: PayloadKey) -> Result<(), StoreError> {

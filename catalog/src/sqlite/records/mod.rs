@@ -5,6 +5,8 @@
 mod read;
 mod write;
 
+pub(super) use write::terms_bytes;
+
 use payload_types::{PayloadKey, WallMs};
 use rusqlite::{CachedStatement, Connection};
 

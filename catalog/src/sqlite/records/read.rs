@@ -1,5 +1,6 @@
 //! Reading records. Every statement goes by a key or an index (asserted with EXPLAIN QUERY PLAN in a test).
 
+use payload_types::find::{FindOrder, IdSpan};
 use payload_types::record::{
     LineageEdge, Metadata, MetadataEvent, MetadataEventKind, StreamLimits, StreamName,
 };
@@ -8,13 +9,20 @@ use rusqlite::{Row, Rows, params};
 
 use super::{Cells, SqliteTables, bound, strange};
 use crate::error::StoreError;
-use crate::records::tables::{Batch, Garbage, History, Standing, StreamRow, Tables};
+use crate::records::tables::{Batch, Garbage, History, Standing, StreamRow, Tables, TermSpan};
 use crate::sqlite::errors::rolled_back;
 
 const STANDING: &str = "SELECT state, expires_at, health FROM payload WHERE namespace = ?1 AND id = ?2";
-const HISTORY: &str = "SELECT id, events, current FROM history WHERE namespace = ?1 AND payload = ?2";
+const HISTORY: &str = "SELECT id, events, current, terms FROM history WHERE namespace = ?1 AND payload = ?2";
 const EVENTS: &str = "SELECT number, at, kind, data, schema, source, reason, version FROM event
     WHERE history = ?1 AND number > ?2 ORDER BY number LIMIT ?3";
+const TERM_NEWEST: &str = "SELECT payload FROM metadata_term
+    WHERE namespace = ?1 AND term = ?2 AND payload BETWEEN ?3 AND ?4 ORDER BY payload DESC LIMIT ?5";
+const TERM_OLDEST: &str = "SELECT payload FROM metadata_term
+    WHERE namespace = ?1 AND term = ?2 AND payload BETWEEN ?3 AND ?4 ORDER BY payload LIMIT ?5";
+const CURRENT: &str = "SELECT CASE WHEN ?3 THEN event.data ELSE x'' END, event.schema
+    FROM history CROSS JOIN event ON event.history = history.id AND event.number = history.current
+    WHERE history.namespace = ?1 AND history.payload = ?2";
 const EDGES_UP: &str = "SELECT child, parent, operation, role, parameters FROM lineage
     WHERE namespace = ?1 AND child = ?2";
 // Left alone, SQLite takes the primary key here, of which the namespace alone is known: all edges.
@@ -46,10 +54,13 @@ const WALK: &str = "SELECT namespace, payload FROM lineage_walk WHERE expanded =
 
 /// Every statement of this file.
 #[cfg(test)]
-pub(in crate::sqlite) const ALL: [&str; 16] = [
+pub(in crate::sqlite) const ALL: [&str; 19] = [
     STANDING,
     HISTORY,
     EVENTS,
+    TERM_NEWEST,
+    TERM_OLDEST,
+    CURRENT,
     EDGES_UP,
     EDGES_DOWN,
     STREAM,
@@ -136,7 +147,8 @@ impl Tables for SqliteTables<'_> {
 
     fn history(&mut self, key: PayloadKey) -> Result<Option<History>, StoreError> {
         self.first(HISTORY, bound(&key), |mut cells| {
-            Ok(History { id: cells.number()?, events: cells.number()?, current: cells.number()? })
+            let (id, events, current) = (cells.number()?, cells.number()?, cells.number()?);
+            Ok(History { id, events, current, terms: terms_of(cells.bytes()?)? })
         })
     }
 
@@ -151,6 +163,48 @@ impl Tables for SqliteTables<'_> {
         self.all(EVENTS, params![history as i64, bound_number(after), count_max], |cells| {
             Ok(each(event(cells)?))
         })
+    }
+
+    fn term_payloads(
+        &mut self,
+        span: TermSpan,
+        term: u64,
+        count_max: usize,
+    ) -> Result<Vec<PayloadId>, StoreError> {
+        let TermSpan { namespace, span: IdSpan { low, high }, order } = span;
+        let (low, high) = (&low.as_bytes()[..], &high.as_bytes()[..]);
+        let sql = match order {
+            FindOrder::NewestFirst => TERM_NEWEST,
+            FindOrder::OldestFirst => TERM_OLDEST,
+        };
+        let mut found = Vec::new();
+        let count_max = bound_number(count_max as u64);
+        self.all(sql, params![namespace.0, term.cast_signed(), low, high, count_max], |mut cells| {
+            found.push(cells.id()?);
+            Ok(true)
+        })?;
+        Ok(found)
+    }
+
+    fn metadata_of(
+        &mut self,
+        namespace: NamespaceId,
+        ids: &[PayloadId],
+        with_data: bool,
+        each: &mut dyn FnMut(PayloadId, Metadata) -> bool,
+    ) -> Result<(), StoreError> {
+        for id in ids {
+            let values = params![namespace.0, &id.as_bytes()[..], with_data];
+            let found = self.first(CURRENT, values, |mut cells| {
+                Ok(Metadata { data: cells.bytes()?.to_vec(), schema: cells.text()? })
+            })?;
+            if let Some(metadata) = found
+                && !each(*id, metadata)
+            {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn edges(
@@ -236,6 +290,15 @@ impl Tables for SqliteTables<'_> {
     fn walk_next(&mut self, expanded: bool) -> Result<Option<PayloadKey>, StoreError> {
         self.first(WALK, [expanded], |mut cells| cells.key())
     }
+}
+
+/// Terms, as `terms_bytes` packs them.
+fn terms_of(bytes: &[u8]) -> Result<Vec<u64>, StoreError> {
+    let (terms, rest) = bytes.as_chunks::<8>();
+    if !rest.is_empty() {
+        return Err(strange("terms of metadata are cut off"));
+    }
+    Ok(terms.iter().map(|term| u64::from_le_bytes(*term)).collect())
 }
 
 fn standing(mut cells: Cells<'_, '_>) -> Result<Standing, StoreError> {

@@ -10,7 +10,10 @@ use crate::records::tables::{Batch, Garbage, History, StreamRow, TablesMut};
 use crate::sqlite::errors::rolled_back;
 
 const HISTORY_ADD: &str = "INSERT INTO history (namespace, payload, events, current) VALUES (?1, ?2, 0, 0)";
-const HISTORY_SET: &str = "UPDATE history SET events = ?2, current = ?3 WHERE id = ?1";
+const HISTORY_SET: &str = "UPDATE history SET events = ?2, current = ?3, terms = ?4 WHERE id = ?1";
+const TERM_ADD: &str =
+    "INSERT INTO metadata_term (namespace, payload, term) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING";
+const TERM_REMOVE: &str = "DELETE FROM metadata_term WHERE namespace = ?1 AND payload = ?2 AND term = ?3";
 const HISTORY_REMOVE: &str = "DELETE FROM history WHERE namespace = ?1 AND payload = ?2";
 const EVENT_ADD: &str = "INSERT INTO event (history, number, at, kind, data, schema, source, reason, version)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
@@ -55,9 +58,11 @@ const WALK_CLEAR: &str = "DELETE FROM lineage_walk";
 
 /// Every statement of this file that goes by a key.
 #[cfg(test)]
-pub(in crate::sqlite) const ALL: [&str; 21] = [
+pub(in crate::sqlite) const ALL: [&str; 23] = [
     HISTORY_ADD,
     HISTORY_SET,
+    TERM_ADD,
+    TERM_REMOVE,
     HISTORY_REMOVE,
     EVENT_ADD,
     EVENTS_REMOVE,
@@ -79,15 +84,46 @@ pub(in crate::sqlite) const ALL: [&str; 21] = [
     WALK_REMOVE,
 ];
 
+/// Terms as the column of a history has them.
+pub(in crate::sqlite) fn terms_bytes(terms: &[u64]) -> Vec<u8> {
+    terms.iter().flat_map(|term| term.to_le_bytes()).collect()
+}
+
+impl SqliteTables<'_> {
+    fn run_for_terms(&self, sql: &str, key: PayloadKey, terms: &[u64]) -> Result<(), StoreError> {
+        let mut statement = self.statement(sql)?;
+        let (namespace, payload) = bound(&key);
+        for term in terms {
+            let values = params![namespace, payload, term.cast_signed()];
+            statement.execute(values).map_err(|error| rolled_back(&error))?;
+        }
+        Ok(())
+    }
+}
+
 impl TablesMut for SqliteTables<'_> {
     fn history_add(&mut self, key: PayloadKey) -> Result<History, StoreError> {
         self.run(HISTORY_ADD, bound(&key))?;
-        Ok(History { id: self.0.last_insert_rowid().cast_unsigned(), events: 0, current: 0 })
+        Ok(History {
+            id: self.0.last_insert_rowid().cast_unsigned(),
+            events: 0,
+            current: 0,
+            terms: Vec::new(),
+        })
     }
 
-    fn history_set(&mut self, _key: PayloadKey, history: History) -> Result<(), StoreError> {
-        let History { id, events, current } = history;
-        self.run(HISTORY_SET, [id as i64, events as i64, current as i64]).map(drop)
+    fn history_set(&mut self, _key: PayloadKey, history: &History) -> Result<(), StoreError> {
+        let History { id, events, current, terms } = history;
+        let values = params![*id as i64, *events as i64, *current as i64, terms_bytes(terms)];
+        self.run(HISTORY_SET, values).map(drop)
+    }
+
+    fn terms_add(&mut self, key: PayloadKey, terms: &[u64]) -> Result<(), StoreError> {
+        self.run_for_terms(TERM_ADD, key, terms)
+    }
+
+    fn terms_remove(&mut self, key: PayloadKey, terms: &[u64]) -> Result<(), StoreError> {
+        self.run_for_terms(TERM_REMOVE, key, terms)
     }
 
     fn history_remove(&mut self, key: PayloadKey) -> Result<(), StoreError> {

@@ -12,6 +12,7 @@ mod lineage;
 mod metadata;
 mod operations;
 mod placement;
+mod query;
 mod reading;
 mod stream;
 
@@ -20,6 +21,7 @@ pub use lineage::{lineage_add, lineage_get};
 pub use metadata::{metadata_events, metadata_get, metadata_note, metadata_update};
 pub use operations::{ScrubParts, explain, holders, scrub};
 pub use placement::{pin, prefetch, promote, spill, unpin};
+pub use query::{FindParts, find};
 pub use reading::{acquire, release, resolve};
 pub use stream::{
     INFLIGHT_DEFAULT, SubscribeParts, stream_append, stream_commit, stream_committed, stream_create,

@@ -6,6 +6,7 @@ use payload_types::reply::{ShardPage, Summary};
 use payload_types::{PayloadId, WallMs};
 
 use crate::decode::ListParts;
+use crate::pb::operations::v1 as own;
 use crate::pb::runtime::v1 as pb;
 use crate::{enums, ids, page_token};
 
@@ -32,6 +33,16 @@ pub fn page(
         next_page_token,
         total_count: i32::try_from(total).unwrap_or(i32::MAX),
     }
+}
+
+/// A page of FindPayloads, in the order asked for.
+pub fn found(
+    rows: &[Summary],
+    next_page_token: String,
+    node: impl Fn(PayloadId) -> String,
+) -> own::FindPayloadsResponse {
+    let payloads = rows.iter().map(|row| summary(row, node(row.id))).collect();
+    own::FindPayloadsResponse { payloads, next_page_token }
 }
 
 fn summary(row: &Summary, node_id: String) -> pb::PayloadSummary {

@@ -20,7 +20,7 @@ pub use descriptor::{
 };
 pub use explain::{explained, outlook};
 pub use holders::holders;
-pub use listing::page;
+pub use listing::{found, page};
 pub use records::{
     lineage, metadata_events, metadata_got, metadata_noted, metadata_updated, stream_entries, stream_entry,
     streams,
