@@ -30,10 +30,20 @@ const CONNECT_WAIT: Duration = Duration::from_secs(5);
 /// read the server's last words, one to read the end, and one to spare.
 const YIELDS: usize = 4;
 
-/// What the planner must not do with statements that were prepared while the tables were small: reading all of them.
+/// What the planner must not do with statements that were prepared while the tables were small: reading all of them, or all
+/// that an index leads to before the first row is given.
 /// Every statement of ours but `load` finds its rows by an index.
-const SETTINGS: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off;
+const SETTINGS: &str =
+    "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_bitmapscan = off;
     SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off";
+
+/// Opens a transaction that sees one state.
+const READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+/// The same where nothing is set for the session: statements are planned for what there is, which before the first
+/// statistics is not known.
+const READ_POOLED: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL enable_seqscan = off;
+    SET LOCAL enable_bitmapscan = off";
 
 /// A statement and the types of its parameters.
 #[derive(Debug)]
@@ -191,6 +201,11 @@ impl Session {
     async fn stream(&self, sql: &'static Sql, values: &[Value<'_>]) -> Result<RowStream, StoreError> {
         let rows = self.client.query_typed_raw(sql.text, typed(sql, values)).await;
         rows.map_err(|error| translate(&error, Doing::Asking))
+    }
+
+    /// Opens a transaction that only reads. One round trip.
+    pub async fn begin_reading(&mut self) -> Result<(), StoreError> {
+        self.run(if self.pooled { READ_POOLED } else { READ }).await
     }
 
     /// Opens a transaction and fences it: false when the fence does not stand. One round trip.

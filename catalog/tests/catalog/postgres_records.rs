@@ -348,5 +348,7 @@ fn given_the_statements_when_planned_on_large_tables_then_rows_are_found_by_an_i
     let large =
         searched(&log[before..]).into_iter().filter(|line| line.contains(" payload")).collect::<Vec<_>>();
     assert_eq!(large, Vec::<String>::new());
+    assert!(log[before..].contains("Index Scan Backward using payload_of_node"), "{}", &log[before..]);
+    assert!(!log[before..].contains("Bitmap Heap Scan on payload"), "{}", &log[before..]);
     assert!(thrown_away(&log[before..]) < 10, "rows of an index were thrown away: {}", &log[before..]);
 }
