@@ -5,7 +5,7 @@ use std::collections::BinaryHeap;
 
 use payload_types::effect::BudgetRequest;
 use payload_types::event::Event;
-use payload_types::{Checksum, LeaseId, Monotonic, PayloadId, PayloadKey};
+use payload_types::{BatchId, Checksum, LeaseId, Monotonic, PayloadId, PayloadKey};
 
 use super::storage::BlockName;
 
@@ -42,6 +42,8 @@ pub(super) enum Task {
     CatalogBegin,
     /// Its transaction ends.
     CatalogEnd,
+    /// It hears that a part of a batch was refused.
+    BatchRefused(BatchId),
     /// It syncs what it acknowledged early.
     CatalogFlush,
 }

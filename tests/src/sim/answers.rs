@@ -434,6 +434,7 @@ impl Oracle {
                 self.coverage.hit("delete_refused_leased");
                 if self.may_be_leased(*key) { Ok(()) } else { wrong("nobody leases it") }
             }
+            (ErrorKind::LeaseConflict, Request::Commit { batch: Some(_), .. }) => Ok(()),
             (ErrorKind::LeaseConflict, _) => wrong("only an unforced Delete conflicts"),
             (ErrorKind::DeadlineExceeded, request) => {
                 self.coverage.hit("deadline_while_waiting");

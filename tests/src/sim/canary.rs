@@ -53,13 +53,15 @@ pub enum Canary {
     RowNamesOldExtent,
     /// The row of a damaged payload that was moved says that it is sound.
     SalvagedAsSound,
+    /// A batch is written in two transactions.
+    SplitBatch,
     /// Clients that may set lengths are shown files that others share.
     PackedForAll,
 }
 
 impl Canary {
     /// Each of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::LeaseSpillRace,
         Self::EarlyFree,
         Self::AcknowledgementBeforeTransaction,
@@ -82,6 +84,7 @@ impl Canary {
         Self::PackedFreedEarly,
         Self::RowNamesOldExtent,
         Self::SalvagedAsSound,
+        Self::SplitBatch,
         Self::PackedForAll,
     ];
 
@@ -111,6 +114,7 @@ impl Canary {
             Self::PackedFreedEarly => &[Rule::Accounting],
             Self::RowNamesOldExtent => &[Rule::FreeBeforeDurable, Rule::CommitLost],
             Self::SalvagedAsSound => &[Rule::Row],
+            Self::SplitBatch => &[Rule::Batch],
             Self::PackedForAll => &[Rule::SharedFile],
         }
     }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use payload_catalog::{Change, MemoryStore, Store};
+use payload_catalog::{Batches, Change, MemoryStore, Store};
 use payload_types::effect::{CatalogChange, CatalogOp};
 use payload_types::{Epoch, PayloadKey, PayloadRow, PayloadState};
 
@@ -21,6 +21,8 @@ pub(super) struct Catalog {
     pub(super) ever_stored: BTreeSet<PayloadKey>,
     pub(super) queue: VecDeque<CatalogOp>,
     pub(super) batch: Vec<CatalogOp>,
+    /// Batches of commits that are not whole yet.
+    pub(super) batches: Batches,
     /// What is applied and not synced.
     pub(super) late: LateLog,
 }
@@ -34,6 +36,7 @@ impl Catalog {
             ever_stored: BTreeSet::new(),
             queue: VecDeque::new(),
             batch: Vec::new(),
+            batches: Batches::default(),
             late: LateLog::default(),
         }
     }
@@ -44,10 +47,16 @@ impl Catalog {
         self.store.begin_epoch("sim").expect("the memory store does not fail")
     }
 
-    /// Takes up to `batch_max` queued changes into a transaction; false when there is nothing to do.
-    pub(super) fn begin(&mut self, batch_max: usize) -> bool {
+    /// Takes up to `batch_max` queued changes into a transaction, and the rest of a batch of commits, unless a bug `splits`
+    /// it; false when there is nothing to do.
+    pub(super) fn begin(&mut self, batch_max: usize, splits: bool) -> bool {
+        let batch_max = if splits { 2 } else { batch_max };
         let count = batch_max.min(self.queue.len());
         self.batch = self.queue.drain(..count).collect();
+        let last = self.batch.last().and_then(|op| op.batch);
+        while last.is_some() && !splits && self.queue.front().is_some_and(|op| op.batch == last) {
+            self.batch.extend(self.queue.pop_front());
+        }
         count > 0
     }
 

@@ -92,6 +92,7 @@ impl World {
                 self.ask(Request::Allocate(request));
             }
         }
+        self.batch_tick();
         let request = self.think();
         self.ask(request);
         Ok(())
@@ -111,7 +112,7 @@ impl World {
         }
     }
 
-    fn send(&mut self, shard: usize, request: Request) -> u64 {
+    pub(super) fn send(&mut self, shard: usize, request: Request) -> u64 {
         // A blocking move without a deadline waits for space to the end; few clients do that.
         let moves = matches!(request, Request::Promote { .. } | Request::Spill(_) | Request::Acquire(_));
         let permille = self.plan.deadline_permille.max(if moves { 700 } else { 0 });
@@ -135,6 +136,7 @@ impl World {
             deadline,
             request: request.clone(),
         };
+        self.note_committer(&request);
         self.oracle.sent(to, pending);
         let at = Monotonic(self.now.0 + self.plan.hop_delay(&mut self.rng));
         let mut request = request;
@@ -349,6 +351,9 @@ impl World {
         pending: Pending,
         result: ReplyResult,
     ) -> Result<(), Breach> {
+        if let Request::Commit { batch: Some(mark), .. } = pending.request {
+            self.batch_answered(to.0, mark, &result)?;
+        }
         match result {
             Ok(Reply::Allocated(seen)) => {
                 if let Request::Allocate(request) = pending.request {
@@ -423,6 +428,9 @@ impl World {
         if !honest {
             fact.wrong_checksum = true;
             self.oracle.coverage.hit("commit_with_wrong_checksum");
+        }
+        if self.leaves_to_batch(key, checksum) {
+            return;
         }
         self.agenda.add(Monotonic(commit_at), Task::ClientCommit(key, checksum));
         if self.rng.chance(200) {

@@ -115,6 +115,8 @@ pub(super) struct Plan {
     /// Readers and producers that keep a replica mapped after their lease, or forever.
     pub(super) linger_permille: u64,
     pub(super) probing: Probing,
+    /// Batches of commits, per client request.
+    pub(super) batch_permille: u64,
     /// More is asked for than RAM holds, all the time, and everything may be evicted: nobody may wait long.
     pub(super) overload: bool,
 }
@@ -180,6 +182,7 @@ impl Plan {
             lazy_pump_permille: rng.pick(&[0, 50, 400]),
             linger_permille: rng.pick(&[0, 100, 500]),
             overload: false,
+            batch_permille: 0,
             probing: if rng.chance(500) { Probing::EveryStep } else { Probing::Rarely },
         }
     }
@@ -203,6 +206,16 @@ impl Plan {
         self.think_ns = 3 * MILLIS;
         self.linger_permille = 0;
         self.pacify();
+    }
+
+    /// One seed in three meets batches of commits, a few or many. By the seed, and not drawn: the other runs stay as they are.
+    pub(super) fn batches_of(&mut self, seed: u64) {
+        self.batch_permille = match seed % 6 {
+            _ if self.overload => 0,
+            1 => 60,
+            4 => 300,
+            _ => 0,
+        };
     }
 
     /// No more faults: clients have stopped, and time shall heal everything.

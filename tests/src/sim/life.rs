@@ -48,6 +48,7 @@ impl World {
         };
         let mut cores: Vec<Core> = (0..shard_count).map(|shard| Core::new(config(shard))).collect();
         self.catalog.reload();
+        self.audit_batches()?;
         self.read_segments()?;
         let vouched = self.adopt_rows(&mut cores)?;
         let reclaimed = self.storage.reclaim(&vouched, self.now);
@@ -191,6 +192,7 @@ impl World {
         if self.catalog.crash(happened, self.power_loss, &mut self.rng) {
             self.oracle.coverage.hit("power_loss_undid_removals");
         }
+        self.forget_batches();
         self.catalog_running = false;
         let wrong = self.storage.crash(self.power_loss, &mut self.rng);
         for id in wrong {

@@ -9,6 +9,7 @@
 //!   (`catalog`, `late`), clients (`client`), what a seed makes of a run (`faults`)
 //! - segment files, as the shipped books and codec would have them (`segments`), their compaction (`compaction`), and
 //!   clients that may not be shown them (`apart`)
+//! - batches of commits, the front's part of them (`batches`)
 //! - the arbiter, evictions and who waits, with the books that are kept of them: `pressure`
 //! - the oracle: its model of what was promised (`oracle`), each reply (`answers`), the node after each step (`audit`)
 //! - [`Canary`]: planted bugs that the oracle must notice; [`Coverage`]: situations that runs must meet; `trace`: the
@@ -19,6 +20,7 @@ mod agenda;
 mod answers;
 mod apart;
 mod audit;
+mod batches;
 mod canary;
 mod catalog;
 mod client;

@@ -67,6 +67,8 @@ pub enum Rule {
     SharedFile,
     /// The disk holds more than its capacity.
     Capacity,
+    /// A batch was committed in part.
+    Batch,
     /// A catalog row says something that is not so.
     Row,
     /// A shard panicked.

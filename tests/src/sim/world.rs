@@ -26,6 +26,7 @@ use payload_types::{
 use super::Options;
 use super::agenda::{Agenda, Task};
 use super::audit::Look;
+use super::batches::Batches;
 use super::canary::Canary;
 use super::catalog::Catalog;
 use super::client::Client;
@@ -106,6 +107,7 @@ pub(super) struct World {
     pub(super) granted: PerTier<u64>,
     /// Who waits for capacity, and who makes room.
     pub(super) books: Books,
+    pub(super) batches: Batches,
     pub(super) catalog_running: bool,
     pub(super) power_loss: bool,
     job_last: u64,
@@ -135,6 +137,7 @@ impl World {
         if options.overload {
             plan.overload();
         }
+        plan.batches_of(seed);
         let arbiter = Arbiter::new(plan.capacity, 1);
         let mut catalog = Catalog::new();
         catalog.late.normal = plan.catalog_normal;
@@ -157,6 +160,7 @@ impl World {
             arbiter,
             granted: PerTier::default(),
             books: Books::default(),
+            batches: Batches::default(),
             catalog_running: false,
             power_loss: false,
             job_last: 0,
@@ -283,6 +287,10 @@ impl World {
                 Ok(())
             }
             Task::CatalogEnd => self.catalog_end(),
+            Task::BatchRefused(batch) => {
+                self.batch_is_refused(batch);
+                Ok(())
+            }
             Task::CatalogFlush => self.catalog_flush(),
         }
     }
@@ -641,8 +649,14 @@ impl World {
             let ack = CatalogAck { op: op.op, result: Ok(()), sequence: 0 };
             self.complete(op.shard, Completion::Catalog(ack), None);
         }
-        self.catalog.queue.push_back(op);
-        if !self.catalog_running {
+        let queued = match op.batch {
+            Some(mark) => self.batch_part(op, mark),
+            None => {
+                self.catalog.queue.push_back(op);
+                true
+            }
+        };
+        if queued && !self.catalog_running {
             self.catalog_running = true;
             let at = Monotonic(self.now.0 + self.plan.hop_delay(&mut self.rng));
             self.agenda.add(at, Task::CatalogBegin);
@@ -652,7 +666,8 @@ impl World {
 
     fn catalog_begin(&mut self) {
         let batch_max = self.rng.between(1, 64) as usize;
-        self.catalog_running = self.catalog.begin(batch_max);
+        let splits = self.canary == Some(Canary::SplitBatch);
+        self.catalog_running = self.catalog.begin(batch_max, splits);
         if self.catalog_running {
             if self.catalog.batch.len() >= 8 {
                 self.oracle.coverage.hit("batch_of_many_changes");
