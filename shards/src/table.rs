@@ -104,7 +104,10 @@ impl Table {
 
     /// The payload with this key.
     pub fn find(&self, key: PayloadKey) -> Option<SlotKey> {
-        self.find_if(key.id, |payload| payload.key == key)
+        self.find_if(key.id, |payload| {
+            payload.fetch();
+            payload.key == key
+        })
     }
 
     /// The payload, in whichever namespace, that has this very replica now.

@@ -71,6 +71,11 @@ impl Shard {
         })
     }
 
+    /// How many holds of streams and appends there are, for the simulator and tests.
+    pub fn holds(&self) -> usize {
+        self.table.holds_len()
+    }
+
     /// Compares the running sums with what they are sums of, one payload at a time. For the simulator and tests: as
     /// long as the table.
     ///

@@ -5,6 +5,7 @@ use std::collections::BinaryHeap;
 
 use payload_types::effect::BudgetRequest;
 use payload_types::event::Event;
+use payload_types::record::RecordOutcome;
 use payload_types::{BatchId, Checksum, LeaseId, Monotonic, PayloadId, PayloadKey};
 
 use super::storage::BlockName;
@@ -46,6 +47,8 @@ pub(super) enum Task {
     BatchRefused(BatchId),
     /// It syncs what it acknowledged early.
     CatalogFlush,
+    /// The front hears what became of an append.
+    AppendStored(u64, Option<Box<RecordOutcome>>),
 }
 
 impl Task {

@@ -176,7 +176,7 @@ impl Oracle {
             (Request::Enrol { key }, Reply::Enrolled) => self.enrolled(*key, scene),
             (Request::List(request), Reply::Page(page)) => check_page(request, page),
             (Request::Scrub(_), Reply::Scrubbed(seen)) => self.scrubbed(pending, seen),
-            (Request::Stats, Reply::Stats(_)) => Ok(()),
+            (Request::Stats, Reply::Stats(_)) | (Request::Hold(_), Reply::Held) => Ok(()),
             _ => wrong(),
         }
     }
@@ -285,7 +285,12 @@ impl Oracle {
             );
         }
         if fact.expires_at.is_some_and(|end| end.as_millis() + 10 < scene.now.wall.as_millis()) {
-            return breach(Rule::WrongAnswer, format!("a new lease after the ttl: {grant:?}"));
+            if fact.held {
+                self.coverage.hit("lease_of_a_held_payload_after_its_ttl");
+            }
+            if !fact.may_be_held {
+                return breach(Rule::WrongAnswer, format!("a new lease after the ttl: {grant:?}"));
+            }
         }
         let slower = request.min_tier.is_some_and(|floor| floor.is_faster_than(seen.tier));
         if slower && request.policy == PromotionPolicy::Blocking {
@@ -528,6 +533,12 @@ impl Oracle {
         }
         let has = |tier: Tier| scene.plan.capacity[tier].is_some();
         match request {
+            Request::Delete { key, force: false, .. }
+                if error.message.contains("is held by") && self.facts[key].may_be_held =>
+            {
+                self.coverage.hit("delete_refused_held");
+                Ok(())
+            }
             Request::Delete { expected_version: None, .. } => wrong("nothing forbids deleting"),
             Request::Resolve { .. } | Request::Unpin { .. } => wrong("this is always allowed"),
             Request::Allocate(request) if has(request.tier) => wrong("the tier is configured"),

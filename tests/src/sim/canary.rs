@@ -57,11 +57,19 @@ pub enum Canary {
     SplitBatch,
     /// Clients that may set lengths are shown files that others share.
     PackedForAll,
+    /// Compaction does not hear who waits for space.
+    DeafCompaction,
+    /// Payloads are appended that nobody has asked their shards to hold.
+    AppendsUnheld,
+    /// Shards are told that a stream has come one entry further than it has.
+    FloorsAhead,
+    /// Now and then a shard never hears how far a stream has come.
+    LostFloor,
 }
 
 impl Canary {
     /// Each of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 28] = [
         Self::LeaseSpillRace,
         Self::EarlyFree,
         Self::AcknowledgementBeforeTransaction,
@@ -86,6 +94,10 @@ impl Canary {
         Self::SalvagedAsSound,
         Self::SplitBatch,
         Self::PackedForAll,
+        Self::DeafCompaction,
+        Self::AppendsUnheld,
+        Self::FloorsAhead,
+        Self::LostFloor,
     ];
 
     /// The rules by which it may be noticed: what it breaks itself, not what breaks later because of it.
@@ -116,6 +128,9 @@ impl Canary {
             Self::SalvagedAsSound => &[Rule::Row],
             Self::SplitBatch => &[Rule::Batch],
             Self::PackedForAll => &[Rule::SharedFile],
+            Self::DeafCompaction => &[Rule::Starved],
+            Self::AppendsUnheld | Self::FloorsAhead => &[Rule::Held, Rule::CommitLost, Rule::Listing],
+            Self::LostFloor => &[Rule::Leak],
         }
     }
 

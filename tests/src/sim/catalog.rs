@@ -7,10 +7,20 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use payload_catalog::{Batches, Change, MemoryStore, Store};
 use payload_types::effect::{CatalogChange, CatalogOp};
+use payload_types::record::{RecordAnswer, RecordChange, RecordOutcome, RecordQuery, StreamName};
 use payload_types::{Epoch, PayloadKey, PayloadRow, PayloadState};
 
 use super::faults::Rng;
 use super::late::LateLog;
+
+/// Who waits for a change of records.
+#[derive(Clone, Debug)]
+pub(super) struct Ticket {
+    /// The append, by its number; 0: nobody.
+    pub(super) append: u64,
+    /// The stream that is changed.
+    pub(super) stream: Option<StreamName>,
+}
 
 /// See the module.
 pub(super) struct Catalog {
@@ -21,6 +31,14 @@ pub(super) struct Catalog {
     pub(super) ever_stored: BTreeSet<PayloadKey>,
     pub(super) queue: VecDeque<CatalogOp>,
     pub(super) batch: Vec<CatalogOp>,
+    /// Changes of records, each behind the ops that were queued before it: so many were, since the start.
+    records: VecDeque<(u64, Ticket, RecordChange)>,
+    /// Those of the transaction under way.
+    batch_records: Vec<(u64, Ticket, RecordChange)>,
+    /// Ops that were taken from the queue.
+    taken: u64,
+    /// What the last transaction's records met.
+    outcomes: Vec<RecordOutcome>,
     /// Batches of commits that are not whole yet.
     pub(super) batches: Batches,
     /// What is applied and not synced.
@@ -36,6 +54,10 @@ impl Catalog {
             ever_stored: BTreeSet::new(),
             queue: VecDeque::new(),
             batch: Vec::new(),
+            records: VecDeque::new(),
+            batch_records: Vec::new(),
+            taken: 0,
+            outcomes: Vec::new(),
             batches: Batches::default(),
             late: LateLog::default(),
         }
@@ -57,14 +79,52 @@ impl Catalog {
         while last.is_some() && !splits && self.queue.front().is_some_and(|op| op.batch == last) {
             self.batch.extend(self.queue.pop_front());
         }
-        count > 0
+        self.taken += self.batch.len() as u64;
+        while self.records.front().is_some_and(|(at, ..)| *at <= self.taken) {
+            self.batch_records.extend(self.records.pop_front());
+        }
+        !self.batch.is_empty() || !self.batch_records.is_empty()
+    }
+
+    /// Queues a change of records.
+    pub(super) fn push_record(&mut self, ticket: Ticket, change: RecordChange) {
+        self.records.push_back((self.taken + self.queue.len() as u64, ticket, change));
+    }
+
+    /// Whom to tell of the records of the transaction that ended, and what each met: `None` where nothing was made.
+    pub(super) fn records_end(&mut self) -> Vec<(Ticket, Option<RecordOutcome>)> {
+        let mut outcomes = std::mem::take(&mut self.outcomes).into_iter();
+        let ended = std::mem::take(&mut self.batch_records).into_iter();
+        ended.map(|(_, ticket, _)| (ticket, outcomes.next())).collect()
+    }
+
+    /// Asks the store.
+    pub(super) fn ask(&self, query: &RecordQuery) -> RecordAnswer {
+        let mut reader = self.store.reader().expect("the memory store does not fail");
+        reader.read(query).expect("the memory store does not fail")
+    }
+
+    /// The transaction's changes in the order in which they were queued.
+    fn changes(&self) -> Vec<Change> {
+        let mut records = self.batch_records.iter().peekable();
+        let mut changes = Vec::new();
+        let mut number = self.taken - self.batch.len() as u64;
+        for op in &self.batch {
+            while let Some((_, _, change)) = records.next_if(|(at, ..)| *at <= number) {
+                changes.push(change.clone().into());
+            }
+            changes.push(op.change.clone().into());
+            number += 1;
+        }
+        changes.extend(records.map(|(_, _, change)| change.clone().into()));
+        changes
     }
 
     /// The transaction commits, and is acknowledged with this sequence.
     pub(super) fn apply(&mut self) -> u64 {
-        let changes: Vec<Change> = self.batch.iter().map(|op| op.change.clone().into()).collect();
+        let changes = self.changes();
         let sequence = self.late.applies(&self.store, &changes);
-        self.store.apply(&changes).expect("the memory store does not fail");
+        self.outcomes = self.store.apply(&changes).expect("the memory store does not fail");
         for change in &changes {
             if let Change::Row(CatalogChange::Put(row)) = change
                 && row.state != PayloadState::Allocated
@@ -91,10 +151,12 @@ impl Catalog {
     /// were lost that had happened.
     pub(super) fn crash(&mut self, batch_happened: bool, power_loss: bool, rng: &mut Rng) -> bool {
         self.queue.clear();
-        if batch_happened && !self.batch.is_empty() {
+        self.records.clear();
+        if batch_happened && !(self.batch.is_empty() && self.batch_records.is_empty()) {
             self.apply();
         }
         self.batch.clear();
+        self.records_end();
         let undone = self.late.crash(&mut self.store, power_loss, rng);
         self.reload();
         undone

@@ -93,6 +93,7 @@ impl World {
             }
         }
         self.batch_tick();
+        self.stream_tick();
         let request = self.think();
         self.ask(request);
         Ok(())
@@ -137,6 +138,7 @@ impl World {
             request: request.clone(),
         };
         self.note_committer(&request);
+        self.note_forced(&request);
         self.oracle.sent(to, pending);
         let at = Monotonic(self.now.0 + self.plan.hop_delay(&mut self.rng));
         let mut request = request;
@@ -297,7 +299,7 @@ impl World {
         })
     }
 
-    fn allocation(&mut self) -> Allocate {
+    pub(super) fn allocation(&mut self) -> Allocate {
         let wall_ms = self.clock().wall.as_millis();
         self.client.tick_last = (self.client.tick_last + 1).max(wall_ms << 12);
         let namespace = if self.rng.chance(100) { NAMESPACES[1] } else { NAMESPACES[0] };
@@ -336,6 +338,13 @@ impl World {
             let policy = EvictionPolicy::default();
             return Allocate { key, size, tier: Tier::Ram, ttl_ms: None, no_evict: false, policy };
         }
+        if self.rng.chance(self.plan.huge_permille)
+            && let Some(capacity) = self.plan.capacity[Tier::Disk]
+        {
+            let size = ByteCount((capacity.0 / 1000 * self.rng.between(100, 900)).max(1));
+            let policy = EvictionPolicy::default();
+            return Allocate { key, size, tier: Tier::Disk, ttl_ms: None, no_evict: false, policy };
+        }
         let no_evict = self.rng.chance(100);
         let mortal = !no_evict
             && policy.priority != EvictionPriority::Never
@@ -351,6 +360,9 @@ impl World {
         pending: Pending,
         result: ReplyResult,
     ) -> Result<(), Breach> {
+        if let Request::Hold(_) = pending.request {
+            return self.hold_answered(to.0, &result);
+        }
         if let Request::Commit { batch: Some(mark), .. } = pending.request {
             self.batch_answered(to.0, mark, &result)?;
         }

@@ -100,6 +100,8 @@ pub(super) struct Plan {
     pub(super) catalog_fault_permille: u64,
     /// Clients spill, promote and delete most of the time, on a disk that is full soon: segment files come and go.
     pub(super) churn: bool,
+    /// Allocations that want a large part of the disk: more than is free, and less than what is dead there, too.
+    pub(super) huge_permille: u64,
     /// Wishes to move a packed replica that no compaction has, per client request.
     pub(super) relocate_permille: u64,
     /// Replicas damaged behind the server's back, per client request.
@@ -117,6 +119,8 @@ pub(super) struct Plan {
     pub(super) probing: Probing,
     /// Batches of commits, per client request.
     pub(super) batch_permille: u64,
+    /// Changes of streams that retain payloads, per client request.
+    pub(super) stream_permille: u64,
     /// More is asked for than RAM holds, all the time, and everything may be evicted: nobody may wait long.
     pub(super) overload: bool,
 }
@@ -127,6 +131,8 @@ impl Plan {
         let churn = rng.chance(300);
         let grain = if churn { 4096 } else { rng.pick(&[1, 4096, 4096, 1 << 20, 1 << 28]) };
         let page_grain = grain.max(4096);
+        // More payloads than fit anywhere, on a disk that is full of them, often with a file for each.
+        let crammed = churn && rng.chance(300);
         let roomy = rng.chance(400);
         let ram_units = if roomy { rng.between(200, 2000) } else { rng.between(4, 60) };
         let disk_units = match churn {
@@ -139,7 +145,8 @@ impl Plan {
         let mut packing = None;
         if rng.chance(930) {
             let bytes = ByteCount(disk_units * page_grain);
-            packing = segment_files(bytes, page_grain, rng).filter(|_| rng.chance(850));
+            packing =
+                segment_files(bytes, page_grain, rng).filter(|_| rng.chance(if crammed { 400 } else { 850 }));
             capacity[Tier::Disk] = Some(packing.map_or(bytes, Geometry::usable));
         }
         let lease_ms_max = rng.pick(&[50, 500, 5_000, 120_000]);
@@ -165,6 +172,7 @@ impl Plan {
             think_ns: rng.pick(&[20 * MICROS, 200 * MICROS, 2 * MILLIS, 20 * MILLIS, 100 * MILLIS]),
             payloads_wanted: match crowd {
                 true => 700,
+                false if crammed => rng.between(100, 200),
                 false if churn => rng.between(30, 120),
                 false => rng.pick(&[2, 6, 15, 30]),
             },
@@ -174,6 +182,7 @@ impl Plan {
             driver_fault_permille: fault(rng, 100),
             catalog_fault_permille: fault(rng, 150),
             churn,
+            huge_permille: rng.pick(&[0, 0, 10, 50]),
             relocate_permille: if churn { rng.pick(&[0, 100, 400]) } else { rng.pick(&[0, 20, 100]) },
             damage_permille: fault(rng, if churn { 30 } else { 10 }),
             crash_per_10k: if churn { rng.pick(&[0, 40, 150]) } else { rng.pick(&[0, 10, 40]) },
@@ -183,6 +192,7 @@ impl Plan {
             linger_permille: rng.pick(&[0, 100, 500]),
             overload: false,
             batch_permille: 0,
+            stream_permille: 0,
             probing: if rng.chance(500) { Probing::EveryStep } else { Probing::Rarely },
         }
     }
@@ -214,6 +224,16 @@ impl Plan {
             _ if self.overload => 0,
             1 => 60,
             4 => 300,
+            _ => 0,
+        };
+    }
+
+    /// Two seeds in five meet streams that retain payloads, as above.
+    pub(super) fn streams_of(&mut self, seed: u64) {
+        self.stream_permille = match seed % 5 {
+            _ if self.overload || self.crowd => 0,
+            2 => 60,
+            3 => 250,
             _ => 0,
         };
     }

@@ -51,6 +51,7 @@ impl World {
         self.audit_batches()?;
         self.read_segments()?;
         let vouched = self.adopt_rows(&mut cores)?;
+        self.adopt_holds(&mut cores);
         let reclaimed = self.storage.reclaim(&vouched, self.now);
         self.adopt_dead(&mut cores, &vouched);
         self.trace
@@ -68,6 +69,7 @@ impl World {
         self.cores = cores;
         let power_loss = self.power_loss;
         self.judge(|oracle, scene| oracle.boot(scene, power_loss))?;
+        self.promise_at_boot()?;
         for shard in 0..self.cores.len() {
             self.arm(shard);
             let look = self.look(shard)?;
@@ -193,6 +195,7 @@ impl World {
             self.oracle.coverage.hit("power_loss_undid_removals");
         }
         self.forget_batches();
+        self.forget_streams()?;
         self.catalog_running = false;
         let wrong = self.storage.crash(self.power_loss, &mut self.rng);
         for id in wrong {
@@ -218,13 +221,19 @@ impl World {
     pub(super) fn quiesce(&mut self) -> Result<(), Breach> {
         self.plan.pacify();
         self.client.stopped = true;
+        if self.plan.stream_permille > 0 {
+            self.run_for(60 * SECONDS)?;
+            self.streams_let_go();
+        }
         let patience = self.plan.lease_ms_max.max(self.plan.allocation_timeout_ms) * MILLIS + 600 * SECONDS;
         self.run_for(patience)?;
+        self.audit_let_go()?;
         let looks = self.looks()?;
         self.count_endings(&looks);
         let waiting = self.anybody_waits();
         self.judge(|oracle, scene| oracle.judge_quiet(&looks, waiting, scene))?;
         self.audit_space_exactly()?;
+        self.wish_for_the_dead()?;
         for round in 0.. {
             let keys: Vec<PayloadKey> =
                 self.oracle.facts.values().filter(|fact| !fact.gone).map(|fact| fact.key).collect();
@@ -247,7 +256,7 @@ impl World {
         self.reclaim_budgets()
     }
 
-    fn run_for(&mut self, nanoseconds: u64) -> Result<(), Breach> {
+    pub(super) fn run_for(&mut self, nanoseconds: u64) -> Result<(), Breach> {
         let end = Monotonic(self.now.0 + nanoseconds);
         while self.turn(end)? {}
         self.now = end;

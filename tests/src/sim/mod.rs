@@ -9,6 +9,7 @@
 //!   (`catalog`, `late`), clients (`client`), what a seed makes of a run (`faults`)
 //! - segment files, as the shipped books and codec would have them (`segments`), their compaction (`compaction`), and
 //!   clients that may not be shown them (`apart`)
+//! - streams that retain payloads, the front's part of them (`streams`)
 //! - batches of commits, the front's part of them (`batches`)
 //! - the arbiter, evictions and who waits, with the books that are kept of them: `pressure`
 //! - the oracle: its model of what was promised (`oracle`), each reply (`answers`), the node after each step (`audit`)
@@ -34,6 +35,7 @@ mod oracle;
 mod pressure;
 mod segments;
 mod storage;
+mod streams;
 mod trace;
 mod world;
 

@@ -67,6 +67,8 @@ pub enum Rule {
     SharedFile,
     /// The disk holds more than its capacity.
     Capacity,
+    /// A payload is gone that a stream keeps.
+    Held,
     /// A batch was committed in part.
     Batch,
     /// A catalog row says something that is not so.
@@ -135,6 +137,12 @@ pub(super) struct Fact {
     pub(super) gone: bool,
     /// Pinned until Unpin, and no Unpin was sent since.
     pub(super) pinned: bool,
+    /// A stream keeps it: its ttl does not end it.
+    pub(super) held: bool,
+    /// Somebody has appended it to a stream that retains payloads, so that its shard may hold it.
+    pub(super) may_be_held: bool,
+    /// A forced delete was sent in this life of the server.
+    pub(super) forced: bool,
     /// Its bytes did not survive.
     pub(super) lost: bool,
     /// Some replica was damaged from outside, at some time, or a driver reported an error reading it.
@@ -154,7 +162,7 @@ impl Fact {
 
     /// True when its ttl has passed, or nobody committed it in time.
     pub(super) fn is_over(&self, now: Now, plan: &Plan) -> bool {
-        let expired = self.expires_at.is_some_and(|end| end <= now.wall);
+        let expired = !self.held && self.expires_at.is_some_and(|end| end <= now.wall);
         let timed_out = !self.committed
             && self.created_at.as_millis() + plan.allocation_timeout_ms <= now.wall.as_millis();
         expired || timed_out
@@ -325,6 +333,9 @@ impl Oracle {
             gone_maybe: false,
             gone: false,
             pinned: false,
+            held: false,
+            may_be_held: false,
+            forced: false,
             lost: false,
             damaged: false,
             power_safe: false,
@@ -490,6 +501,8 @@ pub(super) fn key_of(request: &Request) -> Option<PayloadKey> {
         Request::Release { .. }
         | Request::Hold(_)
         | Request::List(_)
+        | Request::Find(_)
+        | Request::Describe(_)
         | Request::Stats
         | Request::Outlook { .. } => None,
     }

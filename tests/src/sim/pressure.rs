@@ -126,6 +126,7 @@ impl World {
                 self.answer_budget(shard, reply);
             }
         }
+        self.tell_wanted();
         self.audit_books(tier)
     }
 
@@ -280,7 +281,7 @@ impl World {
                 format!("evicted from {tier}: leased {leased}, pinned {}, {fact:?}", fact.pinned),
             );
         }
-        if fact.policy.spill_target == Some(SpillTarget::Void) && !has_twin {
+        if fact.policy.spill_target == Some(SpillTarget::Void) && !has_twin && !fact.held {
             fact.gone_maybe = true;
             self.oracle.coverage.hit("evict_discarded_void");
         } else if has_twin {
@@ -327,6 +328,15 @@ impl World {
             let (free, pot) = (self.arbiter.free(tier).0, self.arbiter.pot(tier).0);
             let waiting = || self.books.asks.iter().filter(|((of, ..), _)| *of == tier as u8);
             if waiting().next().is_none() {
+                let wanted = self.arbiter.wanted(tier).0;
+                let capacity = self.plan.capacity[tier].unwrap_or_default().0;
+                let low = capacity * u64::from(self.plan.watermarks.low) / 100;
+                if wanted > self.granted[tier].saturating_sub(low) {
+                    return breach(
+                        Rule::Budget,
+                        format!("{wanted} bytes of {tier} are wanted, and nobody waits"),
+                    );
+                }
                 continue;
             }
             let least = waiting().map(|(_, ask)| ask.bytes).min().unwrap_or_default();

@@ -35,6 +35,7 @@ use super::faults::{MICROS, MILLIS, Plan, Probing, Rng, SECONDS};
 use super::oracle::{Breach, Oracle, Rule, Scene, breach, key_of};
 use super::pressure::Books;
 use super::storage::{BlockName, Storage, is_relocation};
+use super::streams::Streams;
 use super::trace::Trace;
 
 /// Reply numbers from here on are the oracle's own questions.
@@ -108,6 +109,7 @@ pub(super) struct World {
     /// Who waits for capacity, and who makes room.
     pub(super) books: Books,
     pub(super) batches: Batches,
+    pub(super) streams: Streams,
     pub(super) catalog_running: bool,
     pub(super) power_loss: bool,
     job_last: u64,
@@ -138,6 +140,7 @@ impl World {
             plan.overload();
         }
         plan.batches_of(seed);
+        plan.streams_of(seed);
         let arbiter = Arbiter::new(plan.capacity, 1);
         let mut catalog = Catalog::new();
         catalog.late.normal = plan.catalog_normal;
@@ -161,6 +164,7 @@ impl World {
             granted: PerTier::default(),
             books: Books::default(),
             batches: Batches::default(),
+            streams: Streams::default(),
             catalog_running: false,
             power_loss: false,
             job_last: 0,
@@ -292,6 +296,10 @@ impl World {
                 Ok(())
             }
             Task::CatalogFlush => self.catalog_flush(),
+            Task::AppendStored(append, outcome) => {
+                self.append_stored(append, outcome.as_deref());
+                Ok(())
+            }
         }
     }
 
@@ -415,7 +423,7 @@ impl World {
     }
 
     /// Asks a shard at this very moment, past its mailbox.
-    fn ask_now(&mut self, shard: usize, request: Request) -> Result<ReplyResult, Breach> {
+    pub(super) fn ask_now(&mut self, shard: usize, request: Request) -> Result<ReplyResult, Breach> {
         self.drain(shard)?;
         self.probe_last += 1;
         let reply_to = ReplyTo(self.probe_last);
@@ -656,12 +664,19 @@ impl World {
                 true
             }
         };
-        if queued && !self.catalog_running {
+        if queued {
+            self.catalog_wake();
+        }
+        Ok(())
+    }
+
+    /// Something was queued for the writer.
+    pub(super) fn catalog_wake(&mut self) {
+        if !self.catalog_running {
             self.catalog_running = true;
             let at = Monotonic(self.now.0 + self.plan.hop_delay(&mut self.rng));
             self.agenda.add(at, Task::CatalogBegin);
         }
-        Ok(())
     }
 
     fn catalog_begin(&mut self) {
@@ -724,7 +739,12 @@ impl World {
             let ack = CatalogAck { op: op.op, result: result.clone(), sequence };
             self.deliver_at(at, shard, Completion::Catalog(ack), Some(id));
         }
+        let outcomes = self.catalog.records_end();
         self.catalog_begin();
-        Ok(())
+        if outcomes.is_empty() && self.plan.stream_permille == 0 {
+            Ok(())
+        } else {
+            self.records_end(outcomes)
+        }
     }
 }

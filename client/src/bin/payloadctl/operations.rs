@@ -41,6 +41,9 @@ pub async fn run_holders(client: &Client, output: &mut Output, args: HoldersArgs
         if let Some(pin) = &answer.pin {
             output.row(&Holder::of_pin(id, pin))?;
         }
+        for stream in &answer.streams {
+            output.row(&Holder::of_stream(id, stream))?;
+        }
         if !answer.complete {
             cut_off.push(format!("{id}: {} of {} leases are shown", answer.leases.len(), answer.lease_count));
         }
@@ -65,7 +68,7 @@ pub async fn run_explain(client: &Client, output: &mut Output, args: ExplainArgs
     .await
 }
 
-/// One lease or pin.
+/// One lease or pin, or a stream that keeps the payload.
 #[derive(Serialize)]
 struct Holder {
     id: String,
@@ -83,6 +86,10 @@ struct Holder {
     expires_at: Option<String>,
     /// The replica was dropped and waits for this lease.
     limbo: bool,
+    /// The stream, NAMESPACE/NAME; null: none, or an append that is under way.
+    stream: Option<String>,
+    /// The newest entry of it that refers to the payload.
+    offset: Option<u64>,
 }
 
 impl Holder {
@@ -102,7 +109,14 @@ impl Holder {
             since: None,
             expires_at: None,
             limbo: false,
+            stream: None,
+            offset: None,
         }
+    }
+
+    fn of_stream(id: PayloadId, holder: &pb::StreamHolder) -> Self {
+        let stream = holder.stream.as_ref().map(|stream| format!("{}/{}", stream.namespace, stream.name));
+        Self { offset: stream.is_some().then_some(holder.offset), stream, ..Self::new(id, "stream", None) }
     }
 
     fn of_lease(id: PayloadId, lease: &pb::LeaseHolder) -> Result<Self, ClientError> {
@@ -129,8 +143,14 @@ impl Holder {
         }
     }
 
-    /// `python3 (pid 4711)`, or why that is not known.
+    /// `python3 (pid 4711)`, or why that is not known; a stream's entry.
     fn process(&self) -> String {
+        if self.kind == "stream" {
+            return match (&self.stream, self.offset) {
+                (Some(stream), Some(offset)) => format!("entry {offset} of {stream}"),
+                _ => "an append that is under way".to_owned(),
+            };
+        }
         match (self.pid, &self.program, &self.note) {
             (Some(pid), Some(program), _) => format!("{program} (pid {pid})"),
             (Some(pid), None, _) => format!("pid {pid}"),
@@ -143,7 +163,7 @@ impl Holder {
 impl Row for Holder {
     const COLUMNS: &'static [Column] = &[
         left("ID", 36),
-        left("KIND", 5),
+        left("KIND", 6),
         left("PEER", 21),
         left("TIER", 6),
         right("SIZE", 10),
@@ -156,6 +176,7 @@ impl Row for Holder {
         let until = match (&self.expires_at, self.kind) {
             (Some(time), _) => time.clone(),
             (None, "pin") => "unpinned".to_owned(),
+            (None, "stream") => "every group passed it".to_owned(),
             (None, _) => dash(),
         };
         let tier = self.tier.clone().unwrap_or_else(|| "all".to_owned());
@@ -191,6 +212,17 @@ struct Explained {
     idle_ms: Option<u64>,
     replicas: Vec<Copy>,
     outlook: Vec<Outlook>,
+    /// Streams that keep it.
+    streams: Vec<Keeping>,
+}
+
+/// A stream that keeps a payload.
+#[derive(Serialize)]
+struct Keeping {
+    /// NAMESPACE/NAME; null: an append that is under way.
+    stream: Option<String>,
+    /// The newest entry that refers to the payload.
+    offset: Option<u64>,
 }
 
 /// One replica.
@@ -263,6 +295,12 @@ impl Explained {
             idle_ms: answer.idle_ms,
             replicas: answer.replicas.iter().map(Copy::from).collect(),
             outlook: answer.outlook.iter().map(Outlook::from).collect(),
+            streams: answer
+                .streams
+                .iter()
+                .map(|holder| Holder::of_stream(id, holder))
+                .map(|Holder { stream, offset, .. }| Keeping { stream, offset })
+                .collect(),
         }
     }
 }
