@@ -6,6 +6,7 @@
 use payload_catalog::Writer;
 use payload_drivers::{DriverOp, Drivers};
 use payload_reactor::Ports;
+use payload_types::ByteCount;
 use payload_types::effect::{CatalogOp, StorageOp, TransferOp};
 
 /// Drivers and catalog writer of one node.
@@ -52,5 +53,9 @@ impl Ports for NodePorts {
 
     fn catalog(&self, op: CatalogOp) -> Result<(), CatalogOp> {
         self.writer.submit(op)
+    }
+
+    fn disk_wanted(&self, bytes: ByteCount) {
+        self.drivers.disk_wanted(bytes);
     }
 }

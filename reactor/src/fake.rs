@@ -171,6 +171,10 @@ impl Ports for FakePorts {
     fn catalog(&self, op: CatalogOp) -> Result<(), CatalogOp> {
         self.accept(&self.catalog, op)
     }
+
+    fn disk_wanted(&self, bytes: ByteCount) {
+        panic!("no test has a disk: {bytes}");
+    }
 }
 
 /// Grants everything, and keeps nothing.

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 
 use payload_types::effect::{BudgetRequest, CatalogOp, Effect, StorageAction, StorageOp, TransferOp};
 use payload_types::event::{BudgetReply, Completion, Event, StorageDone};
-use payload_types::{Monotonic, Now, ShardIndex, limits};
+use payload_types::{ByteCount, Monotonic, Now, ShardIndex, limits};
 
 use crate::backlog::{BUDGET_BACKLOG_MAX, Backlog, CATALOG_BACKLOG_MAX, DRIVER_BACKLOG_MAX, RETRY_AFTER_MS};
 use crate::mailbox::{Mailbox, Phase, Shared, stopping_error};
@@ -41,6 +41,10 @@ pub trait Ports: Send + Sync {
     /// # Errors
     /// The op itself when its queue is full; it is offered again, before any later one.
     fn catalog(&self, op: CatalogOp) -> Result<(), CatalogOp>;
+
+    /// From now on so much of DISK must become free before somebody who waits for it can be served; 0: nobody does. Said
+    /// when it changes, by shard 0; only the newest counts.
+    fn disk_wanted(&self, bytes: ByteCount);
 }
 
 /// What the pump drives: a shard with its outbox. A trait so that the pump's tests bring a core of their own.

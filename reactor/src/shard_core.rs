@@ -6,7 +6,7 @@ use std::sync::Arc;
 use payload_shards::{Arbiter, Outbox, Shard};
 use payload_types::effect::Effect;
 use payload_types::event::Event;
-use payload_types::{Monotonic, Now};
+use payload_types::{ByteCount, Monotonic, Now, Tier};
 
 use crate::mailbox::Mailboxes;
 use crate::pump::{ArbiterStep, Core, Ports};
@@ -49,7 +49,15 @@ impl Reactor {
         ports: Arc<dyn Ports>,
     ) -> Result<Self, StartError> {
         let cores = shards.into_iter().map(|shard| ShardCore { shard, outbox: Outbox::new() }).collect();
-        let step: ArbiterStep = Box::new(move |request, out| arbiter.step(request, out));
+        let (disk, mut told) = (Arc::clone(&ports), ByteCount::ZERO);
+        let step: ArbiterStep = Box::new(move |request, out| {
+            arbiter.step(request, out);
+            let wanted = arbiter.wanted(Tier::Disk);
+            if wanted != told {
+                told = wanted;
+                disk.disk_wanted(wanted);
+            }
+        });
         Self::start_cores(config, mailboxes, cores, step, ports)
     }
 }

@@ -11,7 +11,7 @@ use payload_ledger::segments::Geometry;
 use payload_tests::crash::FREE_FILES_MAX;
 use payload_tests::peer::{Peer, answer};
 use payload_tests::server::{Place, eventually, objects, payloadctl};
-use payload_tests::v1::{DISK, RAM, V1, acquisition, content, id, refused, spilled, within};
+use payload_tests::v1::{DISK, RAM, V1, acquisition, allocation, content, id, refused, spilled, within};
 use payload_types::limits::{PAGE_BYTES, SPILL_IDS_MAX};
 use payload_types::{ByteCount, PayloadId};
 use payload_wire::pb::core::v1::PayloadId as Id;
@@ -308,6 +308,42 @@ async fn given_files_that_are_mostly_dead_when_compacted_then_what_lives_is_move
     let server = place.start();
     all_identical(&V1::connect(&server).await, &kept).await;
     assert_eq!(payloadctl(&server, &["scrub"]).status.code(), Some(0));
+}
+
+#[tokio::test]
+async fn given_dead_space_in_files_that_are_not_worth_emptying_when_an_allocation_needs_it_then_it_is_granted_in_time()
+ {
+    let place = place();
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    let (mut kept, mut dead) = (Vec::new(), 0);
+    // Half of the disk, and a sixth of each file dies: nothing is emptied for that as long as nobody wants it.
+    for seed in [30, 31] {
+        for (number, one) in stored(&v1, seed, [100_000; 260]).await.into_iter().enumerate() {
+            if number % 6 > 0 {
+                kept.push(one);
+                continue;
+            }
+            v1.delete(&one.id, false).await.expect("deleted");
+            dead += ByteCount(one.bytes.len() as u64).in_pages().0;
+        }
+    }
+    let now = disk(&v1).await;
+    let free = now.capacity_bytes - now.allocated_bytes;
+    assert!(free > now.capacity_bytes / 3, "it is not full: {now:?}");
+    let live: u64 = kept.iter().map(|one| ByteCount(one.bytes.len() as u64).in_pages().0).sum();
+    assert!(now.allocated_bytes >= live + dead * 3 / 4, "{dead} are dead and not free: {now:?}");
+    let size = free + dead / 2;
+    let granted = v1.catalog().allocate_payload(within(20_000, allocation(DISK, size))).await;
+    let granted = granted.expect("granted in time").into_inner().payload_descriptor.expect("one");
+    assert_eq!(v1.path(&granted).metadata().expect("there").len(), size);
+    assert!(held_bytes(&place) <= CAPACITY, "{} bytes are on the disk", held_bytes(&place));
+    all_identical(&v1, &kept).await;
+    // Who wants more than there is waits in vain, and leaves what there is alone.
+    let refusal = v1.catalog().allocate_payload(within(300, allocation(DISK, dead))).await;
+    refused(refusal.map(tonic::Response::into_inner), Code::ResourceExhausted, &["DISK", "free"]);
+    all_identical(&v1, &kept).await;
+    server.stop();
 }
 
 #[tokio::test]

@@ -142,6 +142,18 @@ impl Arbiter {
         self.budgets[tier].waiters.len()
     }
 
+    /// So much must become free before the next of those who wait can be served, or, once the high watermark was passed,
+    /// before the low one is reached, whichever is less. 0: neither is so, or shards may still have it to spare.
+    pub fn wanted(&self, tier: Tier) -> ByteCount {
+        let budget = &self.budgets[tier];
+        if !budget.members.iter().all(|member| member.pressed) {
+            return ByteCount::ZERO;
+        }
+        let lack = budget.waiters.lack_least().map(|lack| lack.saturating_sub(budget.free));
+        let surplus = budget.draining.then(|| budget.granted() - budget.low);
+        ByteCount(lack.into_iter().chain(surplus).min().unwrap_or_default())
+    }
+
     /// True between the high watermark and the low one, and while somebody waits.
     pub fn is_pressed(&self, tier: Tier) -> bool {
         self.budgets[tier].pressure

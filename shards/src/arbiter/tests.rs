@@ -206,3 +206,25 @@ fn given_more_adopted_than_the_capacity_when_returned_then_the_overdraft_is_paid
     world.give(0, 1, None, supply(None, 0));
     assert_eq!(world.arbiter.free(Tier::Ram), ByteCount(PAGE));
 }
+
+#[test]
+fn given_waiters_when_they_come_and_go_then_what_is_wanted_is_what_the_next_one_lacks() {
+    let mut world = World::full(100, 2);
+    let wanted = |world: &World| world.arbiter.wanted(Tier::Ram).0 / PAGE;
+    world.give(0, 4, None, supply(None, 0));
+    world.ask(0, 1, 20);
+    assert_eq!(wanted(&world), 0, "the other shard may have it to spare");
+    world.answer(&[0, 3], &[supply(None, 0); 2]);
+    // It collected one of the three, and six are free.
+    assert_eq!((world.arbiter.pot(Tier::Ram).0 / PAGE, world.arbiter.free(Tier::Ram).0 / PAGE), (1, 6));
+    assert_eq!(wanted(&world), 20 - 1 - 6);
+    world.ask(1, 1, 9);
+    assert_eq!(wanted(&world), 9 - 6, "the second one lacks less");
+    world.give(1, 6, None, supply(None, 0));
+    assert_eq!(world.grants(), [(1, 9)]);
+    assert_eq!(wanted(&world), 20 - 4 - 0, "and the first one goes on");
+    world.cancel(0, 1);
+    assert_eq!(wanted(&world), 96 - 80, "down to the low watermark, which 96 of 100 are above");
+    world.give(0, 16, None, supply(None, 0));
+    assert_eq!(wanted(&world), 0);
+}

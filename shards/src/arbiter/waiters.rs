@@ -51,6 +51,11 @@ impl Waiters {
         self.asked - self.pot
     }
 
+    /// What has to be free for the next one to be served, or less: who is gone may still count until then.
+    pub(super) fn lack_least(&self) -> Option<u64> {
+        self.queue.front().map(|first| self.least.min(first.bytes - self.pot))
+    }
+
     pub(super) fn push(&mut self, waiter: Waiter) {
         self.least = if self.queue.is_empty() { waiter.bytes } else { self.least.min(waiter.bytes) };
         self.asked += waiter.bytes;

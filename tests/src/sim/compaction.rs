@@ -5,6 +5,8 @@
 //!   something died, was moved, was let go --> Compact --> recycle what nobody has open --> Freed
 //!                                                 \-----> a victim: Relocate ... --> Transfer or Stay
 //! ```
+//! The store is told how much waiters want; when the node is quiet somebody asks for what is dead.
+//!
 //! Checked here: a file that is recycled is named by no lease, no row and no replica; every wish is answered once.
 
 use std::collections::BTreeSet;
@@ -14,7 +16,8 @@ use payload_ledger::segments::table::Record;
 use payload_ledger::segments::{Buried, Lane};
 use payload_types::effect::{ReplicaRef, TransferOp};
 use payload_types::event::{Completion, StorageDone};
-use payload_types::{Extent, Monotonic, PayloadRow, ShardIndex, Tier, limits};
+use payload_types::request::{Allocate, Request};
+use payload_types::{ByteCount, EvictionPolicy, Extent, Monotonic, PayloadRow, ShardIndex, Tier, limits};
 
 use super::agenda::Task;
 use super::canary::Canary;
@@ -41,6 +44,10 @@ pub(super) struct Compaction {
     tick_due: Monotonic,
     /// The pause after a file that was not emptied.
     pause: u64,
+    /// What the store was told that waiters want.
+    wanted: ByteCount,
+    /// Something was asked for that no victim has, since the start.
+    at_random: bool,
 }
 
 #[derive(Debug)]
@@ -65,6 +72,15 @@ impl World {
 
     fn compact_later(&mut self, at: Monotonic) {
         self.agenda.add(at, Task::Compact);
+    }
+
+    /// The disk store hears what waiters want, unless a planted bug is deaf.
+    pub(super) fn tell_wanted(&mut self) {
+        let wanted = self.arbiter.wanted(Tier::Disk);
+        if wanted != self.compaction.wanted && self.canary != Some(Canary::DeafCompaction) {
+            self.compaction.wanted = wanted;
+            self.compact_soon();
+        }
     }
 
     /// One pass.
@@ -165,7 +181,7 @@ impl World {
 
     fn choose_victim(&mut self) {
         let Some(books) = self.storage.segments.books() else { return };
-        let Some(victim) = books.victim() else { return };
+        let Some(victim) = books.victim(self.compaction.wanted) else { return };
         let file = victim.file;
         books.begin(victim);
         if !books.is_alive(file) {
@@ -236,6 +252,7 @@ impl World {
             .collect();
         if !packed.is_empty() {
             let name = self.rng.pick(&packed);
+            self.compaction.at_random = true;
             self.offer(name);
         }
     }
@@ -426,13 +443,52 @@ impl World {
         self.compact_soon();
     }
 
-    /// What is charged for nobody's good and held by nobody, while somebody waits for so many bytes.
-    pub(super) fn dead_and_not_freed(&self, wanted: u64) -> Option<String> {
+    /// Charged for nobody's good, in segment files.
+    fn dead_bytes(&self) -> u64 {
         let dead = |block: &&Block| block.extent.is_some() && block.charged && block.phase == Phase::Detached;
         let dead = self.storage.blocks.values().filter(dead);
-        let bytes: u64 = dead.map(|block| block.size.in_pages().0).sum();
+        dead.map(|block| block.size.in_pages().0).sum()
+    }
+
+    /// What is charged for nobody's good and held by nobody, while somebody waits for so many bytes.
+    pub(super) fn dead_and_not_freed(&self, wanted: u64) -> Option<String> {
+        let bytes = self.dead_bytes();
         (bytes > 0 && bytes >= wanted)
             .then(|| format!("{bytes} are dead and not free: {:?}", self.compaction))
+    }
+
+    /// Nobody reads or does anything: who asks for more than is free, and for no more than what is free and dead together,
+    /// gets it before his wait ends, however much of the disk is free.
+    pub(super) fn wish_for_the_dead(&mut self) -> Result<(), Breach> {
+        let Some(capacity) = self.plan.packing.map(|geometry| geometry.usable().0) else { return Ok(()) };
+        let used: u64 = self.cores.iter().map(|core| core.shard.usage(Tier::Disk).allocated).sum();
+        let (free, most) =
+            (capacity.saturating_sub(used), (capacity + self.dead_bytes()).saturating_sub(used));
+        // Others who wait would have their part of it; what was moved at random has taken the room that emptying a file
+        // needs; and a file of an earlier, larger capacity may be too large for that.
+        let is_excused = self.compaction.at_random || self.storage.segments.has_other_sizes();
+        if most <= free || self.anybody_waits() || is_excused {
+            return Ok(());
+        }
+        let pages = self.rng.between(free / limits::PAGE_BYTES + 1, most / limits::PAGE_BYTES);
+        let (size, policy) = (ByteCount(pages * limits::PAGE_BYTES), EvictionPolicy::default());
+        let request =
+            Allocate { size, tier: Tier::Disk, ttl_ms: None, no_evict: false, policy, ..self.allocation() };
+        let key = request.key;
+        self.ask(Request::Allocate(request));
+        self.run_for(60 * SECONDS)?;
+        if !self.oracle.facts.contains_key(&key) {
+            return breach(
+                Rule::Starved,
+                format!(
+                    "{size} of DISK were asked for, {free} free, {most} with what is dead: {:?} {:?}",
+                    self.compaction,
+                    self.storage.segments.books(),
+                ),
+            );
+        }
+        self.oracle.coverage.hit("waiter_served_by_compaction");
+        Ok(())
     }
 
     /// Looks at the disk as a whole.

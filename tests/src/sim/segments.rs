@@ -79,6 +79,12 @@ impl Segments {
         self.books.as_mut()
     }
 
+    /// True while files are there that were made for another capacity.
+    pub(super) fn has_other_sizes(&self) -> bool {
+        let today = self.books.as_ref().map(|books| books.geometry().data_bytes());
+        self.disks.values().any(|disk| Some(disk.header.data_bytes) != today)
+    }
+
     // ---- filling ----
 
     /// Takes a place; `None`: there is none in a segment file.

@@ -4,7 +4,7 @@
 //! shard --Effect--> submit() --bounded lanes--> worker / transfer / retire threads --Completion--> sink --> shard
 //! ```
 //! Called by `front` (open, verify, reclaim, start, shutdown) and, through its ports, by the reactor (`submit`). No
-//! call but `submit`, `locate` and `Locator`'s may be made on a shard thread: the others block.
+//! call but `submit`, `disk_wanted`, `locate` and `Locator`'s may be made on a shard thread: the others block.
 //!
 //! Promises to the shards:
 //! - every op that `submit` took is answered exactly once (a drop: `Detached`, then `Freed`, possibly much later),
@@ -399,6 +399,14 @@ impl Drivers {
             DriverOp::Transfer(op) => running.transfers.try_send(op).is_ok(),
         };
         if is_taken { Ok(()) } else { Err(op) }
+    }
+
+    /// From now on so much of the disk must become free before somebody who waits for it can be served; 0: nobody waits.
+    /// Compaction goes to its pains for that. Never blocks.
+    pub fn disk_wanted(&self, bytes: ByteCount) {
+        if let Some(packed) = self.stores.packed() {
+            packed.wanted(bytes);
+        }
     }
 
     /// What ids are called: pure names.

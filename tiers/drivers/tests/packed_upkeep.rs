@@ -207,6 +207,48 @@ fn given_a_full_disk_a_little_of_which_dies_everywhere_when_room_is_wanted_then_
 }
 
 #[test]
+fn given_a_disk_that_is_not_full_when_somebody_wants_what_is_dead_then_it_is_won_for_him_and_for_nobody_else()
+{
+    let mut shard = FakeShard::start(place(), 13, &[60_000]);
+    shard.unwanted = 0;
+    while shard.charged < shard.usable / 2 {
+        assert!(shard.put(0));
+        shard.pump(Duration::ZERO);
+    }
+    shard.until("all is copied", FakeShard::is_quiet);
+    let is_packed = |id: &PayloadId| shard.payloads[id].replica.extent.is_some();
+    let dying: Vec<PayloadId> = ids(&shard).into_iter().filter(is_packed).step_by(6).collect();
+    dying.iter().for_each(|id| shard.delete(*id));
+    let dead = dying.len() as u64 * 61_440;
+    shard.until("they are dead", |shard| shard.segments().dead_bytes.0 == dead);
+    let wants = |shard: &FakeShard, bytes| shard.drivers().disk_wanted(ByteCount(bytes));
+    // He could not have it if all of it were free.
+    wants(&shard, dead + 1);
+    assert!(!shard.pump(Duration::from_millis(300)), "nothing is moved in vain");
+    assert_eq!((shard.moves, shard.segments().dead_bytes.0), (0, dead));
+    let goal = shard.charged - dead / 2;
+    shard.until("he has half of it", |shard| {
+        wants(shard, shard.charged.saturating_sub(goal));
+        shard.charged <= goal
+    });
+    shard.until("what was begun is done", FakeShard::is_quiet);
+    shard.leases_end();
+    shard.check_capacity();
+    shard.verify_all();
+    // A file that was begun may still come free.
+    let left = shard.segments();
+    assert!(left.dead_bytes.0 + 2 * (4 << 20) >= dead / 2, "{left:?}");
+    let goal = shard.charged - left.dead_bytes.0.min(dead / 4);
+    shard.until("another has some of the rest", |shard| {
+        wants(shard, shard.charged.saturating_sub(goal));
+        shard.charged <= goal
+    });
+    shard.until("what was begun is done", FakeShard::is_quiet);
+    shard.verify_all();
+    shard.check_capacity();
+}
+
+#[test]
 fn given_a_slow_pace_when_stopped_amid_it_then_the_stop_does_not_wait_for_it() {
     let mut place = place();
     place.config.compaction_bytes_per_second = 1; // eleven days for a payload

@@ -50,6 +50,8 @@ struct Disk {
     readers: BTreeSet<NonZeroU32>,
     generation: u64,
     own_though_small: u64,
+    /// What somebody waits for.
+    wanted: ByteCount,
     relocations: u64,
     recycled: u64,
 }
@@ -68,6 +70,7 @@ impl Disk {
             readers: BTreeSet::new(),
             generation: 0,
             own_though_small: 0,
+            wanted: ByteCount(0),
             relocations: 0,
             recycled: 0,
         }
@@ -204,7 +207,7 @@ impl Disk {
 
     /// Empties one file, or a part of it. False when there is none.
     fn compact(&mut self, leased_of_8: u64) -> bool {
-        let Some(victim) = self.books.victim() else { return false };
+        let Some(victim) = self.books.victim(self.wanted) else { return false };
         self.books.begin(victim);
         self.trim(ByteCount(0));
         for index in 0..self.payloads.len() {
@@ -232,6 +235,18 @@ impl Disk {
             self.books.emptying_ended(victim.file);
         }
         true
+    }
+
+    /// Compacts until nothing is worth it, or the waiter has what he wants of the disk.
+    fn compact_for(&mut self, asked: u64) {
+        for _ in 0..2000 {
+            self.wanted = ByteCount(asked.saturating_sub(self.usable - self.charged));
+            if asked > 0 && self.wanted == ByteCount(0) || !self.compact(0) {
+                break;
+            }
+            self.recycle();
+            self.check();
+        }
     }
 
     /// A kill and a start: what is known afterwards is what the tables and the rows say.
@@ -331,7 +346,9 @@ fn given_random_operations_when_the_arbiter_keeps_to_what_is_usable_then_the_dis
                     }
                 }
                 94..96 => disk.readers.clear(),
-                96..98 => disk.release_old(),
+                96 => disk.release_old(),
+                // Waiters come and go, for little and for more than there is.
+                97 => disk.wanted = ByteCount(disk.rng.below(3) * disk.rng.below(disk.usable)),
                 98 => {
                     let lane = disk.lane();
                     disk.books.close(lane);
@@ -382,6 +399,57 @@ fn given_a_full_disk_when_a_twentieth_is_deleted_then_compaction_brings_all_of_i
         let small = disk.own_though_small as f64 / disk.generation as f64;
         assert!(small < 0.25, "seed {seed}: {small:.2} of all small payloads found no segment file");
     }
+}
+
+#[test]
+fn given_a_disk_that_is_not_full_when_somebody_wants_more_than_is_free_then_what_is_dead_is_won_for_him_and_no_more()
+ {
+    for seed in 1..=60 {
+        let geometry = geometries()[seed as usize % 3];
+        let most = geometry.payload_max().0 / PAGE_BYTES;
+        let mut disk = Disk::new(seed, geometry);
+        while disk.charged < disk.usable / 2 {
+            let size = disk.size(most);
+            disk.put(size, false);
+        }
+        for _ in 0..disk.payloads.len() / 6 {
+            disk.delete();
+        }
+        disk.compact_for(0);
+        let free = disk.usable - disk.charged;
+        let live: u64 = disk.payloads.iter().map(|payload| payload.size.in_pages().0).sum();
+        let dead = disk.charged - live;
+        assert!(dead * 20 > live, "seed {seed}: {dead} of {live} are too little to speak of");
+        let moved = disk.relocations;
+        // More than there is: nothing that could be moved would help him.
+        disk.compact_for(free + dead + 1);
+        assert_eq!(disk.relocations, moved, "seed {seed}: in vain");
+        // What there is: all of it, but for less than a page of each payload's.
+        disk.compact_for(free + dead);
+        assert!(disk.relocations > moved && disk.usable - disk.charged >= free + dead, "seed {seed}");
+        disk.compact_for(0);
+        disk.check();
+    }
+}
+
+#[test]
+fn given_a_waiter_who_was_served_or_has_gone_when_looked_at_then_nothing_is_worth_it_any_more() {
+    let geometry = geometries()[0];
+    let mut disk = Disk::new(9, geometry);
+    while disk.charged < disk.usable / 2 {
+        assert!(disk.put(ByteCount(60_000), false));
+    }
+    for _ in 0..disk.payloads.len() / 6 {
+        disk.delete();
+    }
+    disk.compact_for(0);
+    let asked = disk.usable - disk.charged + 64 * PAGE_BYTES;
+    disk.compact_for(asked);
+    assert!(disk.usable - disk.charged >= asked, "served");
+    assert_eq!(disk.books.victim(ByteCount(0)), None, "what is still dead waits for the next");
+    let dead = disk.books.dead_bytes();
+    assert!(disk.books.victim(dead).is_some());
+    assert_eq!(disk.books.victim(ByteCount(dead.0 + 1)), None);
 }
 
 #[test]
@@ -461,10 +529,10 @@ fn given_a_file_that_a_sync_failed_for_when_something_lives_in_it_then_it_is_emp
     open(&mut books);
     let Room::Here(first) = books.reserve(lane, size) else { panic!("there is room") };
     books.written(first.extent, size);
-    assert_eq!(books.victim(), None, "nothing is dead");
+    assert_eq!(books.victim(ByteCount(0)), None, "nothing is dead");
     let Room::Here(_) = books.reserve(lane, size) else { panic!("there is room") };
     books.spoilt(lane);
-    assert_eq!(books.victim().map(|victim| victim.file), Some(first.extent.file));
+    assert_eq!(books.victim(ByteCount(0)).map(|victim| victim.file), Some(first.extent.file));
     open(&mut books);
     let Room::Here(second) = books.reserve(lane, size) else { panic!("there is room") };
     assert_ne!(second.extent.file, first.extent.file, "nothing is added to it");

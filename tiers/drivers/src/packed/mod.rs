@@ -26,7 +26,7 @@ pub(crate) mod writer;
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use payload_ledger::segments::{Books, Buried, Geometry, Lane, table};
@@ -64,6 +64,10 @@ pub(crate) struct Packed {
     /// The largest payload that has a place in a segment file.
     payload_max: ByteCount,
     books: Mutex<Books>,
+    /// So much must become free before somebody who waits can be served; 0: nobody waits.
+    wanted: AtomicU64,
+    /// That changed since upkeep looked last.
+    is_wanted_news: AtomicBool,
     /// Spreads writers that found every lane taken.
     turns: AtomicUsize,
     /// The writers' lanes, and the mover's last. `None`: nothing is open.
@@ -116,6 +120,8 @@ impl Packed {
             takes_more: parts.takes_more,
             compaction_bytes_per_second: parts.compaction_bytes_per_second,
             payload_max: parts.geometry.payload_max(),
+            wanted: AtomicU64::new(0),
+            is_wanted_news: AtomicBool::new(false),
             turns: AtomicUsize::new(0),
             books: Mutex::new(Books::new(parts.geometry)),
             lanes,
@@ -208,6 +214,21 @@ impl Packed {
     pub(crate) fn wake(&self) {
         self.news().is_woken = true;
         self.told.notify_one();
+    }
+
+    /// So much must become free before somebody who waits can be served; 0: nobody waits. Upkeep is woken once a look,
+    /// however often this changes, and not to be told that nobody waits.
+    pub(crate) fn wanted(&self, bytes: ByteCount) {
+        self.wanted.store(bytes.0, Ordering::SeqCst);
+        if bytes > ByteCount::ZERO && !self.is_wanted_news.swap(true, Ordering::SeqCst) {
+            self.wake();
+        }
+    }
+
+    /// What is wanted now. Called by upkeep at each look.
+    pub(crate) fn take_wanted(&self) -> ByteCount {
+        self.is_wanted_news.store(false, Ordering::SeqCst);
+        ByteCount(self.wanted.load(Ordering::SeqCst))
     }
 
     /// The upkeep thread is to end.

@@ -35,7 +35,7 @@ use payload_ledger::segments::{Books, Buried, Lane};
 use payload_types::effect::ReplicaRef;
 use payload_types::event::{Completion, StorageDone};
 use payload_types::limits::{PAGE_BYTES, RELOCATIONS_MAX};
-use payload_types::{DiskSegments, DiskState, Generation, Tier};
+use payload_types::{ByteCount, DiskSegments, DiskState, Generation, Tier};
 
 use super::file::LaneFile;
 use super::{Packed, boot};
@@ -219,6 +219,8 @@ pub(crate) struct Upkeep {
     asked: HashMap<Generation, NonZeroU32>,
     /// When what was asked for should have been copied.
     paced: Instant,
+    /// What waiters want, as of the last look.
+    wanted: ByteCount,
     /// The books are to be looked through, and not before.
     is_look_wanted: bool,
     look_due: Instant,
@@ -239,6 +241,7 @@ impl Upkeep {
             unreadable: BTreeMap::new(),
             asked: HashMap::new(),
             paced: now,
+            wanted: ByteCount::ZERO,
             is_look_wanted: true,
             look_due: now,
             tick_due: None,
@@ -296,6 +299,7 @@ impl Upkeep {
         let is_sound = !matches!(packed_of(&self.stores).health.look().state, DiskState::Failing(_));
         if is_wanted && is_due(self.look_due) {
             self.is_look_wanted = false;
+            self.wanted = packed_of(&self.stores).take_wanted();
             self.recycle_all(now);
             if is_sound {
                 self.review(now);
@@ -521,14 +525,16 @@ impl Upkeep {
     /// The books begin with a victim; what they closed is closed here, too.
     fn begin(&mut self) -> Option<(NonZeroU32, Header)> {
         let packed = packed_of(&self.stores);
-        let wanted = packed.books().victim()?;
+        let wanted = self.wanted;
+        let first = packed.books().victim(wanted)?;
         // Waits for whoever writes; nobody else holds two lanes.
         let mut mover = packed.lane(Lane::Mover);
-        let mut lane = wanted.lane.filter(|lane| *lane != Lane::Mover).map(|lane| packed.lane(lane));
+        let mut lane = first.lane.filter(|lane| *lane != Lane::Mover).map(|lane| packed.lane(lane));
         let mut books = packed.books();
         // Things may have changed meanwhile; another lane than the one that is held is left for the next look.
-        let victim =
-            books.victim().filter(|victim| [None, wanted.lane, Some(Lane::Mover)].contains(&victim.lane));
+        let victim = books
+            .victim(wanted)
+            .filter(|victim| [None, first.lane, Some(Lane::Mover)].contains(&victim.lane));
         let Some(victim) = victim else {
             self.is_look_wanted = true;
             return None;
@@ -538,7 +544,7 @@ impl Upkeep {
             books.lane_file(lane).is_some_and(|(number, _)| number == file.header.number)
         };
         mover.take_if(|file| !has(&books, Lane::Mover, file));
-        if let (Some(lane), Some(name)) = (&mut lane, wanted.lane) {
+        if let (Some(lane), Some(name)) = (&mut lane, first.lane) {
             lane.take_if(|file| !has(&books, name, file));
         }
         if !books.is_alive(victim.file) {

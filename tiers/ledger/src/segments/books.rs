@@ -17,6 +17,7 @@
 //! `o + closed <= C - (K + 1) F` while waste is within `W`: every writer and the mover can have a file. That is what
 //! `may_open` asks for, and writers leave one file more for compaction.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
@@ -502,23 +503,45 @@ impl Books {
 
     // ---- compaction ----
 
-    /// The file whose emptying gains most, if that is worth it: the fuller the disk, the less has to be gained.
-    pub fn victim(&self) -> Option<Victim> {
-        let least = self.gain_min();
+    /// The file whose emptying gains most, if that is worth it: the fuller the disk, the less has to be gained. So much is
+    /// `wanted` before somebody who waits for space can be served, and where all that is dead would be enough for him, every
+    /// page is worth it; 0: nobody waits.
+    pub fn victim(&self, wanted: ByteCount) -> Option<Victim> {
+        let serves = wanted > ByteCount::ZERO && wanted <= self.dead_bytes();
+        let least = if serves { 1 } else { self.gain_min() };
         let is_wasteful = self.waste() * 2 > self.geometry.waste_bytes_max();
-        let best = |phases: fn(&File) -> bool| {
-            let files =
-                self.files.iter().filter(|(_, file)| phases(file) && !file.emptying && file.pending == 0);
-            // What lives in a file that a sync failed for is safest elsewhere, whatever that gains.
-            let victims = files.filter_map(|(number, file)| {
-                let (gain, victim) = self.gain(*number, file, is_wasteful)?;
-                Some((if file.spoilt { u32::MAX } else { gain }, victim))
-            });
-            victims.filter(|(gain, _)| *gain >= least).max_by_key(|(gain, _)| *gain).map(|(_, victim)| victim)
-        };
         // What died in a file that is still being filled comes last.
-        best(|file| file.phase == Phase::Closed && file.live > 0)
-            .or_else(|| best(|file| matches!(file.phase, Phase::Open(_)) && file.dead > 0))
+        self.best(least, is_wasteful, |file| file.phase == Phase::Closed && file.live > 0).or_else(|| {
+            self.best(least, is_wasteful, |file| matches!(file.phase, Phase::Open(_)) && file.dead > 0)
+        })
+    }
+
+    /// The best of some files. Where the live ones would go is looked up only for those that may be it: that costs a look
+    /// at every file.
+    fn best(&self, least: u32, is_wasteful: bool, is_one: fn(&File) -> bool) -> Option<Victim> {
+        let most = |file: &File| match file {
+            // What lives in a file that a sync failed for is safest elsewhere, whatever that gains.
+            File { spoilt: true, .. } => u32::MAX,
+            File { phase: Phase::Closed, live: 1.., .. } if is_wasteful => file.dead + file.waste(),
+            _ => file.dead,
+        };
+        let files = self.files.iter().filter(|(_, file)| is_one(file) && !file.emptying && file.pending == 0);
+        let mut files: Vec<_> = files.map(|(number, file)| (most(file), *number)).collect();
+        files.retain(|(most, _)| *most >= least);
+        files.sort_unstable_by_key(|(most, number)| Reverse((*most, *number)));
+        let mut best: Option<(u32, Victim)> = None;
+        for (most, number) in files {
+            if best.is_some_and(|(gain, _)| gain >= most) {
+                break;
+            }
+            let file = &self.files[&number];
+            let Some((gain, victim)) = self.gain(number, file, is_wasteful) else { continue };
+            let gain = if file.spoilt { u32::MAX } else { gain };
+            if gain >= least && best.is_none_or(|(other, _)| other < gain) {
+                best = Some((gain, victim));
+            }
+        }
+        best.map(|(_, victim)| victim)
     }
 
     /// What emptying a file would gain, in pages. Its end is gained only where what lives in it goes into the ends of
