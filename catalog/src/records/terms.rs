@@ -202,9 +202,9 @@ mod tests {
         ];
         assert_eq!(derived.len(), expected.len(), "arrays have no terms but for tags");
         assert!(expected.iter().all(|term| derived.contains(term)));
-        assert_eq!(of_schema("s"), 0);
-        assert_eq!(of_tag("k", "v"), 0);
-        assert_eq!(expected[0], 0);
+        assert_eq!(of_schema("s"), 0xD9E2_C634_160D_B04E);
+        assert_eq!(of_tag("k", "v"), 0xE1D2_855D_1736_5A4A);
+        assert_eq!(expected[0], 0x19CA_57DF_CFE1_2522);
     }
 
     #[test]

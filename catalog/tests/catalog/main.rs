@@ -25,5 +25,6 @@ mod postgres_server;
 mod records;
 mod recovery;
 mod rows;
+mod terms;
 mod writer;
 mod writer_records;

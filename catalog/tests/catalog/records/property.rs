@@ -1,11 +1,13 @@
 //! Random sequences of rows, records, sweeps and restarts: every backend gives the same answers as the memory.
 
 use payload_catalog::Change;
+use payload_types::find::{FindOrder, IdSpan, Scalar};
 use payload_types::record::{
     MetadataMode, RecordChange, RecordQuery, StreamItem, StreamLimits, StreamName, Timestamp,
 };
 use payload_types::{Epoch, Health, PayloadRow, PayloadState, Version, WallMs};
 
+use super::find::{field, filter, query};
 use super::{Desk, at, edge, item, metadata};
 use crate::backends::{Backend, Memory};
 use crate::rows::{key, put, remove, row};
@@ -97,6 +99,8 @@ impl Plan {
                     self.rng.one(&[
                         &br#"{"a":1,"b":{"c":2}}"#[..],
                         br#"{"b":{"c":null},"d":[1]}"#,
+                        br#"{"a":1.0,"tags":["k"]}"#,
+                        br#"{"a":null,"tags":{"k":"v"}}"#,
                         b"",
                         b"x",
                     ]),
@@ -161,7 +165,16 @@ impl Plan {
 
     fn query(&mut self) -> RecordQuery {
         let (key, at) = (key(self.payload()), at(self.now));
-        match self.rng.below(7) {
+        match self.rng.below(9) {
+            7.. => {
+                let ids = [self.payload(), self.payload()].map(super::id);
+                let order = self.rng.one(&[FindOrder::NewestFirst, FindOrder::OldestFirst]);
+                let span = self.rng.one(&[IdSpan::ALL, IdSpan { low: ids[0], high: ids[1] }]);
+                let fields = [field(&["a"], Scalar::number("1")), field(&["b", "c"], Scalar::number("2.0"))];
+                let fields = &fields[self.rng.below(3) as usize..];
+                let tags = self.rng.one(&[&[][..], &[("k", "")], &[("k", "v")]]);
+                query(&filter(self.rng.one(&["", "s"]), fields, tags), span, order)
+            }
             0 => RecordQuery::Metadata { key, at },
             1 => RecordQuery::MetadataEvents { key, after: self.rng.below(4), entries_max: 3, at },
             2 => RecordQuery::Lineage {
