@@ -273,7 +273,7 @@ fn decode_policy(message: Option<core::EvictionPolicy>) -> Result<EvictionPolicy
     })
 }
 
-fn decode_summary(message: runtime::PayloadSummary) -> Result<Summary, ClientError> {
+pub(crate) fn decode_summary(message: runtime::PayloadSummary) -> Result<Summary, ClientError> {
     Ok(Summary {
         id: decode_id(message.id.as_ref())?,
         tier: decode_tier(message.tier)?,

@@ -28,6 +28,7 @@ pub mod batch;
 pub mod client;
 pub mod descriptor;
 pub mod error;
+pub mod find;
 pub mod lineage;
 #[allow(unsafe_code)]
 pub mod mapping;
@@ -44,6 +45,7 @@ pub use client::{
 };
 pub use descriptor::{Descriptor, Lease, Location, Node, Page};
 pub use error::ClientError;
+pub use find::{FindOptions, FoundPage};
 pub use lineage::{Direction, Parent};
 pub use metadata::MetadataPage;
 pub use payload::{ReadLease, WritablePayload};

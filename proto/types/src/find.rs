@@ -66,7 +66,7 @@ impl IdSpan {
         // The first id of a millisecond; `None`: no id is as late.
         let first = |at: WallMs| {
             let millis = u128::from(at.as_millis());
-            (millis < 1 << ID_MILLIS_BITS).then(|| millis << (128 - ID_MILLIS_BITS))
+            (millis < 1 << ID_MILLIS_BITS).then_some(millis << (128 - ID_MILLIS_BITS))
         };
         let low = from.map_or(Some(0), first);
         let high = before.map_or(Some(u128::MAX), |before| match first(before) {

@@ -254,7 +254,7 @@ mod tests {
             let expected = if state == PayloadState::Committing { 1 } else { state as i64 };
             assert_eq!(shown, expected, "{state}");
             let read = state_optional("state", state_to_pb(state).into()).expect("in the contract");
-            assert_eq!(read.map(|read| state_to_pb(read)), Some(state_to_pb(state)));
+            assert_eq!(read.map(state_to_pb), Some(state_to_pb(state)));
         }
         assert_eq!(state_optional("state", 0), Ok(None));
         for number in [-1, 9, i32::MAX] {

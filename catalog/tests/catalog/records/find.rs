@@ -186,7 +186,7 @@ pub fn given_more_than_one_part_looks_at_when_paged_then_each_is_found_once_and_
     let rare = filter("s", &[all.clone(), third], &[("t7", "")]);
     assert_eq!(found(&mut desk, &rare, COUNT), wanted(&|number| number % 3 == 1 && number % 100 == 7));
     assert_eq!(parts(&mut desk, &rare, NewestFirst).1, 1);
-    assert!(parts(&mut desk, &filter("", &[all.clone()], &[]), NewestFirst).1 > 1);
+    assert!(parts(&mut desk, &filter("", std::slice::from_ref(&all), &[]), NewestFirst).1 > 1);
     // A span, and what is in it alone.
     let span = IdSpan { low: id(100), high: id(110) };
     for order in [NewestFirst, OldestFirst] {
@@ -194,7 +194,7 @@ pub fn given_more_than_one_part_looks_at_when_paged_then_each_is_found_once_and_
         if order == NewestFirst {
             expected.reverse();
         }
-        let answer = desk.ask(query(&filter("", &[all.clone()], &[]), span, order));
+        let answer = desk.ask(query(&filter("", std::slice::from_ref(&all), &[]), span, order));
         assert_eq!(answer, RecordAnswer::Candidates(expected, None));
     }
     let empty = desk.ask(query(&filter("s", &[], &[]), IdSpan::NONE, NewestFirst));

@@ -11,6 +11,7 @@
 
 mod common;
 mod doctor;
+mod find;
 mod get;
 mod interrupt;
 mod lease;
@@ -68,6 +69,8 @@ enum Command {
     Cat(get::CatArgs),
     /// List all payloads, newest first.
     Ls(list::LsArgs),
+    /// Find payloads by what they are and by their metadata, newest first.
+    Find(find::FindArgs),
     /// Show everything about payloads.
     Stat(list::StatArgs),
     /// Reserve space, to be written by another program.
@@ -151,6 +154,7 @@ async fn run(cli: Cli, output: &mut Output) -> anyhow::Result<()> {
         Command::Get(args) => get::run_get(&client, output, args).await,
         Command::Cat(args) => get::run_cat(&client, output, args).await,
         Command::Ls(args) => list::run_ls(&client, output, args).await,
+        Command::Find(args) => find::run(&client, output, args).await,
         Command::Stat(args) => list::run_stat(&client, output, args).await,
         Command::Allocate(args) => lifecycle::run_allocate(&client, output, args).await,
         Command::Commit(args) => lifecycle::run_commit(&client, output, args).await,
