@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use payload_tests::postgres::{Pooler, Postgres};
+use payload_tests::postgres::{Pooler, Postgres, name_of};
 use payload_tests::server::{Place, Server, eventually, objects, payloadctl};
 use payload_tests::v1::{DISK, OBJECT, RAM, UNSPECIFIED, V1, content, id, listing, refused, stranger};
 use payload_wire::ids;
 use payload_wire::pb::catalog::v1 as catalog;
 use payload_wire::pb::core::v1::PayloadId;
 use payload_wire::pb::operations::v1 as own;
+use payload_wire::pb::operations::v1::batch_acquire_result::Outcome;
+use payload_wire::pb::operations::v1::payload_batch_service_client::PayloadBatchServiceClient;
 use payload_wire::pb::operations::v1::payload_operations_service_client::PayloadOperationsServiceClient;
 use payload_wire::pb::operations::v1::payload_records_service_client::PayloadRecordsServiceClient;
 use payload_wire::pb::runtime::v1 as rt;
@@ -25,6 +27,7 @@ struct Cluster {
     // Before its server: it goes first.
     pooler: Option<Pooler>,
     postgres: Postgres,
+    database: String,
     places: [Place; 2],
 }
 
@@ -40,7 +43,7 @@ impl Cluster {
                 .with("DATABASE__POSTGRES__POOLED", &is_pooled.to_string())
                 .with("NODE__NAME", node)
         };
-        Self { pooler, postgres, places: [place("one"), place("two")] }
+        Self { pooler, postgres, database: name_of(&direct).to_owned(), places: [place("one"), place("two")] }
     }
 
     fn start(&self) -> [Server; 2] {
@@ -360,6 +363,66 @@ async fn given_two_nodes_when_one_appends_describes_and_deletes_then_the_other_h
 
 fn rt_metadata(payload: &PayloadId, data: &[u8]) -> catalog::PayloadMetadata {
     catalog::PayloadMetadata { id: Some(payload.clone()), data: data.to_vec(), schema: String::new() }
+}
+
+#[tokio::test]
+async fn given_a_payload_of_another_node_when_in_a_batch_or_a_retaining_stream_then_its_part_names_the_owner()
+{
+    let cluster = Cluster::new(false);
+    let servers = cluster.start();
+    let [one, two] = connected(&servers).await;
+    let (mine, theirs) =
+        (id(&one.put(RAM, &content(1, SIZE)).await), id(&two.put(DISK, &content(2, SIZE)).await));
+    let mut batches = PayloadBatchServiceClient::new(one.channel());
+    let acquire = |id: &PayloadId| rt::AcquireReadLeaseRequest { id: Some(id.clone()), ..Default::default() };
+    let request = own::BatchAcquireRequest { items: vec![acquire(&mine), acquire(&theirs)] };
+    let results = batches.batch_acquire(request).await.expect("answered").into_inner().results;
+    let [Some(Outcome::Acquired(lease)), Some(Outcome::Error(error))] =
+        [&results[0].outcome, &results[1].outcome]
+    else {
+        panic!("{results:?}")
+    };
+    assert_eq!(error.code, Code::FailedPrecondition as i32, "{error:?}");
+    assert!(error.message.contains("`two`") && error.message.contains(&servers[1].address), "{error:?}");
+
+    one.release(lease).await.expect("released");
+
+    let mut stream = Stream::at(&one);
+    let request =
+        rt::CreateStreamRequest { stream: Stream::name(), retain_payloads: true, ..Default::default() };
+    stream.stub.create_stream(request).await.expect("created");
+    refused(stream.append(&theirs).await, Code::FailedPrecondition, &["`two`", &servers[1].address]);
+    stream.append(&mine).await.expect("its own node can hold it");
+    refused(one.delete(&mine, false).await, Code::FailedPrecondition, &["shared"]);
+}
+
+#[tokio::test]
+async fn given_two_nodes_that_claim_one_id_when_the_second_commits_then_refused_and_the_first_ones_row_stays()
+{
+    let cluster = Cluster::new(false);
+    let servers = cluster.start();
+    let [one, two] = connected(&servers).await;
+    let theirs = id(&two.put(DISK, &content(1, SIZE)).await);
+    let claimed = one.allocated(RAM, SIZE as u64).await;
+    one.map(&claimed).copy_from_slice(&content(2, SIZE));
+    let [text, theirs_text] =
+        [&id(&claimed), &theirs].map(|id| ids::payload_id(Some(id)).expect("an id").to_string());
+    // As after a restore of node two's rows from another time.
+    let copy = format!(
+        "CREATE TEMP TABLE copy AS SELECT * FROM payload_manager.payload WHERE id = '{theirs_text}';
+         UPDATE copy SET id = '{text}'; INSERT INTO payload_manager.payload SELECT * FROM copy;
+         SELECT md5(copy::text) FROM copy"
+    );
+    let before = cluster.postgres.sql(&cluster.database, &copy).expect("copied");
+    refused(one.commit(&id(&claimed)).await, Code::Unavailable, &["another node", &text]);
+    // The rest goes on, and what was refused is as it was: it may be deleted, which leaves the other's row alone.
+    one.put(RAM, &content(3, SIZE)).await;
+    refused(one.lease(&id(&claimed)).await, Code::FailedPrecondition, &[]);
+    one.delete(&id(&claimed), false).await.expect("deleted");
+    let row = format!("SELECT md5(kept::text) FROM payload_manager.payload AS kept WHERE id = '{text}'");
+    assert_eq!(cluster.postgres.sql(&cluster.database, &row).expect("found"), before);
+    refused(one.lease(&id(&claimed)).await, Code::FailedPrecondition, &["`two`"]);
+    assert_eq!(two.bytes(&theirs).await.1, content(1, SIZE));
 }
 
 #[tokio::test]
