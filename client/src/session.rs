@@ -13,7 +13,7 @@ use payload_types::{LeaseId, PayloadId};
 use payload_wire::pb::operations::v1 as operations;
 use payload_wire::pb::operations::v1::lease_session_request::Wish;
 use payload_wire::pb::operations::v1::lease_session_response::Outcome;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Streaming};
@@ -23,13 +23,15 @@ use crate::client::{AcquireOptions, Client, encode_acquire, encode_release};
 use crate::descriptor::Lease;
 use crate::error::ClientError;
 
-/// Wishes that wait to be sent: as many as the server has under way for one session. More wait in their callers.
-const WISHES_WAITING_MAX: usize = 64;
+/// Wishes that are not answered: twice as many as the server has under way for one session. More wait in their callers, not
+/// in the server's windows: HTTP/2 ends a connection that fills them with small messages.
+const WISHES_UNANSWERED_MAX: usize = 128;
 
 /// An open session. Its methods may be called by many tasks at a time.
 #[derive(Debug)]
 pub struct LeaseSession {
     wishes: mpsc::Sender<operations::LeaseSessionRequest>,
+    unanswered: Semaphore,
     waiting: Arc<Mutex<Waiting>>,
     reader: JoinHandle<()>,
 }
@@ -51,12 +53,13 @@ impl Client {
     /// # Errors
     /// RESOURCE_EXHAUSTED when the server holds as many sessions as it may, and those of the connection.
     pub async fn lease_session(&self) -> Result<LeaseSession, ClientError> {
-        let (wishes, sent) = mpsc::channel(WISHES_WAITING_MAX);
+        let (wishes, sent) = mpsc::channel(WISHES_UNANSWERED_MAX);
         let stream = self.request(ReceiverStream::new(sent));
         let answers = self.answer(self.batches().lease_session(stream).await)?;
         let waiting = Arc::<Mutex<Waiting>>::default();
         let reader = tokio::spawn(read(self.clone(), answers, Arc::clone(&waiting)));
-        Ok(LeaseSession { wishes, waiting, reader })
+        let unanswered = Semaphore::new(WISHES_UNANSWERED_MAX);
+        Ok(LeaseSession { wishes, unanswered, waiting, reader })
     }
 }
 
@@ -89,7 +92,7 @@ impl LeaseSession {
     /// # Errors
     /// Why it had ended before.
     pub async fn close(self) -> Result<(), ClientError> {
-        let Self { wishes, waiting, reader } = self;
+        let Self { wishes, waiting, reader, unanswered: _ } = self;
         drop(wishes);
         // Fails only when the runtime ends, which ends the connection as well.
         let _ended = reader.await;
@@ -101,6 +104,7 @@ impl LeaseSession {
     }
 
     async fn wish(&self, wish: Wish) -> Answer {
+        let _place = self.unanswered.acquire().await.map_err(|_closed| ended(CLOSED))?;
         let (sender, answer) = oneshot::channel();
         let tag = {
             let mut waiting = lock(&self.waiting);

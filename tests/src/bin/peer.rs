@@ -6,6 +6,7 @@
 //! read ID          leases, maps, hashes, releases   -> TIER LENGTH XXH3
 //! look ID          the same, opening it read-only    -> TIER LENGTH XXH3
 //! hold ID          leases and maps, and keeps both  -> TIER LENGTH XXH3
+//! session ID       leases it in a lease session, which stays open -> how many are leased so
 //! delete ID        deletes                           -> deleted, or the refusal
 //! write TIER SEED LENGTH   allocates, writes in place, commits -> ID
 //! ```
@@ -15,7 +16,9 @@
 use std::io::{BufRead as _, Write as _};
 use std::path::PathBuf;
 
+use payload_client::{AcquireOptions, Client};
 use payload_tests::v1::{V1, content, id};
+use payload_types::PayloadId as PayloadKey;
 use payload_wire::pb::core::v1::PayloadId;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -24,6 +27,8 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let v1 = runtime.block_on(V1::connect_at(&address, PathBuf::from("/")));
     let mut held = Vec::new();
+    let mut session = None;
+    let mut leased = Vec::new();
     for line in std::io::stdin().lock().lines() {
         let line = line.expect("text");
         let words: Vec<&str> = line.split(' ').collect();
@@ -47,6 +52,19 @@ fn main() {
             ["look", name] => {
                 let (tier, bytes) = runtime.block_on(v1.bytes_in_place(&from_hex(name)));
                 format!("{tier} {} {:016x}", bytes.len(), xxh3_64(&bytes))
+            }
+            ["session", name] => {
+                let wished = runtime.block_on(async {
+                    if session.is_none() {
+                        let client = Client::connect(&address).await.expect("connected");
+                        session = Some(client.lease_session().await.expect("a session"));
+                    }
+                    let id = PayloadKey::from_slice(&from_hex(name).value).expect("16 bytes");
+                    let session = session.as_ref().expect("just opened");
+                    session.acquire(id, &AcquireOptions::default()).await.expect("leased")
+                });
+                leased.push(wished);
+                leased.len().to_string()
             }
             ["delete", name] => match runtime.block_on(v1.delete(&from_hex(name), false)) {
                 Ok(()) => "deleted".to_owned(),
