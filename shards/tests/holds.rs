@@ -128,6 +128,24 @@ fn given_an_append_under_way_when_it_comes_to_nothing_then_what_it_held_expires_
 }
 
 #[test]
+fn given_a_commit_that_the_catalog_has_stored_when_appended_before_its_shard_hears_then_held() {
+    let mut world = World::new();
+    let key = world.allocate(Tier::Ram, 100);
+    world.send(Request::Commit { key, checksum: None, batch: None });
+    world.store_one();
+    let deleted = world.send(delete(key, false));
+    for hold in [
+        Hold::Take { token: 1, payloads: vec![key] },
+        Hold::Settle { token: 1, held: Some(HeldEntries { stream: stream(), entries: vec![(0, key)] }) },
+    ] {
+        let number = world.send(Request::Hold(hold));
+        assert_eq!(world.answer(number), Some(Ok(Reply::Held)));
+    }
+    world.settle();
+    assert_eq!(kind(world.answer(deleted)), Some(ErrorKind::FailedPrecondition), "it waited for the commit");
+}
+
+#[test]
 fn given_payloads_of_which_one_is_gone_when_taken_then_none_is_held() {
     let mut world = World::new();
     let (here, gone) = (world.committed(Tier::Ram, 100), world.new_key());

@@ -48,14 +48,12 @@ impl Shard {
         Ok(Reply::Held)
     }
 
-    /// Holds what there is of them.
+    /// Holds what there is of them. One that is still COMMITTING here is committed for the catalog, which took the append.
     fn hold_entries(&mut self, held: &HeldEntries) {
         let holder = Holder::Stream(held.stream.stream);
         for (offset, key) in &held.entries {
-            let found = self.table.find(*key).filter(|slot| {
-                let payload = self.table.at(*slot);
-                payload.state.is_committed() && payload.health != Health::Lost
-            });
+            let found = self.table.find(*key);
+            let found = found.filter(|slot| self.table.at(*slot).health != Health::Lost);
             if let Some(slot) = found {
                 self.table.hold(slot, holder, Some(&held.stream), *offset);
             }
