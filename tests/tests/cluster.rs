@@ -100,8 +100,8 @@ async fn given_two_nodes_when_asked_for_the_others_payloads_then_shown_counted_a
     let servers = cluster.start();
     let [one, two] = connected(&servers).await;
     let mut made: Vec<(Vec<u8>, &str)> = Vec::new();
-    for number in 0..30 {
-        let (v1, node) = if number % 3 == 0 { (&one, "one") } else { (&two, "two") };
+    for number in 0_u64..30 {
+        let (v1, node) = if number.is_multiple_of(3) { (&one, "one") } else { (&two, "two") };
         let descriptor = v1.put([RAM, DISK][number as usize % 2], &content(number, SIZE)).await;
         assert_eq!(descriptor.node_id, node);
         made.insert(0, (id(&descriptor).value, node));
@@ -194,7 +194,7 @@ async fn load(v1: &V1, over: &AtomicBool, made: &AtomicUsize) -> Vec<Vec<u8>> {
                 drop(v1.delete(&id(&descriptor), true).await);
             }
         }
-        if number % 5 == 0
+        if number.is_multiple_of(5)
             && let Some(gone) = kept.pop()
         {
             let gone = PayloadId { value: gone };

@@ -110,8 +110,9 @@ fn given_three_nodes_when_listed_page_by_page_then_newest_first_each_once_and_to
     }
     let mut reader = nodes[0].reader().expect("a reader");
     for tier in [None, Some(Tier::Ram), Some(Tier::Disk), Some(Tier::Gpu)] {
-        let is_wanted =
-            |number: &u64| number % 3 != 0 && tier.is_none_or(|tier| tiers[*number as usize % 2] == tier);
+        let is_wanted = |number: &u64| {
+            !number.is_multiple_of(3) && tier.is_none_or(|tier| tiers[*number as usize % 2] == tier)
+        };
         let wanted: Vec<PayloadId> = (0..90).rev().filter(is_wanted).map(|number| key(number).id).collect();
         let (mut seen, mut before) = (Vec::new(), None);
         loop {

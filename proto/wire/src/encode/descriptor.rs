@@ -143,8 +143,8 @@ pub(crate) mod tests {
 
     use payload_types::tier::SpillTarget;
     use payload_types::{
-        ByteCount, Checksum, EvictionPriority, Extent, Generation, LeaseId, LeaseNonce, OtherNode, PayloadState,
-        ShardIndex, Tier, Version, WallMs,
+        ByteCount, Checksum, EvictionPriority, Extent, Generation, LeaseId, LeaseNonce, OtherNode,
+        PayloadState, ShardIndex, Tier, Version, WallMs,
     };
 
     use super::*;
