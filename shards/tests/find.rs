@@ -7,7 +7,7 @@ use payload_types::find::{Describe, FIND_STEPS_MAX, Find, FindOrder, FoundPart, 
 use payload_types::reply::Reply;
 use payload_types::request::Request;
 use payload_types::*;
-use world::World;
+use world::{World, config};
 
 fn find() -> Find {
     Find {
@@ -89,7 +89,9 @@ fn given_payloads_on_two_tiers_when_found_in_parts_then_in_both_orders_each_once
 
 #[test]
 fn given_more_payloads_than_a_part_looks_at_when_few_fit_then_the_turn_is_bounded_and_says_how_far_it_came() {
-    let mut world = World::new();
+    let mut large = config(1);
+    large.capacity[Tier::Disk] = Some(ByteCount(1 << 30));
+    let mut world = World::with(large);
     let count = 2 * FIND_STEPS_MAX + 10;
     let made: Vec<PayloadId> =
         (0..count).map(|number| world.allocate(Tier::Disk, if number == 3 { 2 } else { 1 }).id).collect();

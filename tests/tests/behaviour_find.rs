@@ -148,7 +148,8 @@ async fn given_payloads_of_every_kind_when_looked_for_then_exactly_those_that_fi
     assert_eq!(rows[0], row(&active).await, "as ListPayloads shows it");
 
     server.kill();
-    let server = place.with("SHARDS__COUNT", "2").start();
+    let place = place.with("SHARDS__COUNT", "2");
+    let server = place.start();
     let finder = Finder::of(&server).await;
     // What was not committed is gone, or it is still there; the rest is as it was.
     for (request, expected) in &questions {
