@@ -61,7 +61,7 @@ pub enum Canary {
     DeafCompaction,
     /// Payloads are appended that nobody has asked their shards to hold.
     AppendsUnheld,
-    /// Shards are told that a stream has come one entry further than it has.
+    /// Shards are told that a stream has come two entries further than it has.
     FloorsAhead,
     /// Now and then a shard never hears how far a stream has come.
     LostFloor,

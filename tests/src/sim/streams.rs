@@ -102,14 +102,25 @@ impl World {
         let stream = self.streams.names[nth].clone();
         match self.rng.below(100) {
             0..=54 => self.append(stream),
-            55..=84 => {
+            55..=79 => {
                 let end = self.stream_end(&stream);
                 // Now and then a group goes back.
-                let offset = if self.rng.chance(700) { end } else { self.rng.between(0, end) };
+                let offset = match self.rng.below(10) {
+                    0..=3 => end,
+                    4..=7 => end - self.rng.between(0, end.min(4)),
+                    _ => self.rng.between(0, end),
+                };
                 let group = self.rng.pick(&["g", "g", "h"]).to_owned();
                 self.submit_record(RecordChange::StreamCommit { stream, group, offset, at }, 0);
             }
-            85..=95 => self.submit_record(RecordChange::Sweep { at }, 0),
+            80..=89 => {
+                let promised: Vec<PayloadKey> = self.streams.promised.iter().copied().collect();
+                if !promised.is_empty() {
+                    let key = self.rng.pick(&promised);
+                    self.ask(Request::Delete { key, force: false, expected_version: None });
+                }
+            }
+            90..=96 => self.submit_record(RecordChange::Sweep { at }, 0),
             _ => {
                 self.streams.names.retain(|name| *name != stream);
                 self.submit_record(RecordChange::StreamDelete { stream }, 0);
@@ -246,7 +257,7 @@ impl World {
         let Some(errand) = self.streams.keeper.errand() else { return };
         let (stream, mut floor) = (errand.stream.stream, errand.floor);
         if self.canary == Some(Canary::FloorsAhead) {
-            floor = floor.saturating_add(1);
+            floor = floor.saturating_add(2);
         }
         let mut waiting = BTreeSet::new();
         for shard in 0..usize::from(self.shard_count()) {
