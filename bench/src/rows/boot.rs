@@ -1,4 +1,5 @@
-//! `boot/1e6`: from the start of the server's process to a server that answers, with 10^6 payloads in its catalog.
+//! `boot/1e6`: from the start of the server's process to a server that answers, with 10^6 payloads in its catalog. The
+//! rows of `listing` are measured on the same server.
 //!
 //! ```text
 //! once      a first start makes root and catalog | 10^6 rows through the Store, 10^6 files | a second start, untimed
@@ -27,6 +28,7 @@ use rand::{Rng as _, SeedableRng as _};
 
 use crate::context::{Context, Skip};
 use crate::report::{Figure, Findings};
+use crate::rows::listing;
 use crate::rows::stored::{self, PAYLOAD_BYTES};
 use crate::scratch::Scratch;
 use crate::series::Series;
@@ -55,21 +57,35 @@ const PAYLOADS_PER_MS: u64 = 60;
 /// See the module.
 pub fn run(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
     context.require_own()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let server = Server::start(context, RAM, DISK)?;
+    if context.wants("scale/stats-1e6") {
+        runtime.block_on(listing::stats(context, findings, "scale/stats-empty", server.address()))?;
+    }
     let (scratch, _) = boot(server.stop()?)?;
     let names_per_file = if context.quick { NAMES_PER_FILE } else { 1 };
     fill(&scratch, names_per_file)?;
     // Vouches for the files, which nobody named in the intent log.
     let (mut scratch, _) = boot(scratch)?;
-    let mut series = Series::default();
-    for _ in 0..if context.quick { 2 } else { 5 } {
-        let seconds;
-        (scratch, seconds) = boot(scratch)?;
-        series.push(seconds);
+    if context.wants("boot/1e6") {
+        let mut series = Series::default();
+        for _ in 0..if context.quick { 2 } else { 5 } {
+            let seconds;
+            (scratch, seconds) = boot(scratch)?;
+            series.push(seconds);
+        }
+        let files = PAYLOADS.div_ceil(names_per_file as u64);
+        let note = format!("10^6 payloads on disk, a name each, {files} files; warm caches");
+        findings.put("boot/1e6", Figure::of(&series)?.noted(note));
     }
-    let files = PAYLOADS.div_ceil(names_per_file as u64);
-    let note = format!("10^6 payloads on disk, a name each, {files} files; warm caches");
-    findings.put("boot/1e6", Figure::of(&series)?.noted(note));
+    let server = Server::start_in(scratch)?;
+    if context.wants("scale/list-1e6") {
+        runtime.block_on(listing::pages(context, findings, server.address(), PAYLOADS))?;
+    }
+    if context.wants("scale/stats-1e6") {
+        runtime.block_on(listing::stats(context, findings, "scale/stats-1e6", server.address()))?;
+    }
+    let scratch = server.stop()?;
     // Ten seconds of one core otherwise; the scratch directory's end removes the rest.
     remove_by_two(&payloads_directory(&config(&scratch)?))
 }

@@ -11,6 +11,7 @@ mod deliver;
 mod disk;
 mod idle;
 mod ledger;
+mod listing;
 mod memory;
 mod records;
 mod shard;
@@ -364,15 +365,32 @@ pub const FAMILIES: &[Family] = &[
         run: memory::run,
     },
     Family {
-        specs: &[Spec {
-            target: Some(3.0),
-            ..floor(
-                "boot/1e6",
-                "s",
-                Better::Lower,
-                "from the start of the process to a server that answers, with 10^6 payloads on disk",
-            )
-        }],
+        specs: &[
+            Spec {
+                target: Some(3.0),
+                ..floor(
+                    "boot/1e6",
+                    "s",
+                    Better::Lower,
+                    "from the start of the process to a server that answers, with 10^6 payloads on disk",
+                )
+            },
+            Spec {
+                target: Some(2.0),
+                ..floor(
+                    "scale/list-1e6",
+                    "ms",
+                    Better::Lower,
+                    "ListPayloads of a page of 50 among them, at its slowest place, p50",
+                )
+            },
+            floor("scale/stats-empty", "µs", Better::Lower, "Stats of a server without payloads, p50"),
+            Spec {
+                floor: Some("scale/stats-empty"),
+                target: Some(1.5),
+                ..floor("scale/stats-1e6", "µs", Better::Lower, "Stats of a server with 10^6 payloads, p50")
+            },
+        ],
         run: boot::run,
     },
 ];
