@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use payload_types::record::RecordOutcome;
-use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow, WallMs};
+use payload_types::{Epoch, Health, NamespaceId, PayloadKey, PayloadRow, WallMs};
 
 use crate::change::Change;
 use crate::error::StoreError;
@@ -159,6 +159,10 @@ impl<S: Store> Store for Faulty<S> {
             Fault::Broken => Err(broken()),
             Fault::Refused | Fault::LostBefore | Fault::LostAfter => Err(refused()),
         }
+    }
+
+    fn health_note(&mut self, keys: &[PayloadKey], health: Health) -> Result<(), StoreError> {
+        self.inner.health_note(keys, health)
     }
 
     fn count(&mut self) -> Result<u64, StoreError> {

@@ -8,8 +8,9 @@
 //! - No change of a batch can fail another: what cannot be stored is found by [`storable`](crate::storable) before.
 //! - Stores read no clock: every time comes with a change or a query.
 
+use payload_types::effect::CatalogChange;
 use payload_types::record::{RecordAnswer, RecordOutcome, RecordQuery};
-use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow, Version, WallMs};
+use payload_types::{Epoch, Health, NamespaceId, PayloadKey, PayloadRow, Version, WallMs};
 
 use crate::change::Change;
 pub(crate) use crate::change::EPOCH_MAX;
@@ -102,6 +103,22 @@ pub trait Store: Send {
     /// # Errors
     /// [`StoreError::Unavailable`], [`StoreError::Corrupt`].
     fn get(&mut self, key: PayloadKey) -> Result<Option<PayloadRow>, StoreError>;
+
+    /// Notes in the rows of these payloads, which are this node's, what a start found of their bytes; the rows are else as
+    /// they were. Durable when it returns; a key without a row is passed over. One transaction: give a few thousand at a
+    /// time.
+    ///
+    /// # Errors
+    /// What [`StoreError::is_temporary`] may be repeated; see [`Store::apply`] for the rest.
+    fn health_note(&mut self, keys: &[PayloadKey], health: Health) -> Result<(), StoreError> {
+        let mut puts = Vec::with_capacity(keys.len());
+        for key in keys {
+            if let Some(row) = self.get(*key)? {
+                puts.push(CatalogChange::Put(Box::new(PayloadRow { health, ..row })).into());
+            }
+        }
+        self.apply(&puts).map(drop)
+    }
 
     /// How many rows there are.
     ///

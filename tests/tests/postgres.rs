@@ -155,3 +155,35 @@ fn given_a_database_that_does_not_let_it_in_when_started_then_a_sentence_says_so
     assert!(said.contains("database.postgres.connection_uri") && said.contains("guest"), "{said}");
     assert!(!said.contains("hunter2"), "{said}");
 }
+
+#[tokio::test]
+async fn given_a_database_that_hangs_when_used_then_leases_go_on_and_only_what_it_was_given_waits() {
+    let (postgres, uri) = database();
+    let server = place(&uri, "one").start();
+    let v1 = V1::connect(&server).await;
+    let read = id(&v1.put(RAM, &content(1, SIZE)).await);
+    let first = id(&v1.allocated(RAM, SIZE as u64).await);
+    postgres.freeze();
+    let mut given = Box::pin(v1.commit(&first));
+    let others = async {
+        // The first is with the database by now or is refused like the others; it must not hold them back.
+        let second = id(&v1.allocated(RAM, SIZE as u64).await);
+        let refusal = eventually("who waits behind it hears", async || v1.commit(&second).await.err()).await;
+        refused(Err::<(), _>(refusal), Code::Unavailable, &["catalog"]);
+        assert_eq!(v1.bytes(&read).await.1, content(1, SIZE), "leases go on");
+        second
+    };
+    let (mut answer, mut second) = (None, None);
+    tokio::pin!(others);
+    while second.is_none() {
+        tokio::select! {
+            made = &mut given, if answer.is_none() => answer = Some(made),
+            other = &mut others => second = Some(other),
+        }
+    }
+    assert!(answer.is_none(), "what the database was given is answered once it has said what became of it");
+    postgres.thaw();
+    given.await.expect("it was made");
+    let second = second.expect("it was refused");
+    eventually("commits go on by themselves", async || v1.commit(&second).await.ok()).await;
+}

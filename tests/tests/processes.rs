@@ -4,7 +4,7 @@
 use std::fs;
 
 use payload_tests::peer::{Peer, answer};
-use payload_tests::server::{Place, Server, eventually};
+use payload_tests::server::{Place, Server, eventually, payloadctl};
 use payload_tests::sys::{self, Signal};
 use payload_tests::v1::{
     DISK, RAM, UNSPECIFIED, V1, allocation, content, id, listing, refused, spilled, spilling,
@@ -200,6 +200,23 @@ async fn given_bytes_that_did_not_survive_when_restarted_then_not_found_with_los
     }
     assert_eq!(v1.bytes(&id(&both)).await, (DISK, content(4, 5000)), "its other replica is served");
     assert_eq!(v1.bytes(&kept).await, (RAM, content(5, 5000)));
+    // What asks the catalog and no shard hears it, too.
+    let text = |id: PayloadId| {
+        payload_types::PayloadId::from_bytes(id.value.try_into().expect("16 bytes")).to_string()
+    };
+    let kept = text(kept.clone());
+    assert!(payloadctl(&server, &["stream", "create", "all/here"]).status.success());
+    for lost in [&removed, &cut, &file] {
+        let lost = text(id(lost));
+        for words in
+            [["stream", "append", "all/here", &lost, ""], ["lineage", "add", &kept, "--parent", &lost]]
+        {
+            let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
+            let output = payloadctl(&server, &words);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(!output.status.success() && said.contains("LOST"), "{words:?}: {said}");
+        }
+    }
     // The message says that the id can be deleted, and then it is not known any more.
     for lost in [&removed, &cut, &file] {
         v1.delete(&id(lost), false).await.expect("a lost payload can be deleted");
@@ -207,6 +224,33 @@ async fn given_bytes_that_did_not_survive_when_restarted_then_not_found_with_los
         assert!(!status.message().contains("LOST"), "{status}");
     }
     assert_eq!(listed(&v1).await.len(), 2);
+}
+
+#[tokio::test]
+async fn given_bytes_that_were_away_at_one_start_when_they_are_back_at_the_next_then_nothing_was_lost_by_it() {
+    let place = Place::new();
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    let on_disk = v1.put(DISK, &content(3, 5000)).await;
+    let (path, payload) = (v1.path(&on_disk), id(&on_disk));
+    let text = payload_types::PayloadId::from_bytes(payload.value.clone().try_into().expect("16 bytes")).to_string();
+    server.stop();
+    let away = path.with_extension("away");
+    fs::rename(&path, &away).expect("away, as a directory that cannot be read");
+
+    let server = place.start();
+    assert!(payloadctl(&server, &["stream", "create", "all/here"]).status.success());
+    let append = ["stream", "append", "all/here", &text];
+    let refused = payloadctl(&server, &append);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("LOST"), "{refused:?}");
+    server.stop();
+    fs::rename(&away, &path).expect("back");
+
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    assert_eq!(v1.bytes(&payload).await, (DISK, content(3, 5000)));
+    let appended = payloadctl(&server, &append);
+    assert!(appended.status.success(), "{appended:?}");
 }
 
 #[tokio::test]

@@ -175,6 +175,10 @@ pub(super) fn compare(
     ours.end()?;
     let note = format!("{group_len} rows a transaction");
     findings.put(names[0], Figure::of(&floor)?.noted(note.clone()));
+    // A commit waits for the transaction under way and for its own; DESIGN allows three at p99.
+    let transaction_us = group_len as f64 / commit.median().unwrap_or(f64::INFINITY) * 1e6;
+    let p99_us = latencies.percentiles(Unit::Microseconds).map_or(0.0, |percentiles| percentiles.p99);
+    let note = format!("{note}, p99 of a commit is {:.1} of them", p99_us / transaction_us);
     findings.put(names[1], Figure::of(&commit)?.with(&latencies, Unit::Microseconds).noted(note));
     Ok(())
 }

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use payload_types::effect::CatalogChange;
 use payload_types::record::{RecordChange, RecordOutcome};
-use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow, WallMs};
+use payload_types::{Epoch, Health, NamespaceId, PayloadKey, PayloadRow, WallMs};
 use tokio_postgres::config::SslMode;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Config, Row};
@@ -37,7 +37,7 @@ use crate::error::StoreError;
 use crate::migrations::names;
 use crate::store::{Reader, Store};
 use errors::{Doing, translate};
-use link::{Link, Session, Sql, cell};
+use link::{Link, Session, Sql, Value, cell};
 #[cfg(test)]
 pub(crate) use migrate::MIGRATIONS;
 use node::Heart;
@@ -491,6 +491,15 @@ impl Store for PostgresStore {
         let (namespace, id) = (i64::from(key.namespace.0), row::uuid(key.id));
         let found = self.ask(async |session| session.query(&row::ONE, &[&own, &namespace, &id]).await)?;
         found.first().map(row::read).transpose()
+    }
+
+    fn health_note(&mut self, keys: &[PayloadKey], health: Health) -> Result<(), StoreError> {
+        let fence = self.fence.ok_or_else(unregistered)?;
+        let health = health as i64;
+        let namespaces: Vec<i64> = keys.iter().map(|key| i64::from(key.namespace.0)).collect();
+        let ids: Vec<_> = keys.iter().map(|key| row::uuid(key.id)).collect();
+        let values: [Value<'_>; 5] = [&fence.node, &fence.epoch, &health, &namespaces, &ids];
+        self.ask(async |session| session.query(&row::HEALTH, &values).await).map(drop)
     }
 
     fn count(&mut self) -> Result<u64, StoreError> {

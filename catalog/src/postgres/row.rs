@@ -37,6 +37,9 @@ pub(super) use numbers;
 
 /// Makes the changes of a group, if the fence stands: gives one row if so, none if not; in it how many rows were put, which
 /// are fewer than were given where newer ones or another node's stand.
+/// `owner + 0`: a plan made while the table is empty would read all rows of the node by their index on `owner`, and stay.
+/// Arrays are unnested in a list of outputs: each as a table of its own, joined by `FROM unnest($5, $6, ...)`, took 2.2 ms
+/// for 512 rows where this takes 0.3, more than all else of the statement.
 /// `$1` to `$4`: node, epoch, session, number of the group. `$5` to `$26`: rows to put. `$27` to `$29`: namespaces, ids
 /// and epochs of removals.
 pub(super) static WRITE: Sql = Sql {
@@ -48,8 +51,10 @@ pub(super) static WRITE: Sql = Sql {
             INSERT INTO payload_manager.payload AS kept (namespace, id, ",
         columns::list!(),
         ", owner)
-            SELECT *, (SELECT id FROM fence) FROM unnest($5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
-                $18, $19, $20, $21, $22, $23, $24, $25, $26) AS new (namespace, id, ",
+            SELECT new.*, (SELECT id FROM fence) FROM (SELECT unnest($5), unnest($6), unnest($7), unnest($8),
+                unnest($9), unnest($10), unnest($11), unnest($12), unnest($13), unnest($14), unnest($15), unnest($16),
+                unnest($17), unnest($18), unnest($19), unnest($20), unnest($21), unnest($22), unnest($23), unnest($24),
+                unnest($25), unnest($26)) AS new (namespace, id, ",
         columns::list!(),
         ")
             WHERE EXISTS (SELECT FROM fence)
@@ -60,9 +65,9 @@ pub(super) static WRITE: Sql = Sql {
             RETURNING 1
         ), gone AS (
             DELETE FROM payload_manager.payload AS kept
-            USING unnest($27, $28, $29) AS old (namespace, id, epoch)
+            USING (SELECT unnest($27), unnest($28), unnest($29)) AS old (namespace, id, epoch)
             WHERE kept.namespace = old.namespace AND kept.id = old.id AND kept.epoch <= old.epoch
-                AND kept.owner = (SELECT id FROM fence)
+                AND kept.owner + 0 = (SELECT id FROM fence)
             RETURNING kept.namespace, kept.id
         ), histories AS (
             DELETE FROM payload_manager.history AS history USING gone
@@ -146,6 +151,16 @@ pub(super) static ONE: Sql = Sql {
         " FROM payload_manager.payload WHERE owner = $1 AND namespace = $2 AND id = $3"
     ),
     types: &[Type::INT4, Type::INT8, Type::UUID],
+};
+
+/// Says of rows of a node how sound their payloads' bytes are. `$1` to `$3`: node, its epoch, health. `+ 0` keeps the planner
+/// from reading all rows of the node by their index on `owner`, which it prefers while the table is small.
+pub(super) static HEALTH: Sql = Sql {
+    text:
+        "UPDATE payload_manager.payload AS kept SET health = $3 FROM (SELECT unnest($4), unnest($5)) AS named (namespace, id)
+        WHERE kept.namespace = named.namespace AND kept.id = named.id
+            AND kept.owner + 0 = (SELECT id FROM payload_manager.node WHERE id = $1 AND epoch = $2)",
+    types: &[Type::INT4, Type::INT8, Type::INT8, Type::INT8_ARRAY, Type::UUID_ARRAY],
 };
 
 /// How many rows a node has.

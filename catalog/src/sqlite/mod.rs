@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use payload_types::effect::CatalogChange;
 use payload_types::record::RecordOutcome;
-use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow, WallMs};
+use payload_types::{Epoch, Health, NamespaceId, PayloadKey, PayloadRow, WallMs};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use crate::change::{Change, EPOCH_MAX, storable};
@@ -298,6 +298,21 @@ impl Store for SqliteStore {
             .query(params![key.namespace.0, &key.id.as_bytes()[..]])
             .map_err(|error| rolled_back(&error))?;
         rows.next().map_err(|error| rolled_back(&error))?.map(row::read).transpose()
+    }
+
+    fn health_note(&mut self, keys: &[PayloadKey], health: Health) -> Result<(), StoreError> {
+        self.flush()?;
+        self.set_level(Synchronous::Full)?;
+        let mut noted = || -> rusqlite::Result<()> {
+            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let mut update = transaction.prepare_cached(row::HEALTH)?;
+            for key in keys {
+                update.execute(params![health as i64, key.namespace.0, &key.id.as_bytes()[..]])?;
+            }
+            drop(update);
+            transaction.commit()
+        };
+        noted().map_err(|error| committing(&error))
     }
 
     fn count(&mut self) -> Result<u64, StoreError> {

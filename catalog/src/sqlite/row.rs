@@ -22,6 +22,9 @@ pub(super) const PUT: &str = concat!(
 /// Removes a row unless it was written after the given epoch.
 pub(super) const REMOVE: &str = "DELETE FROM payload WHERE namespace = ?1 AND id = ?2 AND epoch <= ?3";
 
+/// Says of a row how sound its payload's bytes are.
+pub(super) const HEALTH: &str = "UPDATE payload SET health = ?1 WHERE namespace = ?2 AND id = ?3";
+
 /// Every row, in the order of keys.
 pub(super) const ALL: &str =
     concat!("SELECT namespace, id, ", columns::list!(), " FROM payload ORDER BY namespace, id");

@@ -5,8 +5,8 @@ use std::num::NonZeroU32;
 use payload_catalog::{Change, Store, StoreError, storable};
 use payload_types::limits::STORED_INTEGER_MAX;
 use payload_types::{
-    ByteCount, Checksum, Epoch, Extent, Generation, NamespaceId, PayloadId, PayloadRow, Pin, ReplicaRow,
-    Tier, Version, WallMs,
+    ByteCount, Checksum, Epoch, Extent, Generation, Health, NamespaceId, PayloadId, PayloadRow, Pin,
+    ReplicaRow, Tier, Version, WallMs,
 };
 
 use crate::backends::Backend;
@@ -247,6 +247,30 @@ pub fn given_ten_thousand_rows_when_changed_in_batches_then_all_is_accounted_for
     assert_eq!(all(store.as_mut()), expected);
 }
 
+pub fn given_payloads_that_are_lost_or_found_when_noted_then_their_rows_say_so_and_else_what_they_said<
+    B: Backend,
+>() {
+    let (home, mut store) = opened::<B>();
+    let rows: Vec<PayloadRow> = (0..60).map(varied).collect();
+    store.apply(&rows.iter().cloned().map(put).collect::<Vec<_>>()).expect("stored");
+    let lost: Vec<_> = (0..80).step_by(2).map(|number| varied(number).key).collect();
+    for _ in 0..2 {
+        store.health_note(&lost, Health::Lost).expect("noted; some have no row");
+    }
+    store.health_note(&[], Health::Lost).expect("none is no trouble");
+    store.health_note(&lost[..1], Health::Good).expect("found again");
+    let mut expected = rows;
+    for row in expected.iter_mut().filter(|row| lost.contains(&row.key)) {
+        row.health = if row.key == lost[0] { Health::Good } else { Health::Lost };
+    }
+    expected.sort_by_key(|row| row.key);
+    assert_eq!(all(store.as_mut()), expected);
+    if B::KEEPS {
+        drop(store);
+        assert_eq!(all(B::start(&home).as_mut()), expected);
+    }
+}
+
 pub fn given_late_changes_when_applied_then_they_are_seen_at_once_in_order_and_stay<B: Backend>() {
     let (home, mut store) = opened::<B>();
     store.flush().expect("nothing to flush is no trouble");
@@ -291,6 +315,7 @@ suite! {
         given_a_row_out_of_range_when_applied_then_its_batch_is_refused_whole,
         given_a_packed_or_unsound_replica_when_it_changes_then_the_row_says_what_is_true_now,
         given_ten_thousand_rows_when_changed_in_batches_then_all_is_accounted_for,
+        given_payloads_that_are_lost_or_found_when_noted_then_their_rows_say_so_and_else_what_they_said,
         given_late_changes_when_applied_then_they_are_seen_at_once_in_order_and_stay,
     ]
 }

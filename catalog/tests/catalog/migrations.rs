@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use payload_catalog::{SqliteStore, Store, Synchronous};
+use payload_catalog::{PostgresStore, SqliteStore, Store, Synchronous};
 use payload_types::policy::EvictionPriority;
 use payload_types::record::{Metadata, RecordChange, RecordOutcome};
 use payload_types::tier::SpillTarget;
@@ -12,6 +12,8 @@ use payload_types::{
 };
 use rusqlite::Connection;
 
+use crate::backends::{postgres_config, server};
+use crate::postgres_server::name_of;
 use crate::rows::{put, row, varied};
 
 /// The whole of schema 1, as its programs made it.
@@ -172,4 +174,91 @@ fn given_a_database_of_schema_2_when_opened_then_its_rows_are_unchanged_and_it_t
         at: WallMs::default(),
     };
     assert_eq!(store.apply(&[note.into()]), Ok(vec![RecordOutcome::Done]));
+}
+
+/// What the migrations of a backend say, in order.
+fn files(backend: &str) -> Vec<String> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations").join(backend);
+    let entries = std::fs::read_dir(directory).expect("a directory");
+    let mut paths: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    paths.sort();
+    paths.iter().map(|path| std::fs::read_to_string(path).expect("text")).collect()
+}
+
+#[test]
+fn given_a_database_of_any_earlier_schema_when_opened_then_it_is_like_a_new_one_and_keeps_its_rows() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let schema = |path: &Path| -> Vec<(String, Option<String>)> {
+        let database = Connection::open(path).expect("a database");
+        let mut statement =
+            database.prepare("SELECT name, sql FROM sqlite_master ORDER BY name").expect("prepared");
+        let found = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).and_then(Iterator::collect);
+        found.expect("a schema")
+    };
+    let new = directory.path().join("new.db");
+    Box::new(open(&new)).close().expect("closes");
+    let migrations = files("sqlite");
+    assert!(migrations.len() >= 3);
+    for seen in 1..migrations.len() {
+        let path = directory.path().join(format!("{seen}.db"));
+        let old = Connection::open(&path).expect("a new database");
+        for sql in &migrations[..seen] {
+            old.execute_batch(sql).expect("an earlier schema");
+        }
+        let mut row_1_sql = ROW_1.replace(
+            "INSERT INTO payload VALUES",
+            "INSERT INTO payload (namespace, id, size,
+            state, version, epoch, created_at, expires_at, no_evict, priority, require_durable, spill_target,
+            min_residency, checksum, pinned_until, health, gpu, ram, disk, object) VALUES",
+        );
+        if seen > 1 {
+            row_1_sql =
+                row_1_sql.replace("disk, object)", "disk, object, unsound)").replace(", NULL)", ", NULL, 0)");
+        }
+        old.execute_batch(&format!("{row_1_sql}; PRAGMA user_version = {seen}; PRAGMA journal_mode = wal"))
+            .expect("a row of then");
+        drop(old);
+        assert_eq!(
+            SqliteStore::migrations_pending(&path).map(|names| names.len()),
+            Ok(migrations.len() - seen)
+        );
+        let mut store = open(&path);
+        assert_eq!(all(&mut store), [row_1()], "schema {seen}");
+        Box::new(store).close().expect("closes");
+        assert_eq!(schema(&path), schema(&new), "schema {seen}");
+    }
+}
+
+#[test]
+fn given_a_postgres_database_of_any_earlier_schema_when_opened_then_it_is_like_a_new_one() {
+    let schema = |uri: &str| {
+        server()
+            .sql(
+                name_of(uri),
+                "SELECT table_name, column_name, data_type, column_default, is_nullable FROM information_schema.columns
+                    WHERE table_schema = 'payload_manager' ORDER BY 1, 2;
+                SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'payload_manager' ORDER BY 1",
+            )
+            .expect("a schema")
+    };
+    let new = server().database();
+    let opened = |uri: &str| PostgresStore::open(postgres_config(uri)).expect("it opens");
+    Box::new(opened(&new)).close().expect("closes");
+    let migrations = files("postgres");
+    assert!(migrations.len() >= 2 && schema(&new).contains("payload_pkey"));
+    for seen in 1..migrations.len() {
+        let uri = server().database();
+        for (number, sql) in (1..).zip(&migrations[..seen]) {
+            let made = format!("{sql}; INSERT INTO payload_manager.migration (number) VALUES ({number})");
+            server().sql(name_of(&uri), &made).expect("an earlier schema");
+        }
+        let pending = PostgresStore::migrations_pending(&uri, false);
+        assert_eq!(pending.map(|names| names.len()), Ok(migrations.len() - seen));
+        let mut store = opened(&uri);
+        store.begin_epoch("a").expect("registered");
+        store.apply(&[put(row(1))]).expect("stored");
+        assert_eq!(store.count(), Ok(1));
+        Box::new(store).close().expect("closes");
+        assert_eq!(schema(&uri), schema(&new), "schema {seen}");
+    }
 }

@@ -4,7 +4,8 @@
 //! reader thread       verifying threads           this thread, in the order of keys
 //! Store::load --batches of rows--> verify each replica --> Shard::adopt -> Live | Lost | Expired
 //! then: what streams retain is held again, from the floor of each; before the first timer, so nothing of it expires
-//! then: Drivers::reclaim removes what the intent logs name and no row vouched for
+//! then: what is LOST since the last start is noted in its row; Drivers::reclaim removes what the intent logs name and no row
+//!       vouched for
 //! ```
 //! Reading a row, looking at its files and adopting it cost about the same (1 µs each, 10^6 rows), so they overlap.
 //! Adopting keeps the rows' order: it is the order in which payloads were made, and shards remember it.
@@ -22,7 +23,9 @@ use payload_types::effect::ReplicaRef;
 use payload_types::hold::{HeldEntries, HoldingStream};
 use payload_types::limits::{STORED_INTEGER_MAX, STREAM_READ_MAX};
 use payload_types::record::{RecordAnswer, RecordQuery};
-use payload_types::{NamespaceId, Now, PayloadId, PayloadKey, PayloadRow, PerTier, ReplicaRow, WallMs};
+use payload_types::{
+    Health, NamespaceId, Now, PayloadId, PayloadKey, PayloadRow, PerTier, ReplicaRow, WallMs,
+};
 
 /// Rows that go from thread to thread at a time: 1,024 x ~250 bytes stay in a core's second cache.
 const BATCH_LEN: usize = 1024;
@@ -33,6 +36,10 @@ const LANE_LEN: usize = 4;
 /// Threads that look at files. A look waits for memory or, on a machine that just booted, for the disk; with more
 /// than this the one reader of the catalog is what all wait for.
 const VERIFIERS_MAX: usize = 4;
+
+/// Rows of one transaction that notes what was lost: as many as a group of the writer's has. After a loss of power all of RAM
+/// is lost, 24 bytes each until it is noted, once; other starts note nothing.
+const NOTED_AT_A_TIME: usize = 4096;
 
 /// Ids of lost payloads that are logged one by one; the rest are counted. A log of a million lines helps nobody.
 const LOST_NAMED_MAX: u64 = 20;
@@ -46,6 +53,15 @@ pub struct Recovered {
     pub lost: u64,
     /// Payloads whose ttl passed meanwhile; they are being removed.
     pub expired: u64,
+}
+
+/// What rows do not say yet.
+#[derive(Default)]
+struct Changes {
+    /// No replica is left.
+    lost: Vec<PayloadKey>,
+    /// Bytes that an earlier start did not find: on a disk that could not be read, say.
+    found: Vec<PayloadKey>,
 }
 
 /// Rows, their number in the order of reading, and what was found of their replicas.
@@ -69,6 +85,18 @@ pub fn rows_adopt(
     shards: &mut [Shard],
     now: Now,
 ) -> anyhow::Result<Recovered> {
+    let (found, changes) = rows_read_and_adopt(store, drivers, shards, now)?;
+    changes_note(store, &changes)?;
+    Ok(found)
+}
+
+/// As [`rows_adopt`]; names those whose rows say something else than what was found.
+fn rows_read_and_adopt(
+    store: &mut dyn Store,
+    drivers: &Drivers,
+    shards: &mut [Shard],
+    now: Now,
+) -> Result<(Recovered, Changes), payload_catalog::StoreError> {
     let verifiers = thread::available_parallelism().map_or(1, usize::from).min(VERIFIERS_MAX);
     let (read, to_verify) = bounded(LANE_LEN);
     let (verified, to_adopt) = bounded(LANE_LEN);
@@ -90,9 +118,17 @@ pub fn rows_adopt(
         // Only the verifying threads keep the lanes open.
         drop((to_verify, verified));
         let found = batches_adopt(&to_adopt, shards, now);
-        reader.join().expect("reading rows does not panic")?;
-        Ok(found)
+        reader.join().expect("reading rows does not panic").map(|()| found)
     })
+}
+
+/// Notes in the rows of payloads what this start found of their bytes and the last one did not, for what asks the catalog
+/// and no shard: appends, lineage, other nodes.
+fn changes_note(store: &mut dyn Store, changes: &Changes) -> Result<(), payload_catalog::StoreError> {
+    for (keys, health) in [(&changes.lost, Health::Lost), (&changes.found, Health::Good)] {
+        keys.chunks(NOTED_AT_A_TIME).try_for_each(|keys| store.health_note(keys, health))?;
+    }
+    Ok(())
 }
 
 /// Reads all rows into batches.
@@ -131,9 +167,9 @@ fn batch_verify(verifier: &mut Verifier<'_>, batch: &mut Batch) {
 }
 
 /// Adopts batches in the order in which they were read, whatever order they were verified in.
-fn batches_adopt(lane: &Receiver<Batch>, shards: &mut [Shard], now: Now) -> Recovered {
+fn batches_adopt(lane: &Receiver<Batch>, shards: &mut [Shard], now: Now) -> (Recovered, Changes) {
     let shard_count = u16::try_from(shards.len()).expect("limits::SHARD_COUNT_MAX fits");
-    let mut found = Recovered::default();
+    let (mut found, mut changes) = (Recovered::default(), Changes::default());
     // As many as are between reader and here: two lanes and the verifying threads.
     let mut early: BTreeMap<u64, Batch> = BTreeMap::new();
     let mut next = 0;
@@ -142,9 +178,15 @@ fn batches_adopt(lane: &Receiver<Batch>, shards: &mut [Shard], now: Now) -> Reco
         while let Some(batch) = early.remove(&next) {
             next += 1;
             for (row, present) in batch.rows.into_iter().zip(batch.present) {
-                let id = row.key.id;
-                let shard = &mut shards[usize::from(id.shard(shard_count).0)];
-                found.count(id, shard.adopt(now, row, present));
+                let (key, health) = (row.key, row.health);
+                let shard = &mut shards[usize::from(key.id.shard(shard_count).0)];
+                let adopted = shard.adopt(now, row, present);
+                found.count(key.id, adopted);
+                match (adopted, health) {
+                    (Adopted::Lost, Health::Good | Health::Damaged) => changes.lost.push(key),
+                    (Adopted::Live, Health::Lost) => changes.found.push(key),
+                    _ => {}
+                }
             }
         }
     }
@@ -155,7 +197,7 @@ fn batches_adopt(lane: &Receiver<Batch>, shards: &mut [Shard], now: Now) -> Reco
             "more payloads are LOST than are named above"
         );
     }
-    found
+    (found, changes)
 }
 
 /// Streams of one question for those that retain payloads.

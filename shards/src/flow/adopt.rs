@@ -68,7 +68,9 @@ impl Shard {
         payload.health = match row.health {
             _ if !found => Health::Lost,
             // What served in its place did not survive.
-            Health::Good if !sound => Health::Damaged,
+            Health::Good | Health::Lost if !sound => Health::Damaged,
+            // Not found at an earlier start, which noted it: what it lies in could not be read then.
+            Health::Lost => Health::Good,
             health => health,
         };
         payload.version = row.version.at_boot(row.epoch, self.config.epoch);
