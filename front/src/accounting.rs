@@ -5,7 +5,8 @@
 //!                                   '--helper thread, at most a tenth of its time--> Locator::footprint
 //! ```
 //! What shards say is exact at the moment they say it. What the file system holds is counted file by file, so on a node
-//! with very many files it is as old as [`Physical`] says, and never waited for longer than [`FOOTPRINT_WAIT`].
+//! with very many files it is as old as [`Physical`] says, and never waited for longer than [`FOOTPRINT_WAIT`], nor at all
+//! once a count took longer: Stats does not depend on how many payloads there are.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -80,13 +81,15 @@ struct Physical {
 /// When the next count may begin.
 #[derive(Clone, Copy, Debug)]
 enum Next {
-    Running,
-    At(Instant),
+    /// One is under way; the last one took too long to be waited for.
+    Running { is_long: bool },
+    /// Not before this moment; the last one took so long.
+    At { moment: Instant, took: Duration },
 }
 
 impl Physical {
     fn new(locator: Locator) -> Arc<Self> {
-        let next = Mutex::new(Next::At(Instant::now()));
+        let next = Mutex::new(Next::At { moment: Instant::now(), took: Duration::ZERO });
         Arc::new(Self { locator, last: watch::Sender::new(PerTier::default()), next })
     }
 
@@ -97,7 +100,7 @@ impl Physical {
             let physical = Arc::clone(self);
             drop(tokio::task::spawn_blocking(move || physical.count()));
         }
-        if matches!(*self.next(), Next::Running) {
+        if matches!(*self.next(), Next::Running { is_long: false }) {
             // Too late is no error: what was counted last is told, and what is counted now the next time.
             drop(tokio::time::timeout(FOOTPRINT_WAIT, counted.changed()).await);
         }
@@ -110,11 +113,13 @@ impl Physical {
 
     fn begin(&self) -> bool {
         let mut next = self.next();
-        let may = matches!(*next, Next::At(moment) if moment <= Instant::now());
-        if may {
-            *next = Next::Running;
+        match *next {
+            Next::At { moment, took } if moment <= Instant::now() => {
+                *next = Next::Running { is_long: took > FOOTPRINT_WAIT };
+                true
+            }
+            Next::At { .. } | Next::Running { .. } => false,
         }
-        may
     }
 
     /// Counts, on a thread that may wait.
@@ -127,7 +132,8 @@ impl Physical {
                 None
             }
         }));
-        *self.next() = Next::At(Instant::now() + began.elapsed() * FOOTPRINT_REST);
+        let took = began.elapsed();
+        *self.next() = Next::At { moment: Instant::now() + took * FOOTPRINT_REST, took };
         self.last.send_replace(figures);
     }
 }
