@@ -227,13 +227,15 @@ async fn given_bytes_that_did_not_survive_when_restarted_then_not_found_with_los
 }
 
 #[tokio::test]
-async fn given_bytes_that_were_away_at_one_start_when_they_are_back_at_the_next_then_nothing_was_lost_by_it() {
+async fn given_bytes_that_were_away_at_one_start_when_they_are_back_at_the_next_then_nothing_was_lost_by_it()
+{
     let place = Place::new();
     let server = place.start();
     let v1 = V1::connect(&server).await;
     let on_disk = v1.put(DISK, &content(3, 5000)).await;
     let (path, payload) = (v1.path(&on_disk), id(&on_disk));
-    let text = payload_types::PayloadId::from_bytes(payload.value.clone().try_into().expect("16 bytes")).to_string();
+    let text =
+        payload_types::PayloadId::from_bytes(payload.value.clone().try_into().expect("16 bytes")).to_string();
     server.stop();
     let away = path.with_extension("away");
     fs::rename(&path, &away).expect("away, as a directory that cannot be read");
