@@ -307,6 +307,17 @@ fn others_asked(reader: &mut dyn Reader, mut other: PostgresStore, number: u64) 
     assert!(page.rows.len() == 5 && page.total > 3_000);
 }
 
+/// The lines of a log that tell of tables that were read whole.
+fn searched(log: &str) -> Vec<String> {
+    log.lines().filter(|line| line.contains("Seq Scan on")).map(str::to_owned).collect()
+}
+
+/// The most rows that a plan read and threw away: an index that leads to such is none.
+fn thrown_away(log: &str) -> usize {
+    let counts = log.lines().filter_map(|line| line.split_once("Rows Removed by Filter: "));
+    counts.map(|(_, count)| count.trim().parse().expect("a number")).max().unwrap_or(0)
+}
+
 #[test]
 fn given_the_statements_when_planned_on_large_tables_then_rows_are_found_by_an_index() {
     let server = Postgres::start().expect("a server of its own");
@@ -325,16 +336,7 @@ fn given_the_statements_when_planned_on_large_tables_then_rows_are_found_by_an_i
     server
         .sql(name_of(&uri), "SELECT count(*) FROM payload_manager.payload WHERE size = 1")
         .expect("counted");
-    let searched = |log: &str| -> Vec<String> {
-        let lines = log.lines().filter(|line| line.contains("Seq Scan on"));
-        lines.map(str::to_owned).collect()
-    };
     assert!(searched(&server.log()).iter().any(|line| line.contains("payload")), "{}", server.log());
-    // An index that leads to rows which are then thrown away is none.
-    let thrown_away = |log: &str| -> usize {
-        let counts = log.lines().filter_map(|line| line.split_once("Rows Removed by Filter: "));
-        counts.map(|(_, count)| count.trim().parse().expect("a number")).max().unwrap_or(0)
-    };
     assert_eq!(thrown_away(&server.log()), 4_000);
     let before = server.log().len();
     // New connections, prepared as ever, and pooled ones, which are planned each time.
