@@ -24,6 +24,9 @@ struct Arguments {
     /// Run only this seed and print everything that happens.
     #[arg(long)]
     verbose: Option<u64>,
+    /// Many payloads on a full disk, each in a file of its own.
+    #[arg(long)]
+    crammed: bool,
     /// Go on after a failure, and print one line for each.
     #[arg(long)]
     keep_going: bool,
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         steps: arguments.steps,
         canary: None,
         verbose: arguments.verbose.is_some(),
+        crammed: arguments.crammed,
         ..Options::default()
     };
     if arguments.keep_going {

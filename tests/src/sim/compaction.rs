@@ -443,11 +443,18 @@ impl World {
         self.compact_soon();
     }
 
-    /// Charged for nobody's good, in segment files.
+    /// Charged for nobody's good, in segment files that nobody has open.
     fn dead_bytes(&self) -> u64 {
-        let dead = |block: &&Block| block.extent.is_some() && block.charged && block.phase == Phase::Detached;
-        let dead = self.storage.blocks.values().filter(dead);
-        dead.map(|block| block.size.in_pages().0).sum()
+        let blocks = || self.storage.blocks.values();
+        let file = |block: &Block| block.extent.map(|extent| extent.file);
+        let held: BTreeSet<_> = blocks().filter(|block| block.mapped_until() > self.now).map(file).collect();
+        let is_dead = |block: &&Block| {
+            block.extent.is_some()
+                && block.charged
+                && block.phase == Phase::Detached
+                && !held.contains(&file(block))
+        };
+        blocks().filter(is_dead).map(|block| block.size.in_pages().0).sum()
     }
 
     /// What is charged for nobody's good and held by nobody, while somebody waits for so many bytes.

@@ -131,7 +131,6 @@ impl Plan {
         let churn = rng.chance(300);
         let grain = if churn { 4096 } else { rng.pick(&[1, 4096, 4096, 1 << 20, 1 << 28]) };
         let page_grain = grain.max(4096);
-        // More payloads than fit anywhere, on a disk that is full of them, often with a file for each.
         let crammed = churn && rng.chance(300);
         let roomy = rng.chance(400);
         let ram_units = if roomy { rng.between(200, 2000) } else { rng.between(4, 60) };
@@ -236,6 +235,16 @@ impl Plan {
             3 => 250,
             _ => 0,
         };
+    }
+
+    /// More payloads than there is room for, on a disk that is full of them with a file for each: RAM is waited for over a
+    /// full disk.
+    pub(super) fn cram(&mut self, rng: &mut Rng) {
+        let grain = self.grain.max(4096);
+        self.capacity[Tier::Ram] = Some(ByteCount(rng.between(4, 100) * grain));
+        self.capacity[Tier::Disk] = Some(ByteCount(rng.between(150, 450) * grain));
+        (self.packing, self.churn, self.crowd) = (None, true, false);
+        self.payloads_wanted = rng.between(100, 200);
     }
 
     /// No more faults: clients have stopped, and time shall heal everything.

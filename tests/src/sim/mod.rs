@@ -69,11 +69,13 @@ pub struct Options {
     pub verbose: bool,
     /// Ask for more than RAM holds, all the time.
     pub overload: bool,
+    /// Many payloads on a full disk, each in a file of its own. Some seeds draw that for themselves, packed or not.
+    pub crammed: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { steps: STEPS_DEFAULT, canary: None, verbose: false, overload: false }
+        Self { steps: STEPS_DEFAULT, canary: None, verbose: false, overload: false, crammed: false }
     }
 }
 

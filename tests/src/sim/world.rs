@@ -139,6 +139,9 @@ impl World {
         if options.overload {
             plan.overload();
         }
+        if options.crammed {
+            plan.cram(&mut rng);
+        }
         plan.batches_of(seed);
         plan.streams_of(seed);
         let arbiter = Arbiter::new(plan.capacity, 1);
