@@ -358,7 +358,7 @@ async fn given_two_nodes_of_one_catalog_when_looked_for_at_either_then_the_paylo
 /// The ids that `payloadctl find` prints.
 #[track_caller]
 fn found(server: &Server, args: &[&str]) -> Vec<String> {
-    let args: Vec<&str> = ["find", "--json"].iter().chain(args).copied().collect();
+    let args: Vec<&str> = ["find"].iter().chain(args).copied().collect();
     let output = payloadctl(server, &args);
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     objects(&output).iter().map(|row| row["id"].as_str().expect("an id").to_owned()).collect()
