@@ -159,7 +159,8 @@ fn given_a_database_that_does_not_let_it_in_when_started_then_a_sentence_says_so
 #[tokio::test]
 async fn given_a_database_that_hangs_when_used_then_leases_go_on_and_only_what_it_was_given_waits() {
     let (postgres, uri) = database();
-    let server = place(&uri, "one").start();
+    let place = place(&uri, "one");
+    let server = place.start();
     let v1 = V1::connect(&server).await;
     let read = id(&v1.put(RAM, &content(1, SIZE)).await);
     let first = id(&v1.allocated(RAM, SIZE as u64).await);
