@@ -108,13 +108,12 @@ impl Catalog {
     fn changes(&self) -> Vec<Change> {
         let mut records = self.batch_records.iter().peekable();
         let mut changes = Vec::new();
-        let mut number = self.taken - self.batch.len() as u64;
-        for op in &self.batch {
+        let first = self.taken - self.batch.len() as u64;
+        for (number, op) in (first..).zip(&self.batch) {
             while let Some((_, _, change)) = records.next_if(|(at, ..)| *at <= number) {
                 changes.push(change.clone().into());
             }
             changes.push(op.change.clone().into());
-            number += 1;
         }
         changes.extend(records.map(|(_, _, change)| change.clone().into()));
         changes
