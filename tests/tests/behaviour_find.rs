@@ -169,11 +169,11 @@ async fn given_changes_that_were_acknowledged_when_looked_for_at_once_then_they_
         let mine = with_field("round", &round.to_string());
         assert_eq!(finder.find(mine.clone()).await, []);
         finder.describe(&made, &format!(r#"{{"round":{round}}}"#), "").await;
-        assert_eq!(finder.find(mine.clone()).await, [made.clone()]);
+        assert_eq!(finder.find(mine.clone()).await, std::slice::from_ref(&made));
         let on_disk = own::FindPayloadsRequest { tier: DISK, ..mine.clone() };
         assert_eq!(finder.find(on_disk.clone()).await, []);
         assert!(finder.0.spill_to(&made, DISK).await.ok);
-        assert_eq!(finder.find(on_disk).await, [made.clone()]);
+        assert_eq!(finder.find(on_disk).await, std::slice::from_ref(&made));
         if round % 2 == 0 {
             finder.describe(&made, "{}", "").await;
         } else {

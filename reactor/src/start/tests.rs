@@ -180,7 +180,8 @@ fn given_a_shard_that_panics_when_it_dies_then_the_process_ends_and_says_why() {
         "start::tests::given_a_shard_that_panics_when_it_dies_then_the_process_ends_and_says_why";
     if std::env::var_os(CHILD).is_some() {
         let (_reactor, handle, _) = start(2, ReactorConfig::default());
-        let _ = ask(&handle, 1, Request::Commit { key: KEY, checksum: None, batch: None }).recv_timeout(PATIENCE);
+        let _ =
+            ask(&handle, 1, Request::Commit { key: KEY, checksum: None, batch: None }).recv_timeout(PATIENCE);
         // Reached only if the process lives on; then the parent sees exit code 0.
         return;
     }

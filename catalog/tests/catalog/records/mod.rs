@@ -1,7 +1,7 @@
 //! The suite for what is kept beside rows, over every backend.
 
-mod holds;
 mod find;
+mod holds;
 mod lineage;
 mod metadata;
 mod property;
