@@ -255,7 +255,12 @@ impl Oracle {
             && let Some(fact) = self.facts.get_mut(&key)
         {
             fact.gone_pending += u32::from(may_remove(&pending.request, fact));
-            fact.pinned &= !matches!(pending.request, Request::Unpin { .. });
+            if matches!(pending.request, Request::Unpin { .. }) {
+                fact.pinned = false;
+                // It may overtake what was sent before it.
+                let others = self.pending.values_mut().filter(|other| key_of(&other.request) == Some(key));
+                others.for_each(|other| other.pinned = false);
+            }
             if let Request::Commit { checksum, .. } = &pending.request {
                 fact.commits_pending += 1;
                 fact.commit_plain |= checksum.is_none();

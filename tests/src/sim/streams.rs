@@ -69,7 +69,8 @@ pub(super) struct Streams {
     appends_last: u64,
     appends: BTreeMap<u64, Append>,
     telling: Option<Telling>,
-    promised: BTreeSet<PayloadKey>,
+    /// By stream: what one lets go while another one goes back to it was not held throughout.
+    promised: BTreeSet<(u64, PayloadKey)>,
 }
 
 fn key(id: PayloadId) -> PayloadKey {
@@ -114,7 +115,9 @@ impl World {
                 self.submit_record(RecordChange::StreamCommit { stream, group, offset, at }, 0);
             }
             80..=89 => {
-                let promised: Vec<PayloadKey> = self.streams.promised.iter().copied().collect();
+                let promised: BTreeSet<PayloadKey> =
+                    self.streams.promised.iter().map(|(_, key)| *key).collect();
+                let promised: Vec<PayloadKey> = promised.into_iter().collect();
                 if !promised.is_empty() {
                     let key = self.rng.pick(&promised);
                     self.ask(Request::Delete { key, force: false, expected_version: None });
@@ -321,10 +324,10 @@ impl World {
                 self.streams.keeper.heard(stream.as_ref(), outcome);
             }
             if append > 0 {
-                if matches!(outcome, Some(RecordOutcome::AppendedHeld { .. }))
+                if let Some(RecordOutcome::AppendedHeld { floor, .. }) = &outcome
                     && let Some(under_way) = self.streams.appends.get(&append)
                 {
-                    appended.extend(under_way.items.iter().map(|item| key(item.payload)));
+                    appended.extend(under_way.items.iter().map(|item| (floor.stream, key(item.payload))));
                 }
                 let at = Monotonic(self.now.0 + self.plan.hop_delay(&mut self.rng));
                 self.agenda.add(at, Task::AppendStored(append, outcome.map(Box::new)));
@@ -354,40 +357,43 @@ impl World {
         }
     }
 
-    /// What some stream holds, as the catalog has it.
-    fn stored_holds(&mut self) -> BTreeSet<PayloadKey> {
+    /// What each stream holds, as the catalog has it.
+    fn stored_holds(&mut self) -> BTreeSet<(u64, PayloadKey)> {
         let mut held = BTreeSet::new();
         let query = RecordQuery::Floors { after: 0, streams_max: usize::MAX };
         let RecordAnswer::Floors(found, _) = self.catalog.ask(&query) else { return held };
         for (name, floor) in found {
-            held.extend(self.entries(&name, floor.stream, floor.floor).into_iter().map(|(_, key)| key));
+            let entries = self.entries(&name, floor.stream, floor.floor);
+            held.extend(entries.into_iter().map(|(_, key)| (floor.stream, key)));
         }
         held
     }
 
     /// After a transaction: what is promised has its row.
-    pub(super) fn audit_promises(&mut self, appended: &[PayloadKey]) -> Result<(), Breach> {
+    pub(super) fn audit_promises(&mut self, appended: &[(u64, PayloadKey)]) -> Result<(), Breach> {
         if self.plan.stream_permille == 0 {
             return Ok(());
         }
         let held = self.stored_holds();
         let facts = &mut self.oracle.facts;
         self.streams.promised.extend(appended);
-        self.streams.promised.retain(|key| {
-            let fact = facts.get_mut(key);
-            let stays = held.contains(key) && fact.as_ref().is_some_and(|fact| !fact.forced && !fact.lost);
-            if let Some(fact) = fact {
-                fact.held = stays;
+        for (_, key) in &self.streams.promised {
+            if let Some(fact) = facts.get_mut(key) {
+                fact.held = false;
             }
-            stays
+        }
+        self.streams.promised.retain(|(stream, key)| {
+            let fact = facts.get_mut(key).filter(|fact| !fact.forced && !fact.lost);
+            let kept = fact.filter(|_| held.contains(&(*stream, *key)));
+            kept.map(|fact| fact.held = true).is_some()
         });
         let is_there = |key: &PayloadKey| {
             self.catalog.rows.get(key).is_some_and(|row| row.state != PayloadState::Allocated)
         };
-        match self.streams.promised.iter().find(|key| !is_there(key)) {
-            Some(key) => breach(
+        match self.streams.promised.iter().find(|(_, key)| !is_there(key)) {
+            Some((stream, key)) => breach(
                 Rule::Held,
-                format!("a stream keeps it, and its row is gone: {:?}", self.oracle.facts.get(key)),
+                format!("stream {stream} keeps it, and its row is gone: {:?}", self.oracle.facts.get(key)),
             ),
             None => Ok(()),
         }
@@ -397,10 +403,15 @@ impl World {
     fn promise_what_is_held_again(&mut self, name: &StreamName, incarnation: u64) -> Result<(), Breach> {
         let held = self.stored_holds();
         for (_, key) in self.entries(name, incarnation, 0) {
-            if !held.contains(&key) || self.streams.promised.contains(&key) {
+            let promise = (incarnation, key);
+            if !held.contains(&promise) || self.streams.promised.contains(&promise) {
                 continue;
             }
             let shard = usize::from(key.id.shard(self.shard_count()).0);
+            // One that is being deleted is on its way out: should that fail, it is held, and nobody was promised anything.
+            if self.ask_now(shard, Request::Resolve { key })?.is_err() {
+                continue;
+            }
             let answer = self.ask_now(shard, Request::Holders { key, after: None })?;
             let fact = self.oracle.facts.get_mut(&key).filter(|fact| !fact.forced && !fact.lost);
             if let (Ok(Reply::Holders(holders)), Some(fact)) = (answer, fact)
@@ -408,7 +419,7 @@ impl World {
                 && self.catalog.rows.contains_key(&key)
             {
                 fact.held = true;
-                self.streams.promised.insert(key);
+                self.streams.promised.insert(promise);
                 self.oracle.coverage.hit("held_again");
             }
         }
@@ -421,7 +432,7 @@ impl World {
             && let Some(fact) = self.oracle.facts.get_mut(key)
         {
             (fact.forced, fact.held) = (true, false);
-            self.streams.promised.remove(key);
+            self.streams.promised.retain(|(_, promised)| promised != key);
         }
     }
 
@@ -464,7 +475,7 @@ impl World {
             return Ok(());
         }
         self.audit_promises(&[])?;
-        for key in self.stored_holds() {
+        for (stream, key) in self.stored_holds() {
             let Some(fact) = self.oracle.facts.get_mut(&key) else { continue };
             let is_there =
                 self.catalog.rows.get(&key).is_some_and(|row| row.state != PayloadState::Allocated);
@@ -472,7 +483,7 @@ impl World {
             fact.forced = false;
             if is_there && !fact.lost && !fact.gone {
                 fact.held = true;
-                self.streams.promised.insert(key);
+                self.streams.promised.insert((stream, key));
             }
         }
         Ok(())
