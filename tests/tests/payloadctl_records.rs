@@ -188,7 +188,7 @@ fn given_a_stream_when_used_by_a_script_then_each_command_does_its_part() {
     let listed = json(&server, &["stream", "ls"]);
     let expected = json!({
         "stream": stream, "first_offset": 2, "end_offset": 7,
-        "retention_max_entries": 5, "retention_max_age_sec": 3600,
+        "retention_max_entries": 5, "retention_max_age_sec": 3600, "retain_payloads": false,
     });
     assert_eq!(listed, [expected]);
     assert_eq!(json(&server, &["stream", "rm", stream]), [json!({ "stream": stream, "result": "deleted" })]);

@@ -23,8 +23,8 @@ fn place(uri: &str, node: &str) -> Place {
 
 #[tokio::test]
 async fn given_a_server_on_postgres_when_killed_or_stopped_then_a_new_one_has_all_that_was_committed() {
-    let (_postgres, uri) = database();
     for pooled in ["false", "true"] {
+        let (_postgres, uri) = database();
         let place = place(&uri, &format!("node-{pooled}")).with("DATABASE__POSTGRES__POOLED", pooled);
         let mut kept = BTreeMap::new();
         for round in 0..3 {
