@@ -362,7 +362,8 @@ impl World {
                 continue;
             }
             let least = waiting().map(|(_, ask)| ask.bytes).min().unwrap_or_default();
-            let victim = self.cores.iter().find_map(|core| core.shard.victims(tier).next());
+            let mut victims = self.cores.iter().flat_map(|core| core.shard.victims(tier));
+            let victim = victims.find(|(_, key, bytes)| self.could_go(tier, *key, *bytes));
             let dead =
                 (tier == Tier::Disk).then(|| self.dead_and_not_freed(least.saturating_sub(free))).flatten();
             let fits = least <= free || waiting().count() == 1 && least <= free + pot;
@@ -375,6 +376,22 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// True when a victim can leave RAM: it is discarded, has a twin, or finds room on disk. On a full disk the others are
+    /// tried in turn, and come back.
+    fn could_go(&self, tier: Tier, key: PayloadKey, bytes: u64) -> bool {
+        let discarded = self
+            .oracle
+            .facts
+            .get(&key)
+            .is_some_and(|fact| fact.policy.spill_target == Some(SpillTarget::Void) && !fact.held);
+        let on_disk =
+            |row: &payload_types::PayloadRow| row.replicas.iter().any(|replica| replica.tier == Tier::Disk);
+        tier != Tier::Ram
+            || discarded
+            || self.catalog.rows.get(&key).is_some_and(on_disk)
+            || bytes <= self.arbiter.free(Tier::Disk).0
     }
 
     /// True while somebody waits for space.
