@@ -1,0 +1,425 @@
+//! The frames of the Unix socket: how a session begins and ends. One SOCK_SEQPACKET message each, little-endian.
+//!
+//! ```text
+//! client  Hello ----------------------->          server   { versions spoken, features wanted, the program's name }
+//!               <----- Welcome, descriptors                 memfd of the session, node page, one eventfd a shard
+//!               <----- Doorbells, descriptors               the other eventfds, when one message cannot carry all
+//!               <----- Refusal                              instead, and the socket is closed
+//!         Bye ------------------------->                    then the socket is closed
+//!               <----- Closed                               why the server ends it, then the socket is closed
+//! ```
+//!
+//! Decoding takes any bytes: it is bounded by [`FRAME_BYTES_MAX`], never panics, and refuses what is shorter or longer
+//! than it says. Descriptors travel beside the frames; who receives them counts them.
+
+use payload_types::{Epoch, NamespaceId, PayloadError, limits};
+
+use crate::layout::{self, NODE_PAGE_BYTES, RING_ENTRIES, SESSION_HEADER_BYTES, SHARD_BYTES, TEXT_SLOTS};
+
+/// What every frame starts with.
+pub const MAGIC: [u8; 8] = *b"PMNATIVE";
+
+/// The version of the protocol that this code speaks.
+pub const VERSION: u16 = 1;
+
+/// The longest frame: a Welcome with its longest path.
+pub const FRAME_BYTES_MAX: usize = 2048;
+
+/// Bytes of a program's name.
+pub const PROGRAM_BYTES: usize = 32;
+
+/// The longest path of a disk root.
+pub const ROOT_BYTES_MAX: usize = 1024;
+
+/// The longest text of a Refusal or of Closed.
+pub const TEXT_BYTES_MAX: usize = 512;
+
+/// Eventfds of one message: the kernel lets 253 descriptors travel (SCM_MAX_FD), and a Welcome has two others.
+pub const DOORBELLS_PER_MESSAGE: u16 = 250;
+
+const _: () =
+    assert!(HEAD_BYTES + 72 + 2 + crate::segment::PREFIX_BYTES_MAX + 2 + ROOT_BYTES_MAX <= FRAME_BYTES_MAX);
+
+const HEAD_BYTES: usize = 12;
+const KIND_HELLO: u16 = 1;
+const KIND_WELCOME: u16 = 2;
+const KIND_REFUSAL: u16 = 3;
+const KIND_BYE: u16 = 4;
+const KIND_CLOSED: u16 = 5;
+const KIND_DOORBELLS: u16 = 6;
+
+/// The first frame of a client.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hello {
+    /// The oldest version it speaks.
+    pub version_min: u16,
+    /// The newest.
+    pub version_max: u16,
+    /// Bits of features it would use; none are defined in version 1.
+    pub features: u64,
+    /// What people call the program; at most [`PROGRAM_BYTES`] bytes, cut.
+    pub program: String,
+}
+
+/// A frame of a client.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ClientFrame {
+    /// Let me in.
+    Hello(Hello),
+    /// I am done: end what I hold.
+    Bye,
+}
+
+/// What a session is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Welcome {
+    /// The version that both speak from now on.
+    pub version: u16,
+    /// Shards of the node, and eventfds that come.
+    pub shard_count: u16,
+    /// This session's number, for people.
+    pub session: u32,
+    /// Whose payloads it sees.
+    pub namespace: NamespaceId,
+    /// Of the features wanted, those that the server has.
+    pub features: u64,
+    /// The server's start, as the node page shows it while it runs.
+    pub epoch: Epoch,
+    /// A hash of the machine's boot id, as in the node page.
+    pub boot_hash: u64,
+    /// `storage.ram.shm_prefix`: segments are `/dev/shm/<prefix>-<uuid>`.
+    pub shm_prefix: String,
+    /// The disk root, absolute; empty without one.
+    pub disk_root: String,
+}
+
+/// Why a client is not let in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u16)]
+pub enum RefusalKind {
+    /// No version in common.
+    Version = 1,
+    /// The user may not.
+    User = 2,
+    /// As many sessions as there may be.
+    Full = 3,
+    /// The server is ending.
+    Stopping = 4,
+    /// That was no Hello.
+    Malformed = 5,
+    /// The server cannot: memory, descriptors.
+    Unable = 6,
+}
+
+/// A frame of a server.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ServerFrame {
+    /// Come in; with the session memfd, the node page, and the eventfds of the first [`DOORBELLS_PER_MESSAGE`] shards.
+    Welcome(Box<Welcome>),
+    /// With the eventfds of the shards from this one on.
+    Doorbells {
+        /// The first one's shard.
+        first: u16,
+    },
+    /// No; the socket is closed then.
+    Refusal {
+        /// For a program.
+        kind: RefusalKind,
+        /// For a person.
+        text: String,
+    },
+    /// The session has ended; the socket is closed then.
+    Closed {
+        /// Why.
+        text: String,
+    },
+}
+
+impl RefusalKind {
+    const ALL: [Self; 6] =
+        [Self::Version, Self::User, Self::Full, Self::Stopping, Self::Malformed, Self::Unable];
+}
+
+/// How many descriptors come with the frame that carries the eventfds of the shards from `first` on.
+pub fn doorbells_in_message(shard_count: u16, first: u16) -> u16 {
+    shard_count.saturating_sub(first).min(DOORBELLS_PER_MESSAGE)
+}
+
+impl ClientFrame {
+    /// Its bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Hello(hello) => {
+                let mut frame = head(KIND_HELLO);
+                frame.extend(hello.version_min.to_le_bytes());
+                frame.extend(hello.version_max.to_le_bytes());
+                frame.extend(0u32.to_le_bytes());
+                frame.extend(hello.features.to_le_bytes());
+                let mut program = [0; PROGRAM_BYTES];
+                let name = &hello.program[..hello.program.floor_char_boundary(PROGRAM_BYTES)];
+                program[..name.len()].copy_from_slice(name.as_bytes());
+                frame.extend(program);
+                frame
+            }
+            Self::Bye => head(KIND_BYE),
+        }
+    }
+
+    /// Reads what a client sent.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for anything that is no frame of a client.
+    pub fn decode(bytes: &[u8]) -> Result<Self, PayloadError> {
+        let mut reader = Reader { rest: bytes };
+        let frame = match reader.head()? {
+            KIND_HELLO => {
+                let (version_min, version_max) = (reader.u16()?, reader.u16()?);
+                reader.zero()?;
+                let features = reader.u64()?;
+                let program = reader.bytes(PROGRAM_BYTES)?;
+                let length = program.iter().position(|byte| *byte == 0).unwrap_or(PROGRAM_BYTES);
+                // Shown to people in lists: nothing that moves a terminal's cursor.
+                let shown = String::from_utf8_lossy(&program[..length]);
+                let program = shown.chars().filter(|character| !character.is_control()).collect();
+                Self::Hello(Hello { version_min, version_max, features, program })
+            }
+            KIND_BYE => Self::Bye,
+            kind => return Err(wrong(format!("its kind {kind} is none that a client sends"))),
+        };
+        reader.end()?;
+        Ok(frame)
+    }
+}
+
+impl Hello {
+    /// What this library says of itself.
+    pub fn new(program: &str) -> Self {
+        Self { version_min: VERSION, version_max: VERSION, features: 0, program: program.to_owned() }
+    }
+
+    /// The version to speak with this client.
+    ///
+    /// # Errors
+    /// The frame that refuses it, when there is none.
+    pub fn version(&self) -> Result<u16, ServerFrame> {
+        if (self.version_min..=self.version_max).contains(&VERSION) {
+            return Ok(VERSION);
+        }
+        Err(ServerFrame::Refusal {
+            kind: RefusalKind::Version,
+            text: format!(
+                "this server speaks version {VERSION} of the native protocol, and the client speaks {} to {}; update the older of the two",
+                self.version_min, self.version_max
+            ),
+        })
+    }
+}
+
+impl ServerFrame {
+    /// Its bytes.
+    ///
+    /// # Panics
+    /// When a name is longer than its limit: who makes a Welcome has checked them.
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Welcome(welcome) => welcome.encode(),
+            Self::Doorbells { first } => {
+                let mut frame = head(KIND_DOORBELLS);
+                frame.extend(first.to_le_bytes());
+                frame
+            }
+            Self::Refusal { kind, text } => {
+                let mut frame = head(KIND_REFUSAL);
+                frame.extend((*kind as u16).to_le_bytes());
+                put_text(&mut frame, cut(text));
+                frame
+            }
+            Self::Closed { text } => {
+                let mut frame = head(KIND_CLOSED);
+                put_text(&mut frame, cut(text));
+                frame
+            }
+        }
+    }
+
+    /// Reads what a server sent.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for anything that is no frame of a server, and for a Welcome whose layout is not ours.
+    pub fn decode(bytes: &[u8]) -> Result<Self, PayloadError> {
+        let mut reader = Reader { rest: bytes };
+        let frame = match reader.head()? {
+            KIND_WELCOME => Self::Welcome(Box::new(Welcome::decode(&mut reader)?)),
+            KIND_DOORBELLS => Self::Doorbells { first: reader.u16()? },
+            KIND_REFUSAL => {
+                let number = reader.u16()?;
+                let kind = RefusalKind::ALL.into_iter().find(|kind| *kind as u16 == number);
+                let kind = kind.ok_or_else(|| wrong(format!("its status {number} is not known")))?;
+                Self::Refusal { kind, text: reader.text(TEXT_BYTES_MAX)? }
+            }
+            KIND_CLOSED => Self::Closed { text: reader.text(TEXT_BYTES_MAX)? },
+            kind => return Err(wrong(format!("its kind {kind} is none that a server sends"))),
+        };
+        reader.end()?;
+        Ok(frame)
+    }
+}
+
+/// What the sizes of the layout are, as a Welcome states them: a client that was built otherwise must not go on.
+fn layout_words(shard_count: u16) -> [u32; 6] {
+    [
+        RING_ENTRIES as u32,
+        TEXT_SLOTS as u32,
+        SESSION_HEADER_BYTES as u32,
+        SHARD_BYTES as u32,
+        layout::session_bytes(shard_count) as u32,
+        NODE_PAGE_BYTES as u32,
+    ]
+}
+
+impl Welcome {
+    fn encode(&self) -> Vec<u8> {
+        assert!(self.shm_prefix.len() <= crate::segment::PREFIX_BYTES_MAX, "a validated prefix");
+        assert!(self.disk_root.len() <= ROOT_BYTES_MAX, "a root whose length was checked");
+        let mut frame = head(KIND_WELCOME);
+        frame.extend(self.version.to_le_bytes());
+        frame.extend(self.shard_count.to_le_bytes());
+        frame.extend(self.session.to_le_bytes());
+        frame.extend(self.namespace.0.to_le_bytes());
+        frame.extend(self.epoch.0.to_le_bytes());
+        frame.extend(self.features.to_le_bytes());
+        frame.extend(self.boot_hash.to_le_bytes());
+        frame.extend(layout_words(self.shard_count).into_iter().flat_map(u32::to_le_bytes));
+        put_text(&mut frame, &self.shm_prefix);
+        put_text(&mut frame, &self.disk_root);
+        frame
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, PayloadError> {
+        let (version, shard_count) = (reader.u16()?, reader.u16()?);
+        let (session, namespace, epoch) = (reader.u32()?, reader.u32()?, reader.u32()?);
+        let (features, boot_hash) = (reader.u64()?, reader.u64()?);
+        if version != VERSION {
+            return Err(wrong(format!("it speaks version {version}, which was not offered")));
+        }
+        if !(1..=limits::SHARD_COUNT_MAX).contains(&shard_count) {
+            return Err(wrong(format!("a node of {shard_count} shards cannot be")));
+        }
+        for expected in layout_words(shard_count) {
+            let stated = reader.u32()?;
+            if stated != expected {
+                return Err(wrong(format!("a size of its memory is {stated}, and {expected} is known here")));
+            }
+        }
+        let shm_prefix = reader.text(crate::segment::PREFIX_BYTES_MAX)?;
+        crate::segment::validate_prefix(&shm_prefix)?;
+        let disk_root = reader.text(ROOT_BYTES_MAX)?;
+        if !disk_root.is_empty() && !disk_root.starts_with('/') {
+            return Err(wrong(format!("the disk root `{disk_root}` is not absolute")));
+        }
+        Ok(Self {
+            version,
+            shard_count,
+            session,
+            namespace: NamespaceId(namespace),
+            features,
+            epoch: Epoch(epoch),
+            boot_hash,
+            shm_prefix,
+            disk_root,
+        })
+    }
+}
+
+fn head(kind: u16) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(64);
+    frame.extend(MAGIC);
+    frame.extend(kind.to_le_bytes());
+    frame.extend(0u16.to_le_bytes());
+    frame
+}
+
+fn put_text(frame: &mut Vec<u8>, text: &str) {
+    frame.extend((text.len() as u16).to_le_bytes());
+    frame.extend(text.as_bytes());
+}
+
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(TEXT_BYTES_MAX)]
+}
+
+fn wrong(what: String) -> PayloadError {
+    PayloadError::invalid(format!("this is no frame of the native protocol: {what}"))
+}
+
+/// Takes a frame apart, from its start.
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn bytes(&mut self, length: usize) -> Result<&'a [u8], PayloadError> {
+        match self.rest.split_at_checked(length) {
+            Some((bytes, rest)) => {
+                self.rest = rest;
+                Ok(bytes)
+            }
+            None => Err(wrong(format!("it ends {} bytes too early", length - self.rest.len()))),
+        }
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], PayloadError> {
+        Ok(self.bytes(N)?.try_into().expect("as long as asked for"))
+    }
+
+    fn u16(&mut self) -> Result<u16, PayloadError> {
+        Ok(u16::from_le_bytes(self.array()?))
+    }
+
+    fn u32(&mut self) -> Result<u32, PayloadError> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    fn u64(&mut self) -> Result<u64, PayloadError> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    fn zero(&mut self) -> Result<(), PayloadError> {
+        match self.u32()? {
+            0 => Ok(()),
+            other => Err(wrong(format!("{other:#x} stands where 0 must be"))),
+        }
+    }
+
+    fn text(&mut self, length_max: usize) -> Result<String, PayloadError> {
+        let length = usize::from(self.u16()?);
+        if length > length_max {
+            return Err(wrong(format!("a text has {length} bytes, {length_max} at most")));
+        }
+        let bytes = self.bytes(length)?;
+        let text = std::str::from_utf8(bytes).map_err(|_| wrong("a text is not UTF-8".to_owned()))?;
+        Ok(text.to_owned())
+    }
+
+    /// The kind of the frame.
+    fn head(&mut self) -> Result<u16, PayloadError> {
+        if self.rest.len() > FRAME_BYTES_MAX {
+            return Err(wrong(format!("it has {} bytes, {FRAME_BYTES_MAX} at most", self.rest.len())));
+        }
+        if self.array::<8>()? != MAGIC {
+            return Err(wrong("it does not start with `PMNATIVE`".to_owned()));
+        }
+        let kind = self.u16()?;
+        match self.u16()? {
+            0 => Ok(kind),
+            other => Err(wrong(format!("{other:#x} stands where 0 must be"))),
+        }
+    }
+
+    fn end(&self) -> Result<(), PayloadError> {
+        match self.rest.len() {
+            0 => Ok(()),
+            more => Err(wrong(format!("{more} bytes follow its end"))),
+        }
+    }
+}
