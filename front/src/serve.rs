@@ -139,7 +139,8 @@ async fn serve(listeners: Listeners, node: Node, front: FrontLimits) -> anyhow::
     }
     let (health, others) = health_and_reflection().await?;
     let accounting = Arc::new(Accounting::new(Arc::clone(&router), &node, connections.clone()));
-    let operations = OperationsService::new(Arc::clone(&router), connections.clone(), address.port());
+    let operations =
+        OperationsService::new(Arc::clone(&router), connections.clone(), address.port(), node.info());
     let tally = Tally::default();
     if let Some(listener) = metrics {
         let accounting = Arc::clone(&accounting);

@@ -29,6 +29,7 @@ use payload_reactor::topology::{self, Plan, Wanted};
 use payload_reactor::{Mailboxes, Reactor, ReactorConfig, ReactorHandle, SpinPolicy, clock};
 use payload_shards::{Arbiter, Shard, ShardConfig, Watermarks};
 use payload_types::{ByteCount, Epoch, PerTier, ShardIndex, Tier, limits};
+use payload_wire::pb::operations::v1::NodeInfoResponse;
 
 use crate::cluster::{Cluster, OwnNode};
 use crate::config::{Config, DatabaseConfig, DiskConfig, Spin};
@@ -51,6 +52,7 @@ pub struct Node {
     holds: Arc<Holds>,
     /// This node, where others may share its catalog.
     own: Option<OwnNode>,
+    info: NodeInfoResponse,
 }
 
 impl Node {
@@ -120,6 +122,7 @@ impl Node {
             readers,
             holds,
             own,
+            info: node_info(config, epoch),
         })
     }
 
@@ -151,6 +154,11 @@ impl Node {
     /// A way to see how the disk root is doing.
     pub fn disk(&self) -> DiskWatch {
         self.disk.clone()
+    }
+
+    /// Who this node is, as clients are told.
+    pub fn info(&self) -> NodeInfoResponse {
+        self.info.clone()
     }
 
     /// What each tier keeps to itself of the capacity that is configured.
@@ -240,6 +248,22 @@ fn root_of_catalog(config: &Config, drivers: &Drivers, store: &mut dyn Store) ->
         );
     }
     Ok(root_id)
+}
+
+/// Names this start of this host, the same for every program on it.
+const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
+
+fn node_info(config: &Config, epoch: Epoch) -> NodeInfoResponse {
+    // Without it a client cannot know that it is on this host, and asks over gRPC.
+    let boot_id = std::fs::read_to_string(BOOT_ID_FILE).unwrap_or_default();
+    NodeInfoResponse {
+        node_name: config.node.name.clone(),
+        server_version: env!("CARGO_PKG_VERSION").to_owned(),
+        boot_id: boot_id.trim().to_owned(),
+        boot_epoch: u64::from(epoch.0),
+        shard_count: u32::from(config.shards.count),
+        native: None,
+    }
 }
 
 /// This node as others are told of it, where its catalog can be shared. It is served on `port`.

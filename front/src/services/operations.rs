@@ -1,4 +1,5 @@
-//! `PayloadOperationsService`: who holds a payload, why it is where it is, and whether its bytes are still good.
+//! `PayloadOperationsService`: who holds a payload, why it is where it is, and whether its bytes are still good;
+//! and who this node is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -33,12 +34,19 @@ pub struct OperationsService {
     router: Arc<Router>,
     connections: Connections,
     server_port: u16,
+    node: pb::NodeInfoResponse,
 }
 
 impl OperationsService {
-    /// Serves from the shards behind `router`; `connections` are those to `server_port`.
-    pub fn new(router: Arc<Router>, connections: Connections, server_port: u16) -> Self {
-        Self { router, connections, server_port }
+    /// Serves from the shards behind `router`; `connections` are those to `server_port`, and `node` is what is told of
+    /// this node.
+    pub fn new(
+        router: Arc<Router>,
+        connections: Connections,
+        server_port: u16,
+        node: pb::NodeInfoResponse,
+    ) -> Self {
+        Self { router, connections, server_port, node }
     }
 
     async fn holders_part(
@@ -152,6 +160,13 @@ impl PayloadOperationsService for OperationsService {
     async fn scrub(&self, request: Request<pb::ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {
         let wanted = decode::scrub(NAMESPACE, request.get_ref()).map_err(to_status)?;
         Ok(Response::new(scrub::start(Arc::clone(&self.router), wanted)))
+    }
+
+    async fn node_info(
+        &self,
+        _request: Request<pb::NodeInfoRequest>,
+    ) -> Result<Response<pb::NodeInfoResponse>, Status> {
+        Ok(Response::new(self.node.clone()))
     }
 }
 
