@@ -699,7 +699,9 @@ impl Completion {
                 let lease = LeaseId::from_slice(&bytes).expect("16 bytes are a lease id");
                 Outcome::Leased(lease, Shown::read(location_kind, words)?)
             }
-            (0, Op::Release | Op::Delete | Op::Abort | Op::Spill) if words.iter().all(|word| *word == 0) => {
+            (0, Op::Release | Op::Delete | Op::Abort | Op::Spill)
+                if location_kind == LOCATION_NONE && words.iter().all(|word| *word == 0) =>
+            {
                 Outcome::Done
             }
             (0, Op::Release | Op::Delete | Op::Abort) => return Err(Nonsense),
@@ -738,8 +740,8 @@ impl Shown {
     fn read(location_kind: u8, words: &[u64; 6]) -> Result<Self, Nonsense> {
         let [_, _, size, location, version, last] = *words;
         let location = match location_kind {
-            LOCATION_NONE => None,
-            LOCATION_SEGMENT => Some(Location::Segment),
+            LOCATION_NONE if location == 0 => None,
+            LOCATION_SEGMENT if location == 0 => Some(Location::Segment),
             LOCATION_FILE => Some(Location::File(Generation(location))),
             LOCATION_PACKED => Some(Location::Packed(Extent::from_bits(location).ok_or(Nonsense)?)),
             _ => return Err(Nonsense),
