@@ -1,11 +1,12 @@
 //! Pure bookkeeping that shards and disk store are built from: slot tables, the timing wheel, budget accounts, segment
-//! files.
+//! files, arena slabs.
 //!
 //! No I/O, no clock, no randomness, no locks. Nothing here takes longer when it holds more: tables grow a chunk at a
 //! time, so that no insertion ever copies what is already there.
 #![forbid(unsafe_code)]
 
 pub mod account;
+pub mod arena;
 pub mod list;
 pub mod recency;
 pub mod segments;
