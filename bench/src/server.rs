@@ -49,6 +49,19 @@ impl Server {
         Self::start_in(Scratch::new(context.directory(), ram, disk)?)
     }
 
+    /// The address of the server that is asked for, or of one started as [`start`](Self::start) does.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn wanted(context: &Context, capacity: ByteCount) -> anyhow::Result<(Option<Self>, String)> {
+        if let Some(target) = &context.target {
+            return Ok((None, target.clone()));
+        }
+        let server = Self::start(context, capacity, capacity)?;
+        let address = server.address().to_owned();
+        Ok((Some(server), address))
+    }
+
     /// Starts one on what an earlier one left in `scratch`, and waits until it serves.
     ///
     /// # Errors

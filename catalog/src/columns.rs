@@ -211,6 +211,7 @@ fn priority(number: i64) -> Option<EvictionPriority> {
     [Unspecified, Low, Normal, High, Never].into_iter().find(|priority| *priority as i64 == number)
 }
 
-fn health(number: i64) -> Option<Health> {
+/// What a stored health means.
+pub(crate) fn health(number: i64) -> Option<Health> {
     [Health::Good, Health::Lost, Health::Damaged].into_iter().find(|health| *health as i64 == number)
 }

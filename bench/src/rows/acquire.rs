@@ -53,14 +53,7 @@ impl Side {
     }
 
     fn ours(runtime: &Runtime, row: &'static str, context: &Context) -> anyhow::Result<Self> {
-        let server = match &context.target {
-            Some(_) => None,
-            None => Some(Server::start(context, CAPACITY, CAPACITY)?),
-        };
-        let address = match (&context.target, &server) {
-            (Some(target), _) => target.clone(),
-            (None, server) => server.as_ref().map(|server| server.address().to_owned()).unwrap_or_default(),
-        };
+        let (server, address) = Server::wanted(context, CAPACITY)?;
         let ids = runtime.block_on(put_payloads(&address))?;
         Self::connected(runtime, row, &address, ids, (None, server))
     }

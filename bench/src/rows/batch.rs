@@ -68,14 +68,7 @@ async fn batches(
 /// See the module.
 pub fn run(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let server = match &context.target {
-        Some(_) => None,
-        None => Some(Server::start(context, CAPACITY, CAPACITY)?),
-    };
-    let address = match (&context.target, &server) {
-        (Some(target), _) => target.clone(),
-        (None, server) => server.as_ref().map(|server| server.address().to_owned()).unwrap_or_default(),
-    };
+    let (_server, address) = Server::wanted(context, CAPACITY)?;
     let payloads = runtime.block_on(put_payloads(&address))?;
     let mut load = runtime.block_on(LeaseLoad::connect(&address, payloads.clone()))?;
     let channel = runtime.block_on(Client::connect(&address))?.channel();

@@ -9,7 +9,10 @@ use payload_types::{NamespaceId, PayloadId, PayloadKey, WallMs};
 
 use super::State;
 use crate::error::StoreError;
-use crate::records::tables::{Batch, Garbage, History, Standing, StreamRow, Tables, TablesMut, TermSpan};
+use crate::records::tables::{
+    Batch, Each, EventSpan, Found, Garbage, History, Payloads, Standing, StreamRow, Tables, TablesMut,
+    TermSpan,
+};
 
 /// Records and what cleaning them up has to do.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -33,32 +36,23 @@ pub(super) struct Records {
 }
 
 impl Tables for State {
-    fn standings(
-        &mut self,
-        namespace: NamespaceId,
-        ids: &[PayloadId],
-    ) -> Result<Vec<Option<Standing>>, StoreError> {
-        let standing = |id: &PayloadId| {
-            self.rows.get(&PayloadKey { namespace, id: *id }).map(|row| Standing {
+    fn standings(&mut self, of: Payloads<'_>) -> Result<Vec<Option<Standing>>, StoreError> {
+        let standing = |key| {
+            self.rows.get(&key).map(|row| Standing {
                 state: row.state,
                 expires_at: row.expires_at,
                 health: row.health,
             })
         };
-        Ok(ids.iter().map(standing).collect())
+        Ok(of.keys().map(standing).collect())
     }
 
     fn history(&mut self, key: PayloadKey) -> Result<Option<History>, StoreError> {
         Ok(self.records.histories.get(&key).cloned())
     }
 
-    fn events(
-        &mut self,
-        history: u64,
-        after: u64,
-        count_max: usize,
-        each: &mut dyn FnMut(MetadataEvent) -> bool,
-    ) -> Result<(), StoreError> {
+    fn events(&mut self, span: EventSpan, each: Each<'_, MetadataEvent>) -> Result<(), StoreError> {
+        let EventSpan { history, after, count_max } = span;
         let range = (Excluded((history, after)), Excluded((history + 1, 0)));
         for (_, event) in self.records.events.range(range).take(count_max) {
             if !each(event.clone()) {
@@ -68,13 +62,8 @@ impl Tables for State {
         Ok(())
     }
 
-    fn term_payloads(
-        &mut self,
-        span: TermSpan,
-        term: u64,
-        count_max: usize,
-    ) -> Result<Vec<PayloadId>, StoreError> {
-        let TermSpan { namespace, span, order } = span;
+    fn term_payloads(&mut self, span: TermSpan, count_max: usize) -> Result<Vec<PayloadId>, StoreError> {
+        let TermSpan { namespace, term, span, order } = span;
         // A range of a map may not end before it begins.
         if span.is_empty() {
             return Ok(Vec::new());
@@ -89,17 +78,16 @@ impl Tables for State {
 
     fn metadata_of(
         &mut self,
-        namespace: NamespaceId,
-        ids: &[PayloadId],
+        of: Payloads<'_>,
         with_data: bool,
-        each: &mut dyn FnMut(PayloadId, Metadata) -> bool,
+        each: Each<'_, Found>,
     ) -> Result<(), StoreError> {
-        for id in ids {
-            let history = self.records.histories.get(&PayloadKey { namespace, id: *id });
+        for key in of.keys() {
+            let history = self.records.histories.get(&key);
             let event = history.and_then(|found| self.records.events.get(&(found.id, found.current)));
             let Some(MetadataEvent { metadata, .. }) = event else { continue };
             let data = if with_data { metadata.data.clone() } else { Vec::new() };
-            if !each(*id, Metadata { data, schema: metadata.schema.clone() }) {
+            if !each((key.id, Metadata { data, schema: metadata.schema.clone() })) {
                 break;
             }
         }
@@ -108,11 +96,11 @@ impl Tables for State {
 
     fn edges(
         &mut self,
-        namespace: NamespaceId,
-        ids: &[PayloadId],
+        of: Payloads<'_>,
         upstream: bool,
-        each: &mut dyn FnMut(LineageEdge) -> bool,
+        each: Each<'_, LineageEdge>,
     ) -> Result<(), StoreError> {
+        let Payloads { namespace, ids } = of;
         let lowest = PayloadId::from_bytes([0; 16]);
         for id in ids {
             let from = (namespace, *id, lowest, String::new(), String::new());
@@ -269,7 +257,7 @@ impl TablesMut for State {
     fn edges_remove(&mut self, key: PayloadKey) -> Result<u64, StoreError> {
         let mut found = Vec::new();
         for upstream in [true, false] {
-            self.edges(key.namespace, &[key.id], upstream, &mut |edge| {
+            self.edges(Payloads { namespace: key.namespace, ids: &[key.id] }, upstream, &mut |edge| {
                 found.push(edge);
                 true
             })?;

@@ -13,7 +13,7 @@ use payload_types::find::{FindOrder, IdSpan, MetadataFilter};
 use payload_types::limits::ANSWER_BYTES_MAX;
 use payload_types::record::RecordAnswer;
 
-use super::tables::{Tables, TermSpan};
+use super::tables::{Payloads, Tables, TermSpan};
 use super::terms;
 use crate::error::StoreError;
 
@@ -34,25 +34,26 @@ pub(super) fn find<T: Tables>(
     order: FindOrder,
     filter: &MetadataFilter,
 ) -> Result<RecordAnswer, StoreError> {
-    let span = TermSpan { namespace, span, order };
+    let span = |term| TermSpan { namespace, term, span, order };
     let mut lists = Vec::new();
     if let Some(schema) = &filter.schema {
-        lists.push(list(tables, span, terms::of_schema(schema))?);
+        lists.push(list(tables, span(terms::of_schema(schema)))?);
     }
     let fields = filter.fields.iter().map(terms::of_field);
     let values: Vec<u64> =
         fields.chain(filter.tags.iter().map(|(key, value)| terms::of_tag(key, value))).collect();
     if !values.is_empty() {
-        let overflow = list(tables, span, terms::OVERFLOW)?;
+        let overflow = list(tables, span(terms::OVERFLOW))?;
         for term in &values {
-            lists.push(list(tables, span, *term)?.or(&overflow, order));
+            lists.push(list(tables, span(*term))?.or(&overflow, order));
         }
     }
     let Some(driver) = furthest(&lists, order) else { return Ok(RecordAnswer::Candidates(vec![], None)) };
     let (candidates, end) = (candidates(&lists, driver, order), lists[driver].reached);
 
     let (mut found, mut bytes, mut last) = (Vec::new(), 0, None);
-    tables.metadata_of(namespace, &candidates, !values.is_empty(), &mut |id, metadata| {
+    let of = Payloads { namespace, ids: &candidates };
+    tables.metadata_of(of, !values.is_empty(), &mut |(id, metadata)| {
         if terms::is_as_asked(&metadata, filter) {
             found.push(id);
         }
@@ -64,8 +65,8 @@ pub(super) fn find<T: Tables>(
     Ok(RecordAnswer::Candidates(found, if is_early { last } else { end }))
 }
 
-fn list<T: Tables>(tables: &mut T, span: TermSpan, term: u64) -> Result<List, StoreError> {
-    let ids = tables.term_payloads(span, term, LIST_LEN)?;
+fn list<T: Tables>(tables: &mut T, span: TermSpan) -> Result<List, StoreError> {
+    let ids = tables.term_payloads(span, LIST_LEN)?;
     let reached = ids.last().copied().filter(|_| ids.len() == LIST_LEN);
     Ok(List { ids, reached })
 }

@@ -9,7 +9,7 @@ use payload_types::limits::ANSWER_BYTES_MAX;
 use payload_types::record::{LineageEdge, RecordAnswer, RecordOutcome};
 use payload_types::{PayloadId, PayloadKey, WallMs};
 
-use super::tables::{Tables, TablesMut};
+use super::tables::{Payloads, Tables, TablesMut};
 use super::{Moment, Needed, distinct, unfit, unfit_to_ask};
 use crate::error::StoreError;
 
@@ -57,7 +57,7 @@ pub(super) fn walk<T: Tables>(
         let mut next = Vec::new();
         for nodes in level.chunks(NODES_AT_ONCE) {
             let mut found: HashMap<PayloadId, Vec<LineageEdge>> = HashMap::new();
-            tables.edges(from.namespace, nodes, upstream, &mut |edge| {
+            tables.edges(Payloads { namespace: from.namespace, ids: nodes }, upstream, &mut |edge| {
                 bytes += weight(&edge);
                 found.entry(near(&edge)).or_default().push(edge);
                 bytes <= ANSWER_BYTES_MAX
@@ -85,7 +85,7 @@ fn weight(edge: &LineageEdge) -> usize {
 pub(super) fn forget<T: TablesMut>(tables: &mut T, key: PayloadKey) -> Result<(), StoreError> {
     for upstream in [true, false] {
         let mut has_edges = false;
-        tables.edges(key.namespace, &[key.id], upstream, &mut |_| {
+        tables.edges(Payloads { namespace: key.namespace, ids: &[key.id] }, upstream, &mut |_| {
             has_edges = true;
             false
         })?;

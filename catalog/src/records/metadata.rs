@@ -6,7 +6,7 @@ use payload_types::record::{
 };
 use payload_types::{PayloadKey, WallMs};
 
-use super::tables::{Garbage, History, Tables, TablesMut};
+use super::tables::{EventSpan, Garbage, History, Tables, TablesMut};
 use super::{Moment, Needed, merge, strange, terms, unfit, unfit_to_ask};
 use crate::error::StoreError;
 
@@ -133,7 +133,8 @@ pub(super) fn events<T: Tables>(
     }
     let (mut events, mut more, mut bytes) = (Vec::new(), false, 0);
     if let Some(history) = tables.history(key)? {
-        tables.events(history.id, after, entries_max.saturating_add(1), &mut |event| {
+        let count_max = entries_max.saturating_add(1);
+        tables.events(EventSpan { history: history.id, after, count_max }, &mut |event| {
             bytes += weight(&event);
             more = events.len() >= entries_max || (bytes > ANSWER_BYTES_MAX && !events.is_empty());
             if !more {
@@ -159,7 +160,7 @@ fn weight(event: &MetadataEvent) -> usize {
 fn current_event<T: Tables>(tables: &mut T, history: &History) -> Result<Option<MetadataEvent>, StoreError> {
     let Some(before) = history.current.checked_sub(1) else { return Ok(None) };
     let mut found = None;
-    tables.events(history.id, before, 1, &mut |event| {
+    tables.events(EventSpan { history: history.id, after: before, count_max: 1 }, &mut |event| {
         found = Some(event);
         false
     })?;

@@ -8,6 +8,7 @@
 //! on the writer's thread for changes, on a reader's for queries. Holds no state and reads no clock. Work of one change is
 //! bounded by what the change itself holds and by constants: what a deletion leaves is removed by sweeps.
 
+pub(crate) mod cells;
 mod codec;
 mod find;
 mod lineage;
@@ -24,7 +25,7 @@ use payload_types::record::{RecordAnswer, RecordChange, RecordOutcome, RecordQue
 use payload_types::{ForeignPage, Health, NamespaceId, PayloadId, PayloadKey, PayloadState, WallMs};
 
 use crate::error::{RESTORE, StoreError};
-use tables::{Standing, Tables, TablesMut};
+use tables::{Payloads, Standing, Tables, TablesMut};
 
 pub(crate) use sweep::is_due as sweep_is_due;
 
@@ -123,7 +124,7 @@ fn unfit<T: Tables>(
     needed: Needed,
     at: WallMs,
 ) -> Result<Option<RecordOutcome>, StoreError> {
-    let standings = tables.standings(namespace, ids)?;
+    let standings = tables.standings(Payloads { namespace, ids })?;
     let judged = ids.iter().zip(standings).map(|(id, standing)| judge(*id, standing, needed, at));
     Ok(judged.into_iter().flatten().next())
 }

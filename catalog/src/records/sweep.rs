@@ -18,7 +18,7 @@ use payload_types::record::{LineageEdge, RecordOutcome, StreamFloor};
 use payload_types::{PayloadId, PayloadKey, WallMs};
 
 use super::streams::{first_in_age, floor, outdated_at};
-use super::tables::{Garbage, StreamRow, Tables, TablesMut};
+use super::tables::{Garbage, Payloads, StreamRow, Tables, TablesMut};
 use super::{distinct, strange};
 use crate::error::StoreError;
 
@@ -154,7 +154,7 @@ fn neighbours<T: Tables>(tables: &mut T, node: PayloadKey) -> Result<Neighbours,
     let mut ids = Vec::new();
     for upstream in [true, false] {
         let far = |edge: &LineageEdge| if upstream { edge.parent } else { edge.child };
-        tables.edges(node.namespace, &[node.id], upstream, &mut |edge| {
+        tables.edges(Payloads { namespace: node.namespace, ids: &[node.id] }, upstream, &mut |edge| {
             ids.push(far(&edge));
             true
         })?;
@@ -162,7 +162,7 @@ fn neighbours<T: Tables>(tables: &mut T, node: PayloadKey) -> Result<Neighbours,
     // An edge to itself connects a payload with nothing.
     let ids: Vec<PayloadId> = distinct(ids.into_iter().filter(|id| *id != node.id));
     for some in ids.chunks(ASKED_AT_ONCE) {
-        if tables.standings(node.namespace, some)?.iter().any(Option::is_some) {
+        if tables.standings(Payloads { namespace: node.namespace, ids: some })?.iter().any(Option::is_some) {
             return Ok(Neighbours::Living);
         }
     }
@@ -170,5 +170,5 @@ fn neighbours<T: Tables>(tables: &mut T, node: PayloadKey) -> Result<Neighbours,
 }
 
 fn is_living<T: Tables>(tables: &mut T, node: PayloadKey) -> Result<bool, StoreError> {
-    Ok(tables.standings(node.namespace, &[node.id])?.iter().any(Option::is_some))
+    Ok(tables.standings(Payloads { namespace: node.namespace, ids: &[node.id] })?.iter().any(Option::is_some))
 }

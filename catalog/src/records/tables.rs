@@ -31,10 +31,39 @@ pub(crate) struct History {
     pub(crate) terms: Vec<u64>,
 }
 
+/// Payloads of one namespace.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Payloads<'ids> {
+    pub(crate) namespace: NamespaceId,
+    pub(crate) ids: &'ids [PayloadId],
+}
+
+impl Payloads<'_> {
+    /// Them, one by one.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = PayloadKey> {
+        self.ids.iter().map(|id| PayloadKey { namespace: self.namespace, id: *id })
+    }
+}
+
+/// Takes what was found, until it returns false.
+pub(crate) type Each<'a, T> = &'a mut dyn FnMut(T) -> bool;
+
+/// A payload with its current metadata.
+pub(crate) type Found = (PayloadId, Metadata);
+
+/// Events of a history with a number greater than `after`, at most so many.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct EventSpan {
+    pub(crate) history: u64,
+    pub(crate) after: u64,
+    pub(crate) count_max: usize,
+}
+
 /// Where payloads with a term are looked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct TermSpan {
     pub(crate) namespace: NamespaceId,
+    pub(crate) term: u64,
     pub(crate) span: IdSpan,
     pub(crate) order: FindOrder,
 }
@@ -85,50 +114,33 @@ pub(crate) enum Garbage {
 
 /// Reading.
 pub(crate) trait Tables {
-    /// Of each of `ids`, in their order.
-    fn standings(
-        &mut self,
-        namespace: NamespaceId,
-        ids: &[PayloadId],
-    ) -> Result<Vec<Option<Standing>>, StoreError>;
+    /// Of each of them, in their order.
+    fn standings(&mut self, of: Payloads<'_>) -> Result<Vec<Option<Standing>>, StoreError>;
 
     /// The metadata of a payload, if it ever had any.
     fn history(&mut self, key: PayloadKey) -> Result<Option<History>, StoreError>;
 
-    /// Events of a history with a number greater than `after`, in order, at most so many, until `each` returns false.
-    fn events(
-        &mut self,
-        history: u64,
-        after: u64,
-        count_max: usize,
-        each: &mut dyn FnMut(MetadataEvent) -> bool,
-    ) -> Result<(), StoreError>;
+    /// Events of a history in order, until `each` returns false.
+    fn events(&mut self, span: EventSpan, each: Each<'_, MetadataEvent>) -> Result<(), StoreError>;
 
-    /// The payloads of a span with this term, in its order, at most so many.
-    fn term_payloads(
-        &mut self,
-        span: TermSpan,
-        term: u64,
-        count_max: usize,
-    ) -> Result<Vec<PayloadId>, StoreError>;
+    /// The payloads of a span with its term, in its order, at most so many.
+    fn term_payloads(&mut self, span: TermSpan, count_max: usize) -> Result<Vec<PayloadId>, StoreError>;
 
-    /// The current metadata of those of `ids` that have any, in their order, until `each` returns false; without their
+    /// The current metadata of those that have any, in their order, until `each` returns false; without their
     /// data unless `with_data`.
     fn metadata_of(
         &mut self,
-        namespace: NamespaceId,
-        ids: &[PayloadId],
+        of: Payloads<'_>,
         with_data: bool,
-        each: &mut dyn FnMut(PayloadId, Metadata) -> bool,
+        each: Each<'_, Found>,
     ) -> Result<(), StoreError>;
 
-    /// Edges of which the child (`upstream`) or the parent is one of `ids`, in any order, until `each` returns false.
+    /// Edges of which the child (`upstream`) or the parent is one of them, in any order, until `each` returns false.
     fn edges(
         &mut self,
-        namespace: NamespaceId,
-        ids: &[PayloadId],
+        of: Payloads<'_>,
         upstream: bool,
-        each: &mut dyn FnMut(LineageEdge) -> bool,
+        each: Each<'_, LineageEdge>,
     ) -> Result<(), StoreError>;
 
     /// Word that `edges` will be asked step by step from `from` on, at most so many steps (0: all): a backend that is

@@ -10,14 +10,16 @@ mod tables;
 use std::collections::{BTreeSet, HashMap};
 
 use payload_types::record::{LineageEdge, RecordChange, RecordOutcome};
-use payload_types::{NamespaceId, PayloadId, PayloadKey, WallMs};
+use payload_types::{PayloadId, WallMs};
 use tokio_postgres::Row;
+use tokio_postgres::types::FromSqlOwned;
 use uuid::Uuid;
 
 use super::errors::Doing;
 use super::link::{Link, Sql, Value, cell};
 use crate::error::{RESTORE, StoreError};
 use crate::records;
+use crate::records::cells::Cells;
 
 pub(super) use reader::PostgresReader;
 
@@ -89,26 +91,44 @@ fn positive(row: &Row, column: usize) -> Result<u64, StoreError> {
     u64::try_from(cell::<i64>(row, column)?).map_err(|_| strange("a negative number"))
 }
 
-fn positive_if_any(row: &Row, column: usize) -> Result<Option<u64>, StoreError> {
-    let found = cell::<Option<i64>>(row, column)?;
-    found.map(|found| u64::try_from(found).map_err(|_| strange("a negative number"))).transpose()
-}
-
-fn moment(row: &Row, column: usize) -> Result<WallMs, StoreError> {
-    positive(row, column).map(WallMs::from_millis)
-}
-
-fn text(row: &Row, column: usize) -> Result<String, StoreError> {
-    String::from_utf8(cell(row, column)?).map_err(|_| strange("a text that is not UTF-8"))
-}
-
 fn payload(row: &Row, column: usize) -> Result<PayloadId, StoreError> {
     cell::<Uuid>(row, column).map(|id| PayloadId::from_bytes(id.into_bytes()))
 }
 
-fn key(row: &Row) -> Result<PayloadKey, StoreError> {
-    let namespace = u32::try_from(cell::<i64>(row, 0)?).map_err(|_| strange("a namespace out of range"))?;
-    Ok(PayloadKey { namespace: NamespaceId(namespace), id: payload(row, 1)? })
+/// The next cells of a row.
+struct RowCells<'row> {
+    row: &'row Row,
+    column: usize,
+}
+
+impl<'row> RowCells<'row> {
+    fn of(row: &'row Row) -> Self {
+        Self { row, column: 0 }
+    }
+
+    fn next<T: FromSqlOwned>(&mut self) -> Result<T, StoreError> {
+        self.column += 1;
+        cell(self.row, self.column - 1)
+    }
+}
+
+impl Cells for RowCells<'_> {
+    fn optional(&mut self) -> Result<Option<u64>, StoreError> {
+        let found = self.next::<Option<i64>>()?;
+        found.map(|found| u64::try_from(found).map_err(|_| strange("a negative number"))).transpose()
+    }
+
+    fn flag(&mut self) -> Result<bool, StoreError> {
+        self.next()
+    }
+
+    fn bytes(&mut self) -> Result<Vec<u8>, StoreError> {
+        self.next()
+    }
+
+    fn id(&mut self) -> Result<PayloadId, StoreError> {
+        self.next::<Uuid>().map(|id| PayloadId::from_bytes(id.into_bytes()))
+    }
 }
 
 fn strange(what: &str) -> StoreError {

@@ -4,20 +4,20 @@ use std::collections::HashMap;
 
 use payload_types::find::{FindOrder, IdSpan};
 use payload_types::limits::ANSWER_BYTES_MAX;
-use payload_types::record::{
-    LineageEdge, Metadata, MetadataEvent, MetadataEventKind, StreamLimits, StreamName,
-};
-use payload_types::{Health, NamespaceId, PayloadId, PayloadKey, PayloadState, WallMs};
+use payload_types::record::{LineageEdge, Metadata, MetadataEvent, StreamLimits, StreamName};
+use payload_types::{NamespaceId, PayloadId, PayloadKey, WallMs};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::super::link::{Value, cell};
 use super::super::row::uuid;
-use super::{
-    Records, key, moment, number, overtaken, payload, positive, positive_if_any, sql, strange, text,
-};
+use super::{Records, RowCells, number, overtaken, payload, positive, sql, strange};
 use crate::error::StoreError;
-use crate::records::tables::{Batch, Garbage, History, Standing, StreamRow, Tables, TablesMut, TermSpan};
+use crate::records::cells::Cells;
+use crate::records::tables::{
+    Batch, Each, EventSpan, Found, Garbage, History, Payloads, Standing, StreamRow, Tables, TablesMut,
+    TermSpan,
+};
 
 /// Rows of one answer where each may be long: 16 batches of 256 KiB, 16 events of 1 MiB.
 const LONG_ROWS: usize = 16;
@@ -41,79 +41,25 @@ fn signed(terms: &[u64]) -> Vec<i64> {
     terms.iter().copied().map(u64::cast_signed).collect()
 }
 
-fn standing(row: &Row) -> Result<(PayloadId, Standing), StoreError> {
-    let state = PayloadState::from_number(cell(row, 1)?).ok_or_else(|| strange("an unknown state"))?;
-    let health = [Health::Good, Health::Lost, Health::Damaged]
-        .into_iter()
-        .find(|health| cell(row, 3) == Ok(*health as i64))
-        .ok_or_else(|| strange("an unknown health"))?;
-    let expires_at = positive_if_any(row, 2)?.map(WallMs::from_millis);
-    Ok((payload(row, 0)?, Standing { state, expires_at, health }))
-}
-
 fn history(row: &Row) -> Result<History, StoreError> {
     let terms: Vec<i64> = cell(row, 3)?;
     let terms = terms.into_iter().map(i64::cast_unsigned).collect();
     Ok(History { id: positive(row, 0)?, events: positive(row, 1)?, current: positive(row, 2)?, terms })
 }
 
-fn event(row: &Row) -> Result<MetadataEvent, StoreError> {
-    use MetadataEventKind::{Merged, Noted, Replaced};
-    let kind = [Replaced, Merged, Noted].into_iter().find(|kind| cell(row, 2) == Ok(*kind as i64));
-    Ok(MetadataEvent {
-        number: positive(row, 0)?,
-        at: moment(row, 1)?,
-        kind: kind.ok_or_else(|| strange("an event of an unknown kind"))?,
-        metadata: Metadata { data: cell(row, 3)?, schema: text(row, 4)? },
-        source: text(row, 5)?,
-        reason: text(row, 6)?,
-        version: text(row, 7)?,
-    })
-}
-
-fn edge(row: &Row) -> Result<LineageEdge, StoreError> {
-    Ok(LineageEdge {
-        child: payload(row, 0)?,
-        parent: payload(row, 1)?,
-        operation: text(row, 2)?,
-        role: text(row, 3)?,
-        parameters: cell(row, 4)?,
-    })
-}
-
-fn stream(row: &Row) -> Result<StreamRow, StoreError> {
-    Ok(StreamRow {
-        id: positive(row, 0)?,
-        name: StreamName { namespace: text(row, 1)?, name: text(row, 2)? },
-        limits: StreamLimits {
-            entries_max: positive_if_any(row, 3)?,
-            age_ms_max: positive_if_any(row, 4)?,
-            retains_payloads: cell(row, 5)?,
-        },
-        first: positive(row, 6)?,
-        next: positive(row, 7)?,
-        last_at: moment(row, 8)?,
-        due_at: positive_if_any(row, 9)?.map(WallMs::from_millis),
-    })
-}
-
-fn batch(row: &Row) -> Result<Batch, StoreError> {
-    Ok(Batch { first: positive(row, 0)?, count: positive(row, 1)?, appended_at: moment(row, 2)? })
-}
-
 impl Tables for Records<'_> {
-    fn standings(
-        &mut self,
-        namespace: NamespaceId,
-        ids: &[PayloadId],
-    ) -> Result<Vec<Option<Standing>>, StoreError> {
-        let (namespace, asked) = (namespace_of(namespace), uuids(ids));
+    fn standings(&mut self, of: Payloads<'_>) -> Result<Vec<Option<Standing>>, StoreError> {
+        let (namespace, asked) = (namespace_of(of.namespace), uuids(of.ids));
         let rows = match self.writer {
             Some(node) => self.query(&sql::STANDINGS_LOCKED, &[&namespace, &asked, &node])?,
             None => self.query(&sql::STANDINGS, &[&namespace, &asked])?,
         };
-        let found: HashMap<PayloadId, Standing> = rows.iter().map(standing).collect::<Result<_, _>>()?;
-        Ok(ids.iter().map(|id| found.get(id).copied()).collect())
+        let read = |row| {
+            let mut cells = RowCells::of(row);
+            Ok((cells.id()?, cells.standing()?))
+        };
+        let found: HashMap<PayloadId, Standing> = rows.iter().map(read).collect::<Result<_, StoreError>>()?;
+        Ok(of.ids.iter().map(|id| found.get(id).copied()).collect())
     }
 
     fn history(&mut self, key: PayloadKey) -> Result<Option<History>, StoreError> {
@@ -122,19 +68,13 @@ impl Tables for Records<'_> {
         rows.first().map(history).transpose()
     }
 
-    fn events(
-        &mut self,
-        history: u64,
-        after: u64,
-        count_max: usize,
-        each: &mut dyn FnMut(MetadataEvent) -> bool,
-    ) -> Result<(), StoreError> {
-        let (mut after, mut left) = (after, count_max);
+    fn events(&mut self, span: EventSpan, each: Each<'_, MetadataEvent>) -> Result<(), StoreError> {
+        let EventSpan { history, mut after, count_max: mut left } = span;
         while left > 0 {
             let some = left.min(LONG_ROWS);
             let rows = self.query(&sql::EVENTS, &[&number(history), &number(after), &(some as i64)])?;
             for row in &rows {
-                let event = event(row)?;
+                let event = RowCells::of(row).event()?;
                 after = event.number;
                 if !each(event) {
                     return Ok(());
@@ -148,13 +88,8 @@ impl Tables for Records<'_> {
         Ok(())
     }
 
-    fn term_payloads(
-        &mut self,
-        span: TermSpan,
-        term: u64,
-        count_max: usize,
-    ) -> Result<Vec<PayloadId>, StoreError> {
-        let TermSpan { namespace, span: IdSpan { low, high }, order } = span;
+    fn term_payloads(&mut self, span: TermSpan, count_max: usize) -> Result<Vec<PayloadId>, StoreError> {
+        let TermSpan { namespace, term, span: IdSpan { low, high }, order } = span;
         let statement = match order {
             FindOrder::NewestFirst => &sql::TERM_NEWEST,
             FindOrder::OldestFirst => &sql::TERM_OLDEST,
@@ -166,20 +101,21 @@ impl Tables for Records<'_> {
 
     fn metadata_of(
         &mut self,
-        namespace: NamespaceId,
-        ids: &[PayloadId],
+        of: Payloads<'_>,
         with_data: bool,
-        each: &mut dyn FnMut(PayloadId, Metadata) -> bool,
+        each: Each<'_, Found>,
     ) -> Result<(), StoreError> {
-        for some in ids.chunks(LONG_ROWS) {
-            let rows = self.query(&sql::CURRENT, &[&namespace_of(namespace), &uuids(some), &with_data])?;
-            let read =
-                |row: &Row| Ok((payload(row, 0)?, Metadata { data: cell(row, 1)?, schema: text(row, 2)? }));
+        for some in of.ids.chunks(LONG_ROWS) {
+            let rows = self.query(&sql::CURRENT, &[&namespace_of(of.namespace), &uuids(some), &with_data])?;
+            let read = |row| {
+                let mut cells = RowCells::of(row);
+                Ok((cells.id()?, cells.metadata()?))
+            };
             let mut found: HashMap<PayloadId, Metadata> =
                 rows.iter().map(read).collect::<Result<_, StoreError>>()?;
             for id in some {
                 if let Some(metadata) = found.remove(id)
-                    && !each(*id, metadata)
+                    && !each((*id, metadata))
                 {
                     return Ok(());
                 }
@@ -190,11 +126,11 @@ impl Tables for Records<'_> {
 
     fn edges(
         &mut self,
-        namespace: NamespaceId,
-        ids: &[PayloadId],
+        of: Payloads<'_>,
         upstream: bool,
-        each: &mut dyn FnMut(LineageEdge) -> bool,
+        each: Each<'_, LineageEdge>,
     ) -> Result<(), StoreError> {
+        let Payloads { namespace, ids } = of;
         if let Some(ahead) = &mut self.ahead {
             let mut found = ids.iter().filter_map(|id| ahead.remove(id)).flatten();
             // `all` stops at the first false.
@@ -202,8 +138,9 @@ impl Tables for Records<'_> {
             return Ok(());
         }
         let statement = if upstream { &sql::EDGES_UP } else { &sql::EDGES_DOWN };
-        self.link
-            .each_row(statement, &[&namespace_of(namespace), &uuids(ids)], &mut |row| Ok(each(edge(row)?)))
+        self.link.each_row(statement, &[&namespace_of(namespace), &uuids(ids)], &mut |row| {
+            Ok(each(RowCells::of(row).edge()?))
+        })
     }
 
     fn edges_ahead(&mut self, from: PayloadKey, upstream: bool, depth_max: u32) -> Result<(), StoreError> {
@@ -214,7 +151,7 @@ impl Tables for Records<'_> {
         let mut ahead: HashMap<PayloadId, Vec<LineageEdge>> = HashMap::new();
         let mut bytes = 0;
         self.link.each_row(statement, &[&namespace_of(from.namespace), &uuid(from.id)], &mut |row| {
-            let edge = edge(row)?;
+            let edge = RowCells::of(row).edge()?;
             bytes += EDGE_BYTES + edge.operation.len() + edge.role.len() + edge.parameters.len();
             ahead.entry(if upstream { edge.child } else { edge.parent }).or_default().push(edge);
             Ok(bytes <= ANSWER_BYTES_MAX)
@@ -227,7 +164,7 @@ impl Tables for Records<'_> {
     fn stream(&mut self, name: &StreamName) -> Result<Option<StreamRow>, StoreError> {
         let statement = if self.writer.is_some() { &sql::STREAM_LOCKED } else { &sql::STREAM };
         let rows = self.query(statement, &[&name.namespace.as_bytes(), &name.name.as_bytes()])?;
-        rows.first().map(stream).transpose()
+        rows.first().map(|row| RowCells::of(row).stream()).transpose()
     }
 
     fn stream_ends(&mut self, names: &[StreamName]) -> Result<Vec<Option<(u64, u64)>>, StoreError> {
@@ -250,12 +187,12 @@ impl Tables for Records<'_> {
         let (namespace, name) =
             after.map_or((&b""[..], &b""[..]), |after| (after.namespace.as_bytes(), after.name.as_bytes()));
         let rows = self.query(&sql::STREAMS, &[&namespace, &name, &number(count_max as u64)])?;
-        rows.iter().map(stream).collect()
+        rows.iter().map(|row| RowCells::of(row).stream()).collect()
     }
 
     fn batch_at(&mut self, stream: u64, offset: u64) -> Result<Option<Batch>, StoreError> {
         let rows = self.query(&sql::BATCH_AT, &[&number(stream), &number(offset)])?;
-        rows.first().map(batch).transpose()
+        rows.first().map(|row| RowCells::of(row).batch()).transpose()
     }
 
     fn batches(
@@ -268,7 +205,7 @@ impl Tables for Records<'_> {
         loop {
             let rows = self.query(&sql::BATCHES, &[&number(stream), &number(from), &(LONG_ROWS as i64)])?;
             for row in &rows {
-                let batch = batch(row)?;
+                let batch = RowCells::of(row).batch()?;
                 let entries: &[u8] = row.try_get(3).map_err(|_| strange("a batch without entries"))?;
                 from = batch.end();
                 if !each(batch, entries)? {
@@ -288,7 +225,7 @@ impl Tables for Records<'_> {
 
     fn streams_retaining(&mut self, after: u64, count_max: usize) -> Result<Vec<StreamRow>, StoreError> {
         let rows = self.query(&sql::STREAMS_RETAINING, &[&number(after), &number(count_max as u64)])?;
-        rows.iter().map(stream).collect()
+        rows.iter().map(|row| RowCells::of(row).stream()).collect()
     }
 
     fn committed(&mut self, stream: u64, group: &str) -> Result<Option<u64>, StoreError> {
@@ -299,23 +236,20 @@ impl Tables for Records<'_> {
     fn streams_due(&mut self, at: WallMs, count_max: usize) -> Result<Vec<StreamRow>, StoreError> {
         let statement = if self.writer.is_some() { &sql::STREAMS_DUE_LOCKED } else { &sql::STREAMS_DUE };
         let rows = self.query(statement, &[&number(at.as_millis()), &number(count_max as u64)])?;
-        rows.iter().map(stream).collect()
+        rows.iter().map(|row| RowCells::of(row).stream()).collect()
     }
 
     fn garbage_next(&mut self) -> Result<Option<(Garbage, u64)>, StoreError> {
         let rows = self.query(&sql::GARBAGE_NEXT, &[])?;
-        let Some(row) = rows.first() else { return Ok(None) };
-        let kind =
-            [Garbage::Stream, Garbage::History].into_iter().find(|kind| cell(row, 0) == Ok(*kind as i64));
-        Ok(Some((kind.ok_or_else(|| strange("an unknown kind of garbage"))?, positive(row, 1)?)))
+        rows.first().map(|row| RowCells::of(row).garbage()).transpose()
     }
 
     fn dirty_next(&mut self) -> Result<Option<PayloadKey>, StoreError> {
-        self.query(&sql::DIRTY_NEXT, &[])?.first().map(key).transpose()
+        self.query(&sql::DIRTY_NEXT, &[])?.first().map(|row| RowCells::of(row).key()).transpose()
     }
 
     fn walk_next(&mut self, expanded: bool) -> Result<Option<PayloadKey>, StoreError> {
-        self.query(&sql::WALK_NEXT, &[&expanded])?.first().map(key).transpose()
+        self.query(&sql::WALK_NEXT, &[&expanded])?.first().map(|row| RowCells::of(row).key()).transpose()
     }
 }
 

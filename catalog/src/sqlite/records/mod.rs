@@ -7,11 +7,12 @@ mod write;
 
 pub(super) use write::terms_bytes;
 
-use payload_types::{PayloadKey, WallMs};
+use payload_types::{PayloadId, PayloadKey};
 use rusqlite::{CachedStatement, Connection};
 
 use super::errors::rolled_back;
 use crate::error::{RESTORE, StoreError};
+use crate::records::cells::Cells;
 
 /// See the module.
 pub(super) struct SqliteTables<'connection>(pub(super) &'connection Connection);
@@ -52,13 +53,13 @@ fn bound(key: &PayloadKey) -> (u32, &[u8]) {
     (key.namespace.0, &key.id.as_bytes()[..])
 }
 
-/// The next cells of a row, decoded.
-struct Cells<'row, 'statement> {
+/// The next cells of a row.
+struct RowCells<'row, 'statement> {
     row: &'row rusqlite::Row<'statement>,
     column: usize,
 }
 
-impl<'row, 'statement> Cells<'row, 'statement> {
+impl<'row, 'statement> RowCells<'row, 'statement> {
     fn of(row: &'row rusqlite::Row<'statement>) -> Self {
         Self { row, column: 0 }
     }
@@ -69,39 +70,30 @@ impl<'row, 'statement> Cells<'row, 'statement> {
         Ok(cell)
     }
 
-    fn number(&mut self) -> Result<u64, StoreError> {
-        u64::try_from(self.next::<i64>()?).map_err(|_| strange("a number is negative"))
-    }
-
-    fn optional(&mut self) -> Result<Option<u64>, StoreError> {
-        match self.next::<Option<i64>>()? {
-            None => Ok(None),
-            Some(number) => u64::try_from(number).map(Some).map_err(|_| strange("a number is negative")),
-        }
-    }
-
-    fn time(&mut self) -> Result<WallMs, StoreError> {
-        self.number().map(WallMs::from_millis)
-    }
-
-    fn bytes(&mut self) -> Result<&'row [u8], StoreError> {
+    fn blob(&mut self) -> Result<&'row [u8], StoreError> {
         let cell = self.row.get_ref(self.column).map_err(|error| rolled_back(&error))?;
         self.column += 1;
         cell.as_blob().map_err(|_| strange("a cell is no BLOB"))
     }
+}
 
-    fn text(&mut self) -> Result<String, StoreError> {
-        String::from_utf8(self.bytes()?.to_vec()).map_err(|_| strange("a text is not UTF-8"))
+impl Cells for RowCells<'_, '_> {
+    fn optional(&mut self) -> Result<Option<u64>, StoreError> {
+        let found = self.next::<Option<i64>>()?;
+        found.map(|number| u64::try_from(number).map_err(|_| strange("a number is negative"))).transpose()
     }
 
-    fn id(&mut self) -> Result<payload_types::PayloadId, StoreError> {
-        let bytes = self.bytes()?.try_into().map_err(|_| strange("a payload id has not 16 bytes"))?;
-        Ok(payload_types::PayloadId::from_bytes(bytes))
+    fn flag(&mut self) -> Result<bool, StoreError> {
+        self.next()
     }
 
-    fn key(&mut self) -> Result<PayloadKey, StoreError> {
-        let namespace = u32::try_from(self.number()?).map_err(|_| strange("a namespace is out of range"))?;
-        Ok(PayloadKey { namespace: payload_types::NamespaceId(namespace), id: self.id()? })
+    fn bytes(&mut self) -> Result<Vec<u8>, StoreError> {
+        self.blob().map(<[u8]>::to_vec)
+    }
+
+    fn id(&mut self) -> Result<PayloadId, StoreError> {
+        let bytes = self.blob()?.try_into().map_err(|_| strange("a payload id has not 16 bytes"))?;
+        Ok(PayloadId::from_bytes(bytes))
     }
 }
 

@@ -1,15 +1,16 @@
 //! Reading records. Every statement goes by a key or an index (asserted with EXPLAIN QUERY PLAN in a test).
 
 use payload_types::find::{FindOrder, IdSpan};
-use payload_types::record::{
-    LineageEdge, Metadata, MetadataEvent, MetadataEventKind, StreamLimits, StreamName,
-};
-use payload_types::{Health, NamespaceId, PayloadId, PayloadKey, PayloadState, WallMs};
+use payload_types::record::{LineageEdge, MetadataEvent, StreamName};
+use payload_types::{PayloadId, PayloadKey, WallMs};
 use rusqlite::{Row, Rows, params};
 
-use super::{Cells, SqliteTables, bound, strange};
+use super::{RowCells, SqliteTables, bound, strange};
 use crate::error::StoreError;
-use crate::records::tables::{Batch, Garbage, History, Standing, StreamRow, Tables, TermSpan};
+use crate::records::cells::Cells;
+use crate::records::tables::{
+    Batch, Each, EventSpan, Found, Garbage, History, Payloads, Standing, StreamRow, Tables, TermSpan,
+};
 use crate::sqlite::errors::rolled_back;
 
 const STANDING: &str = "SELECT state, expires_at, health FROM payload WHERE namespace = ?1 AND id = ?2";
@@ -89,11 +90,11 @@ impl SqliteTables<'_> {
         &self,
         sql: &str,
         values: impl rusqlite::Params,
-        read: impl FnOnce(Cells<'_, '_>) -> Result<T, StoreError>,
+        read: impl FnOnce(RowCells<'_, '_>) -> Result<T, StoreError>,
     ) -> Result<Option<T>, StoreError> {
         let mut statement = self.statement(sql)?;
         let mut rows = statement.query(values).map_err(|error| rolled_back(&error))?;
-        next(&mut rows)?.map(|row| read(Cells::of(row))).transpose()
+        next(&mut rows)?.map(|row| read(RowCells::of(row))).transpose()
     }
 
     /// Gives every row to `each` until it returns false.
@@ -101,12 +102,12 @@ impl SqliteTables<'_> {
         &self,
         sql: &str,
         values: impl rusqlite::Params,
-        mut each: impl FnMut(Cells<'_, '_>) -> Result<bool, StoreError>,
+        mut each: impl FnMut(RowCells<'_, '_>) -> Result<bool, StoreError>,
     ) -> Result<(), StoreError> {
         let mut statement = self.statement(sql)?;
         let mut rows = statement.query(values).map_err(|error| rolled_back(&error))?;
         while let Some(row) = next(&mut rows)? {
-            if !each(Cells::of(row))? {
+            if !each(RowCells::of(row))? {
                 break;
             }
         }
@@ -115,8 +116,8 @@ impl SqliteTables<'_> {
 
     fn streams_of(&self, sql: &str, values: impl rusqlite::Params) -> Result<Vec<StreamRow>, StoreError> {
         let mut found = Vec::new();
-        self.all(sql, values, |cells| {
-            found.push(stream(cells)?);
+        self.all(sql, values, |mut cells| {
+            found.push(cells.stream()?);
             Ok(true)
         })?;
         Ok(found)
@@ -129,18 +130,12 @@ fn bound_number(number: u64) -> i64 {
 }
 
 impl Tables for SqliteTables<'_> {
-    fn standings(
-        &mut self,
-        namespace: NamespaceId,
-        ids: &[PayloadId],
-    ) -> Result<Vec<Option<Standing>>, StoreError> {
+    fn standings(&mut self, of: Payloads<'_>) -> Result<Vec<Option<Standing>>, StoreError> {
         let mut statement = self.statement(STANDING)?;
-        let mut found = Vec::with_capacity(ids.len());
-        for id in ids {
-            let mut rows = statement
-                .query(params![namespace.0, &id.as_bytes()[..]])
-                .map_err(|error| rolled_back(&error))?;
-            found.push(next(&mut rows)?.map(|row| standing(Cells::of(row))).transpose()?);
+        let mut found = Vec::with_capacity(of.ids.len());
+        for key in of.keys() {
+            let mut rows = statement.query(bound(&key)).map_err(|error| rolled_back(&error))?;
+            found.push(next(&mut rows)?.map(|row| RowCells::of(row).standing()).transpose()?);
         }
         Ok(found)
     }
@@ -148,30 +143,18 @@ impl Tables for SqliteTables<'_> {
     fn history(&mut self, key: PayloadKey) -> Result<Option<History>, StoreError> {
         self.first(HISTORY, bound(&key), |mut cells| {
             let (id, events, current) = (cells.number()?, cells.number()?, cells.number()?);
-            Ok(History { id, events, current, terms: terms_of(cells.bytes()?)? })
+            Ok(History { id, events, current, terms: terms_of(cells.blob()?)? })
         })
     }
 
-    fn events(
-        &mut self,
-        history: u64,
-        after: u64,
-        count_max: usize,
-        each: &mut dyn FnMut(MetadataEvent) -> bool,
-    ) -> Result<(), StoreError> {
-        let count_max = bound_number(count_max as u64);
-        self.all(EVENTS, params![history as i64, bound_number(after), count_max], |cells| {
-            Ok(each(event(cells)?))
-        })
+    fn events(&mut self, span: EventSpan, each: Each<'_, MetadataEvent>) -> Result<(), StoreError> {
+        let EventSpan { history, after, count_max } = span;
+        let values = params![history as i64, bound_number(after), bound_number(count_max as u64)];
+        self.all(EVENTS, values, |mut cells| Ok(each(cells.event()?)))
     }
 
-    fn term_payloads(
-        &mut self,
-        span: TermSpan,
-        term: u64,
-        count_max: usize,
-    ) -> Result<Vec<PayloadId>, StoreError> {
-        let TermSpan { namespace, span: IdSpan { low, high }, order } = span;
+    fn term_payloads(&mut self, span: TermSpan, count_max: usize) -> Result<Vec<PayloadId>, StoreError> {
+        let TermSpan { namespace, term, span: IdSpan { low, high }, order } = span;
         let (low, high) = (&low.as_bytes()[..], &high.as_bytes()[..]);
         let sql = match order {
             FindOrder::NewestFirst => TERM_NEWEST,
@@ -188,18 +171,15 @@ impl Tables for SqliteTables<'_> {
 
     fn metadata_of(
         &mut self,
-        namespace: NamespaceId,
-        ids: &[PayloadId],
+        of: Payloads<'_>,
         with_data: bool,
-        each: &mut dyn FnMut(PayloadId, Metadata) -> bool,
+        each: Each<'_, Found>,
     ) -> Result<(), StoreError> {
-        for id in ids {
+        for PayloadKey { namespace, id } in of.keys() {
             let values = params![namespace.0, &id.as_bytes()[..], with_data];
-            let found = self.first(CURRENT, values, |mut cells| {
-                Ok(Metadata { data: cells.bytes()?.to_vec(), schema: cells.text()? })
-            })?;
+            let found = self.first(CURRENT, values, |mut cells| cells.metadata())?;
             if let Some(metadata) = found
-                && !each(*id, metadata)
+                && !each((id, metadata))
             {
                 break;
             }
@@ -209,18 +189,15 @@ impl Tables for SqliteTables<'_> {
 
     fn edges(
         &mut self,
-        namespace: NamespaceId,
-        ids: &[PayloadId],
+        of: Payloads<'_>,
         upstream: bool,
-        each: &mut dyn FnMut(LineageEdge) -> bool,
+        each: Each<'_, LineageEdge>,
     ) -> Result<(), StoreError> {
         let mut statement = self.statement(if upstream { EDGES_UP } else { EDGES_DOWN })?;
-        for id in ids {
-            let mut rows = statement
-                .query(params![namespace.0, &id.as_bytes()[..]])
-                .map_err(|error| rolled_back(&error))?;
+        for key in of.keys() {
+            let mut rows = statement.query(bound(&key)).map_err(|error| rolled_back(&error))?;
             while let Some(row) = next(&mut rows)? {
-                if !each(edge(Cells::of(row))?) {
+                if !each(RowCells::of(row).edge()?) {
                     return Ok(());
                 }
             }
@@ -229,7 +206,9 @@ impl Tables for SqliteTables<'_> {
     }
 
     fn stream(&mut self, name: &StreamName) -> Result<Option<StreamRow>, StoreError> {
-        self.first(STREAM, params![name.namespace.as_bytes(), name.name.as_bytes()], stream)
+        self.first(STREAM, params![name.namespace.as_bytes(), name.name.as_bytes()], |mut cells| {
+            cells.stream()
+        })
     }
 
     fn streams(
@@ -244,7 +223,7 @@ impl Tables for SqliteTables<'_> {
     }
 
     fn batch_at(&mut self, stream: u64, offset: u64) -> Result<Option<Batch>, StoreError> {
-        self.first(BATCH_AT, params![stream as i64, bound_number(offset)], |mut cells| batch(&mut cells))
+        self.first(BATCH_AT, params![stream as i64, bound_number(offset)], |mut cells| cells.batch())
     }
 
     fn batches(
@@ -254,8 +233,8 @@ impl Tables for SqliteTables<'_> {
         each: &mut dyn FnMut(Batch, &[u8]) -> Result<bool, StoreError>,
     ) -> Result<(), StoreError> {
         self.all(BATCHES, params![stream as i64, bound_number(first)], |mut cells| {
-            let batch = batch(&mut cells)?;
-            each(batch, cells.bytes()?)
+            let batch = cells.batch()?;
+            each(batch, cells.blob()?)
         })
     }
 
@@ -276,11 +255,7 @@ impl Tables for SqliteTables<'_> {
     }
 
     fn garbage_next(&mut self) -> Result<Option<(Garbage, u64)>, StoreError> {
-        self.first(GARBAGE, [], |mut cells| {
-            let kind = cells.number()?;
-            let garbage = [Garbage::Stream, Garbage::History].into_iter().find(|known| *known as u64 == kind);
-            Ok((garbage.ok_or_else(|| strange("garbage of an unknown kind"))?, cells.number()?))
-        })
+        self.first(GARBAGE, [], |mut cells| cells.garbage())
     }
 
     fn dirty_next(&mut self) -> Result<Option<PayloadKey>, StoreError> {
@@ -299,63 +274,4 @@ fn terms_of(bytes: &[u8]) -> Result<Vec<u64>, StoreError> {
         return Err(strange("terms of metadata are cut off"));
     }
     Ok(terms.iter().map(|term| u64::from_le_bytes(*term)).collect())
-}
-
-fn standing(mut cells: Cells<'_, '_>) -> Result<Standing, StoreError> {
-    let state = i64::try_from(cells.number()?).ok().and_then(PayloadState::from_number);
-    let expires_at = cells.optional()?.map(WallMs::from_millis);
-    let health = cells.number()?;
-    Ok(Standing {
-        state: state.ok_or_else(|| strange("a payload has a state that has no meaning"))?,
-        expires_at,
-        health: [Health::Good, Health::Lost, Health::Damaged]
-            .into_iter()
-            .find(|known| *known as u64 == health)
-            .ok_or_else(|| strange("a payload has a health that has no meaning"))?,
-    })
-}
-
-fn event(mut cells: Cells<'_, '_>) -> Result<MetadataEvent, StoreError> {
-    use MetadataEventKind::{Merged, Noted, Replaced};
-    let (number, at, kind) = (cells.number()?, cells.time()?, cells.number()?);
-    let kind = [Replaced, Merged, Noted].into_iter().find(|known| *known as u64 == kind);
-    Ok(MetadataEvent {
-        number,
-        at,
-        kind: kind.ok_or_else(|| strange("an event of an unknown kind"))?,
-        metadata: Metadata { data: cells.bytes()?.to_vec(), schema: cells.text()? },
-        source: cells.text()?,
-        reason: cells.text()?,
-        version: cells.text()?,
-    })
-}
-
-fn edge(mut cells: Cells<'_, '_>) -> Result<LineageEdge, StoreError> {
-    Ok(LineageEdge {
-        child: cells.id()?,
-        parent: cells.id()?,
-        operation: cells.text()?,
-        role: cells.text()?,
-        parameters: cells.bytes()?.to_vec(),
-    })
-}
-
-fn stream(mut cells: Cells<'_, '_>) -> Result<StreamRow, StoreError> {
-    Ok(StreamRow {
-        id: cells.number()?,
-        name: StreamName { namespace: cells.text()?, name: cells.text()? },
-        limits: StreamLimits {
-            entries_max: cells.optional()?,
-            age_ms_max: cells.optional()?,
-            retains_payloads: cells.next()?,
-        },
-        first: cells.number()?,
-        next: cells.number()?,
-        last_at: cells.time()?,
-        due_at: cells.optional()?.map(WallMs::from_millis),
-    })
-}
-
-fn batch(cells: &mut Cells<'_, '_>) -> Result<Batch, StoreError> {
-    Ok(Batch { first: cells.number()?, count: cells.number()?, appended_at: cells.time()? })
 }
