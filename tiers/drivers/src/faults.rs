@@ -40,6 +40,16 @@ pub enum Call {
     ReadTable,
     /// The proof that nobody has a segment file open.
     Lease,
+    /// A new memory of an arena, or another description of one.
+    Memfd,
+    /// Its mapping.
+    Map,
+    /// Its seals.
+    Seal,
+    /// Its large pages.
+    Collapse,
+    /// Its pages, ahead of demand.
+    Populate,
 }
 
 /// What the system is made to answer.
@@ -49,6 +59,10 @@ pub enum Answer {
     Io,
     /// ENOSPC.
     NoSpace,
+    /// ENOMEM.
+    NoMemory,
+    /// EMFILE.
+    NoDescriptor,
     /// EROFS.
     ReadOnly,
     /// EINVAL: what a file system says that has no leases.
@@ -60,6 +74,8 @@ impl Answer {
         io::Error::from_raw_os_error(match self {
             Self::Io => libc::EIO,
             Self::NoSpace => libc::ENOSPC,
+            Self::NoMemory => libc::ENOMEM,
+            Self::NoDescriptor => libc::EMFILE,
             Self::ReadOnly => libc::EROFS,
             Self::Unsupported => libc::EINVAL,
         })
@@ -141,7 +157,7 @@ impl Faults {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn before(&self, call: Call) -> io::Result<()> {
+    pub(crate) fn before(&self, call: Call) -> io::Result<()> {
         let mut plan = self.plan();
         plan.made.push(call);
         if let Some((slow, by)) = plan.slow

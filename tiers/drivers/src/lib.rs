@@ -19,6 +19,7 @@
 //! SIGIO is set to be ignored, unless the program handles it: breaking a file lease raises it.
 #![deny(unsafe_code)]
 
+pub mod arena;
 mod calls;
 mod disk;
 mod error;

@@ -1,10 +1,11 @@
 //! Thin safe wrappers over what std does not offer: the only unsafe code of this crate lives below this module.
 //!
-//! Callers: `store`, `disk`, `transfer`, `retire`. Nothing here knows about payloads. Every call blocks, so no shard
+//! Callers: `store`, `disk`, `transfer`, `retire`, `arena`. Nothing here knows about payloads. Every call blocks, so no shard
 //! thread may come here.
 #![allow(unsafe_code)]
 
 pub(crate) mod large;
+pub(crate) mod memory;
 pub(crate) mod staging;
 pub(crate) mod uring;
 
