@@ -120,12 +120,16 @@ pub(super) struct SpanShape {
 impl SpanShape {
     /// Of the class whose number is `class`.
     pub(super) fn of_class(class: usize) -> Self {
+        SHAPES[class]
+    }
+
+    const fn find(class: usize) -> Self {
         let units = sizes::start(class as u32);
         let mut blocks = SPAN_BLOCKS_MIN;
         while !(units * blocks).is_multiple_of(PAGE_UNITS) {
             blocks *= 2;
         }
-        debug_assert!(blocks <= SPAN_BLOCKS_MAX, "64 blocks of any class are whole pages");
+        assert!(blocks <= SPAN_BLOCKS_MAX, "64 blocks of any class are whole pages");
         Self { units, blocks, pages: units * blocks / PAGE_UNITS }
     }
 
@@ -134,6 +138,17 @@ impl SpanShape {
         u64::MAX >> (SPAN_BLOCKS_MAX - self.blocks)
     }
 }
+
+/// By class.
+const SHAPES: [SpanShape; SMALL_CLASSES] = {
+    let mut shapes = [SpanShape { units: 0, blocks: 0, pages: 0 }; SMALL_CLASSES];
+    let mut class = 1;
+    while class < SMALL_CLASSES {
+        shapes[class] = SpanShape::find(class);
+        class += 1;
+    }
+    shapes
+};
 
 const _: () = assert!(SLAB_BYTES_MIN / PAGE_BYTES / 2 >= 15, "a span fits the smallest slab");
 const _: () =

@@ -16,6 +16,10 @@ const WHOLE: usize = STEP_COUNT;
 /// Numbers no run.
 const NONE: u32 = u32::MAX;
 
+/// Words of a free run's first page.
+const PREVIOUS: usize = 0;
+const NEXT: usize = 1;
+
 /// Where a run begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct RunAt {
@@ -39,10 +43,9 @@ impl RunAt {
 }
 
 /// What a page is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
     /// Nothing to be looked at.
-    #[default]
     Inner,
     /// An end of a free run; its first page has the neighbours in its bin.
     Free,
@@ -54,11 +57,32 @@ enum Kind {
     Last,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Tag {
-    kind: Kind,
-    pages: u16,
-    words: [u32; 2],
+/// `pages 16 | kind 16`, and two words. Integers, because a slab's worth of zeroes then costs nothing until it is used.
+#[derive(Clone, Copy, Debug)]
+struct Tag([u32; 3]);
+
+impl Tag {
+    fn new(kind: Kind, pages: u32, words: [u32; 2]) -> Self {
+        Self([pages << 16 | kind as u32, words[0], words[1]])
+    }
+
+    fn kind(self) -> Kind {
+        match self.0[0] & 0xFFFF {
+            1 => Kind::Free,
+            2 => Kind::Block,
+            3 => Kind::Span,
+            4 => Kind::Last,
+            _ => Kind::Inner,
+        }
+    }
+
+    fn pages(self) -> u32 {
+        self.0[0] >> 16
+    }
+
+    fn words(self) -> [u32; 2] {
+        [self.0[1], self.0[2]]
+    }
 }
 
 /// What stands at a page.
@@ -73,7 +97,7 @@ pub(super) enum Standing {
 /// One slab's pages.
 #[derive(Debug)]
 pub(super) struct Slab {
-    tags: Box<[Tag]>,
+    tags: Box<[[u32; 3]]>,
     pub(super) pages_used: u32,
     /// From this page on nothing was ever used.
     pub(super) fresh_page: u32,
@@ -82,6 +106,21 @@ pub(super) struct Slab {
     /// Who used it first; whether others did, too.
     pub(super) domain: Option<super::Domain>,
     pub(super) is_mixed: bool,
+}
+
+impl Slab {
+    fn tag(&self, page: u32) -> Tag {
+        Tag(self.tags[page as usize])
+    }
+
+    fn set(&mut self, page: u32, tag: Tag) {
+        self.tags[page as usize] = tag.0;
+    }
+
+    fn set_kind(&mut self, page: u32, kind: Kind) {
+        let Tag([head, ..]) = self.tag(page);
+        self.tags[page as usize][0] = head & !0xFFFF | kind as u32;
+    }
 }
 
 /// A run, and from where on its slab was unused before it was taken.
@@ -127,7 +166,7 @@ impl Pages {
             self.slabs.resize_with(place + 1, || None);
         }
         assert!(self.slabs[place].is_none(), "a slab's number is its own");
-        let tags = vec![Tag::default(); self.slab_pages as usize].into_boxed_slice();
+        let tags = vec![[0; 3]; self.slab_pages as usize].into_boxed_slice();
         let slab = Slab { tags, pages_used: 0, fresh_page: 0, prefault_to: 0, domain: None, is_mixed: false };
         self.slabs[place] = Some(slab);
         self.empty_count += 1;
@@ -150,7 +189,7 @@ impl Pages {
         let above = self.occupied & (u128::MAX << sure);
         let bin = if above == 0 { step } else { above.trailing_zeros() };
         let at = RunAt::unpack(self.heads[bin as usize])?;
-        let found = u32::from(self.tag(at).pages);
+        let found = self.tag(at).pages();
         if found < pages {
             return None;
         }
@@ -160,8 +199,11 @@ impl Pages {
         }
         let slab = self.slab_mut(at.slab);
         let end = u32::from(at.page) + pages;
-        slab.tags[end as usize - 1].kind = Kind::Last;
-        slab.tags[usize::from(at.page)].pages = pages as u16;
+        slab.set_kind(end - 1, Kind::Last);
+        slab.set(
+            u32::from(at.page),
+            Tag::new(if pages == 1 { Kind::Last } else { Kind::Inner }, pages, [0; 2]),
+        );
         let (was_empty, fresh_page) = (slab.pages_used == 0, slab.fresh_page);
         slab.pages_used += pages;
         slab.fresh_page = fresh_page.max(end);
@@ -175,18 +217,18 @@ impl Pages {
         slab.pages_used -= pages;
         let is_empty = slab.pages_used == 0;
         let (mut first, mut end) = (u32::from(at.page), u32::from(at.page) + pages);
-        let before = first.checked_sub(1).map(|page| slab.tags[page as usize]);
-        let after = slab.tags.get(end as usize).copied();
-        if let Some(before) = before.filter(|tag| tag.kind == Kind::Free) {
-            first -= u32::from(before.pages);
-            self.cut(RunAt { page: first as u16, ..at }, u32::from(before.pages));
+        let before = first.checked_sub(1).map(|page| slab.tag(page));
+        let after = (end < slab.tags.len() as u32).then(|| slab.tag(end));
+        // What was an end may lie in the middle now; nobody may take it for a block.
+        slab.set_kind(first, Kind::Inner);
+        if let Some(before) = before.filter(|tag| tag.kind() == Kind::Free) {
+            first -= before.pages();
+            self.cut(RunAt { page: first as u16, ..at }, before.pages());
         }
-        if let Some(after) = after.filter(|tag| tag.kind == Kind::Free) {
-            self.cut(RunAt { page: end as u16, ..at }, u32::from(after.pages));
-            end += u32::from(after.pages);
+        if let Some(after) = after.filter(|tag| tag.kind() == Kind::Free) {
+            self.cut(RunAt { page: end as u16, ..at }, after.pages());
+            end += after.pages();
         }
-        // What was an end lies in the middle now; nobody may take it for a block.
-        self.slab_mut(at.slab).tags[usize::from(at.page)].kind = Kind::Free;
         self.put(RunAt { page: first as u16, ..at }, end - first);
         self.empty_count += usize::from(is_empty);
         is_empty
@@ -194,42 +236,48 @@ impl Pages {
 
     /// Says that a taken run is a block, with this state.
     pub(super) fn set_block(&mut self, at: RunAt, word: u64) {
-        let tag = &mut self.slab_mut(at.slab).tags[usize::from(at.page)];
-        tag.kind = Kind::Block;
-        tag.words = [word as u32, (word >> 32) as u32];
+        let (slab, page) = (self.slab_mut(at.slab), u32::from(at.page));
+        let pages = slab.tag(page).pages();
+        slab.set(page, Tag::new(Kind::Block, pages, [word as u32, (word >> 32) as u32]));
     }
 
     /// Says of every page of a taken run which span it belongs to, so that any block in it is found.
     pub(super) fn set_span(&mut self, at: RunAt, pages: u32, slot: u32) {
+        let slab = self.slab_mut(at.slab);
         for page in u32::from(at.page)..u32::from(at.page) + pages {
-            let tag = &mut self.slab_mut(at.slab).tags[page as usize];
-            tag.kind = Kind::Span;
-            tag.words[0] = slot;
+            slab.set(page, Tag::new(Kind::Span, pages, [slot, 0]));
         }
     }
 
     /// The span is gone; its run is to be given back.
     pub(super) fn end_span(&mut self, at: RunAt, pages: u32) {
+        let slab = self.slab_mut(at.slab);
         for page in u32::from(at.page)..u32::from(at.page) + pages {
-            self.slab_mut(at.slab).tags[page as usize].kind = Kind::Inner;
+            slab.set_kind(page, Kind::Inner);
         }
     }
 
     /// What stands at a page, of a block only if it begins there.
     pub(super) fn standing(&self, slab: u16, page: u32) -> Option<Standing> {
-        let tag = self.slab(slab)?.tags.get(page as usize)?;
-        match tag.kind {
+        let tag = Tag(*self.slab(slab)?.tags.get(page as usize)?);
+        let words = tag.words();
+        match tag.kind() {
             Kind::Block => {
-                let word = u64::from(tag.words[1]) << 32 | u64::from(tag.words[0]);
-                Some(Standing::Block { word, pages: u32::from(tag.pages) })
+                let word = u64::from(words[1]) << 32 | u64::from(words[0]);
+                Some(Standing::Block { word, pages: tag.pages() })
             }
-            Kind::Span => Some(Standing::Span { slot: tag.words[0] }),
+            Kind::Span => Some(Standing::Span { slot: words[0] }),
             Kind::Inner | Kind::Free | Kind::Last => None,
         }
     }
 
     fn tag(&self, at: RunAt) -> Tag {
-        self.slab(at.slab).expect("bins hold runs of slabs that are there").tags[usize::from(at.page)]
+        self.slab(at.slab).expect("bins hold runs of slabs that are there").tag(u32::from(at.page))
+    }
+
+    /// Changes one of the neighbours that a free run has in its bin.
+    fn link(&mut self, at: RunAt, side: usize, neighbour: u32) {
+        self.slab_mut(at.slab).tags[usize::from(at.page)][1 + side] = neighbour;
     }
 
     fn bin(&self, pages: u32) -> usize {
@@ -241,25 +289,24 @@ impl Pages {
         let bin = self.bin(pages);
         let next = std::mem::replace(&mut self.heads[bin], at.pack());
         self.occupied |= 1 << bin;
-        let tags = &mut self.slab_mut(at.slab).tags;
-        tags[usize::from(at.page) + pages as usize - 1] =
-            Tag { kind: Kind::Free, pages: pages as u16, words: [NONE; 2] };
-        tags[usize::from(at.page)] = Tag { kind: Kind::Free, pages: pages as u16, words: [NONE, next] };
+        let (slab, page) = (self.slab_mut(at.slab), u32::from(at.page));
+        slab.set(page + pages - 1, Tag::new(Kind::Free, pages, [NONE; 2]));
+        slab.set(page, Tag::new(Kind::Free, pages, [NONE, next]));
         if let Some(next) = RunAt::unpack(next) {
-            self.slab_mut(next.slab).tags[usize::from(next.page)].words[0] = at.pack();
+            self.link(next, PREVIOUS, at.pack());
         }
     }
 
     /// Takes a free run out of its bin.
     fn cut(&mut self, at: RunAt, pages: u32) {
         let bin = self.bin(pages);
-        let [previous, next] = self.tag(at).words;
+        let [previous, next] = self.tag(at).words();
         match RunAt::unpack(previous) {
-            Some(before) => self.slab_mut(before.slab).tags[usize::from(before.page)].words[1] = next,
+            Some(before) => self.link(before, NEXT, next),
             None => self.heads[bin] = next,
         }
         if let Some(after) = RunAt::unpack(next) {
-            self.slab_mut(after.slab).tags[usize::from(after.page)].words[0] = previous;
+            self.link(after, PREVIOUS, previous);
         }
         if self.heads[bin] == NONE {
             self.occupied &= !(1 << bin);
@@ -274,11 +321,11 @@ impl Pages {
         {
             let (mut page, mut free, mut was_free) = (0, 0, false);
             while page < self.slab_pages {
-                let tag = slab.tags[page as usize];
-                let is_free = tag.kind == Kind::Free;
-                let pages = match tag.kind {
+                let tag = slab.tag(page);
+                let is_free = tag.kind() == Kind::Free;
+                let pages = match tag.kind() {
                     // Its first page says how long a span's run is, as a block's does.
-                    Kind::Free | Kind::Block | Kind::Span => u32::from(tag.pages),
+                    Kind::Free | Kind::Block | Kind::Span => tag.pages(),
                     Kind::Inner | Kind::Last => 0,
                 };
                 if pages == 0 || page + pages > self.slab_pages || (is_free && was_free) {
@@ -300,11 +347,11 @@ impl Pages {
             }
             while let Some(at) = next {
                 let tag = self.tag(at);
-                if tag.kind != Kind::Free || self.bin(u32::from(tag.pages)) != bin {
+                if tag.kind() != Kind::Free || self.bin(tag.pages()) != bin {
                     return Err(format!("bin {bin} has {at:?}, {tag:?}"));
                 }
                 binned += 1;
-                next = RunAt::unpack(tag.words[1]);
+                next = RunAt::unpack(tag.words()[NEXT]);
             }
         }
         if binned != free_runs {
