@@ -22,6 +22,27 @@ pub enum ClientError {
         /// What the system said.
         reason: String,
     },
+    /// The server is there and lets this process not have a native session: another user or version, too many of them.
+    #[error("the server at {address} refuses a native session: {reason}")]
+    Refused {
+        /// The socket's path.
+        address: String,
+        /// In the server's own words.
+        reason: String,
+    },
+    /// The native session has ended, and with it what it held; mapped bytes stay readable.
+    #[error(
+        "the native session has ended ({reason}), and its leases with it; whether what was under way was done is unknown: connect again"
+    )]
+    Ended {
+        /// Why.
+        reason: String,
+    },
+    /// This process is a child of the one that connected.
+    #[error(
+        "this process was forked from the one that connected, which alone holds the session and its leases; connect in the child"
+    )]
+    Forked,
     /// The connection broke during a call: whether a write was done is unknown.
     #[error(
         "the connection to {address} broke before the answer came ({reason}); whether it was done is unknown"

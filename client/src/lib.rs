@@ -21,10 +21,12 @@
 //! ```
 //!
 //! [`Client`] has a method for each RPC (`client`, `batch`, `session`, `metadata`, `lineage`, `streams`) and the ones that move bytes (`payload`, `transfer`); what the server
-//! answers is decoded and checked by `descriptor`. Only [`mapping`] holds unsafe code.
+//! answers is decoded and checked by `descriptor`. [`blocking`] is the same for programs without an async runtime; on the server's
+//! own host it goes through memory that both share ([`native`]) instead of gRPC. Only [`mapping`] holds unsafe code.
 #![deny(unsafe_code)]
 
 pub mod batch;
+pub mod blocking;
 pub mod client;
 pub mod descriptor;
 pub mod error;
@@ -33,6 +35,7 @@ pub mod lineage;
 #[allow(unsafe_code)]
 pub mod mapping;
 pub mod metadata;
+pub mod native;
 pub mod operations;
 pub mod payload;
 pub mod session;
@@ -48,6 +51,8 @@ pub use error::ClientError;
 pub use find::{FindOptions, FoundPage};
 pub use lineage::{Direction, Parent};
 pub use metadata::MetadataPage;
+pub use native::Session;
+pub use operations::NodeInfo;
 pub use payload::{ReadLease, WritablePayload};
 pub use session::LeaseSession;
 pub use streams::{Start, StreamPage, Subscription};

@@ -4,6 +4,8 @@
 //! `payload.manager.operations.v1`: the .proto files say what each field means. A server that lacks the service
 //! answers UNIMPLEMENTED, and one without our own fields leaves them empty.
 
+use std::path::PathBuf;
+
 use payload_types::{PayloadId, Tier};
 use payload_wire::pb::admin::v1 as admin;
 use payload_wire::pb::operations::v1 as operations;
@@ -16,7 +18,53 @@ use tonic::transport::Channel;
 use crate::client::Client;
 use crate::error::ClientError;
 
+/// The number of this boot of the machine; two programs that read the same are on one host.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Who a server is, and where it serves native sessions.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeInfo {
+    /// `node.name`.
+    pub name: String,
+    /// The server's version.
+    pub version: String,
+    /// Of its machine.
+    pub boot_id: String,
+    /// Counts its starts.
+    pub boot_epoch: u64,
+    /// How many shards it has.
+    pub shard_count: u32,
+    /// The socket of native sessions, as its own file system names it; `None`: it serves none.
+    pub native_socket: Option<PathBuf>,
+}
+
+impl NodeInfo {
+    /// True when the server runs on the host on which this program does. A container has the host's boot id and need not
+    /// see its files: whoever connects finds out.
+    pub fn is_this_host(&self) -> bool {
+        let own = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
+        !self.boot_id.is_empty() && own.trim() == self.boot_id
+    }
+}
+
 impl Client {
+    /// Who the server is.
+    ///
+    /// # Errors
+    /// UNIMPLEMENTED from a server that does not know the call.
+    pub async fn node_info(&self) -> Result<NodeInfo, ClientError> {
+        let request = self.request(operations::NodeInfoRequest {});
+        let answer = self.answer(self.operations().node_info(request).await)?;
+        Ok(NodeInfo {
+            name: answer.node_name,
+            version: answer.server_version,
+            boot_id: answer.boot_id,
+            boot_epoch: answer.boot_epoch,
+            shard_count: answer.shard_count,
+            native_socket: answer.native.map(|native| native.socket_path.into()),
+        })
+    }
+
     /// Stats with every field: `tiers` and `node` are our own.
     ///
     /// # Errors

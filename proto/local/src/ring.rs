@@ -80,8 +80,9 @@ fn slot<W>(ring: &[W], position: u64) -> &[W] {
     &ring[start..start + ENTRY_WORDS]
 }
 
+/// True when the entry at `position` is there: what may be looked at without being an end of the ring.
 #[inline]
-fn has_entry<W: Word>(ring: &[W], position: u64) -> bool {
+pub fn has_entry<W: Word>(ring: &[W], position: u64) -> bool {
     slot(ring, position)[0].load(Ordering::Acquire) == position + 1
 }
 
@@ -153,6 +154,11 @@ impl ClientRings {
     #[inline]
     pub fn has_completion<W: Word>(&self, view: &ShardView<'_, W>) -> bool {
         has_entry(view.completions, self.taken)
+    }
+
+    /// How many completions were taken: the position of the next one.
+    pub fn taken(&self) -> u64 {
+        self.taken
     }
 
     /// Completions that are owed to this client.

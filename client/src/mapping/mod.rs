@@ -1,7 +1,8 @@
 //! Puts a payload's bytes into this process: opens its segment or file and maps it.
 //!
-//! The only module of the client with `unsafe`, libc and memmap2. Used by `payload`; open to anybody who has a
-//! [`Location`] and a lease, or an allocation of his own, that vouches for it.
+//! The only module of the client with `unsafe`, libc and memmap2; [`shared`] and [`socket`] are what native sessions need
+//! of it. Used by `payload` and `native`; open to anybody who has a [`Location`] and a lease, or an allocation of his own,
+//! that vouches for it.
 //!
 //! ```text
 //! Location --open (no symbolic link, never created)--> file --fstat: regular, long enough--> mmap
@@ -26,6 +27,9 @@ use payload_types::Tier;
 
 use crate::descriptor::Location;
 use crate::error::{ClientError, reason_of};
+
+pub(crate) mod shared;
+pub(crate) mod socket;
 
 /// Where Linux keeps POSIX shared-memory objects.
 const SHM_DIR: &str = "/dev/shm";
@@ -64,6 +68,13 @@ impl ReadMapping {
         Ok(Self { map, path: target.path })
     }
 
+    /// Keeps it out of processes that this one forks: they hold no lease.
+    pub(crate) fn without_children(self) -> Self {
+        // A kernel that does not know the advice is older than any that this library runs on.
+        let _advised = self.map.advise(Advice::DontFork);
+        self
+    }
+
     /// Makes sure that `range` can be loaded.
     ///
     /// # Errors
@@ -87,6 +98,12 @@ impl WriteMapping {
         let map = unsafe { MmapOptions::new().offset(target.offset).len(target.length).map_mut(&file) };
         let map = map.map_err(|error| target.failed("map", &error))?;
         Ok(Self { map, path: target.path })
+    }
+
+    /// Keeps it out of processes that this one forks: the allocation is not theirs.
+    pub(crate) fn without_children(self) -> Self {
+        let _advised = self.map.advise(Advice::DontFork);
+        self
     }
 
     /// Makes sure that `range` can be stored to.

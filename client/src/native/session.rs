@@ -1,0 +1,447 @@
+//! [`Session`]: a native session with a server on this host.
+//!
+//! ```text
+//! submit:  lock the shard's lane, publish, unlock; the shard sleeps -> ring its doorbell
+//! wait:    look; spin while that has paid lately; then doze, look again, FUTEX_WAIT for SLEEP_MAX at most, look at the socket
+//! ```
+//!
+//! Invariants: a waiter never sleeps without a look after it said so (`wake::client_doze`), and never longer than
+//! [`SLEEP_MAX`] without a look whether the server is there: everybody has an error within a second of its end. A child of
+//! a fork touches nothing: every method refuses there, and dropping sends nothing.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use payload_local::hello::{ClientFrame, ServerFrame, Welcome};
+use payload_local::layout::{NodeView, SessionView, ShardView};
+use payload_local::ring::has_entry;
+use payload_local::{Op, Outcome, Shown, Submission, place, segment, wake};
+use payload_types::{EvictionPolicy, Location as Lies, PayloadId};
+
+use crate::descriptor::{Descriptor, Location};
+use crate::error::ClientError;
+use crate::mapping::shared::{ForkGuard, SharedWords, futex_wait, futex_wake};
+use crate::mapping::socket::{self, Socket};
+use crate::native::handshake::{Greeted, greet};
+use crate::native::lane::{Answer, Lane};
+use crate::native::waiter::Spin;
+use crate::native::watch::Watch;
+
+/// The longest sleep between two looks whether the server lives.
+pub(super) const SLEEP_MAX: Duration = Duration::from_millis(400);
+
+/// A session. Threads and tasks may share it.
+#[derive(Debug)]
+pub struct Session {
+    path: PathBuf,
+    socket: Socket,
+    welcome: Welcome,
+    memory: SharedWords,
+    node: SharedWords,
+    shards: Vec<Shard>,
+    fork: ForkGuard,
+    /// Why it has ended.
+    ended: OnceLock<String>,
+    /// Whose turn it is to allocate.
+    turn: AtomicU32,
+    spin: Spin,
+    watch: Arc<Watch>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    lane: Mutex<Lane>,
+    /// Where the next completion will be, for who looks without the lock.
+    next: AtomicU64,
+    bell: std::os::fd::OwnedFd,
+}
+
+/// A call that was submitted. Waiting for it takes the answer; dropping it undoes what it brings.
+#[derive(Debug)]
+#[must_use]
+pub struct Ticket<'a> {
+    session: &'a Session,
+    shard: u16,
+    tag: u32,
+    op: Op,
+    is_done: bool,
+}
+
+impl Session {
+    /// Connects to the server whose socket is at `path` (`local.socket_path`).
+    ///
+    /// # Errors
+    /// [`ClientError::Connect`] when nobody answers there, [`ClientError::Refused`] when it lets this process not in:
+    /// another user, another version, too many sessions.
+    pub fn connect(path: &Path) -> Result<Self, ClientError> {
+        let Greeted { socket, welcome, memory, node, bells } = greet(path)?;
+        let fork =
+            ForkGuard::new().map_err(|reason| ClientError::Io { what: "cannot map a page", reason })?;
+        let shard = |bell| Shard { lane: Mutex::new(Lane::new()), next: AtomicU64::new(0), bell };
+        Ok(Self {
+            path: path.to_owned(),
+            socket,
+            welcome,
+            memory,
+            node,
+            shards: bells.into_iter().map(shard).collect(),
+            fork,
+            ended: OnceLock::new(),
+            turn: AtomicU32::new(0),
+            spin: Spin::new(),
+            watch: Arc::default(),
+        })
+    }
+
+    /// What the server said of itself.
+    pub fn welcome(&self) -> &Welcome {
+        &self.welcome
+    }
+
+    /// The path of its socket.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Asks, and waits for the answer.
+    ///
+    /// # Errors
+    /// [`ClientError::Server`] as behaviour.md says of the operation; [`ClientError::Ended`] when the server has gone,
+    /// within a second; [`ClientError::Forked`] in a child of the process that connected.
+    pub fn call(&self, submission: &Submission) -> Result<Outcome, ClientError> {
+        self.submit(submission)?.wait()
+    }
+
+    /// Asks, and returns what to wait for. Waits only when so many calls are unanswered that the ring is full.
+    ///
+    /// # Errors
+    /// [`ClientError::Ended`], [`ClientError::Forked`].
+    pub fn submit(&self, submission: &Submission) -> Result<Ticket<'_>, ClientError> {
+        let (shard, tag) = self.publish(submission, true)?;
+        Ok(Ticket { session: self, shard, tag, op: submission.op(), is_done: false })
+    }
+
+    /// Asks for something whose answer nobody needs: a Release, an Abort.
+    ///
+    /// # Errors
+    /// As [`Session::submit`].
+    pub fn post(&self, submission: &Submission) -> Result<(), ClientError> {
+        self.publish(submission, false).map(drop)
+    }
+
+    /// Where a replica's bytes lie; `None` where this process cannot reach them.
+    pub fn location(&self, id: PayloadId, shown: &Shown) -> Option<Location> {
+        let root = || Some(Path::new(&self.welcome.disk_root)).filter(|root| root.is_absolute());
+        let length = shown.size;
+        Some(match shown.location? {
+            Lies::Segment => Location::Segment {
+                shm_name: segment::shm_name(&self.welcome.shm_prefix, id),
+                slab_id: 0,
+                block_index: 0,
+                length,
+            },
+            Lies::File(generation) => {
+                Location::File { path: place::file_path(root()?, id, generation), offset: 0, length }
+            }
+            Lies::Packed(extent) => Location::File {
+                path: place::segment_file_path(root()?, extent.file),
+                offset: extent.offset_bytes(),
+                length,
+            },
+        })
+    }
+
+    /// What is known of a payload without gRPC: no expiry, policy or checksum.
+    pub fn descriptor(&self, id: PayloadId, shown: &Shown) -> Descriptor {
+        Descriptor {
+            id,
+            tier: shown.tier,
+            state: shown.state,
+            version: shown.version,
+            size: shown.size,
+            location: self.location(id, shown),
+            created_at: Some(id.created_at()),
+            expires_at: None,
+            policy: EvictionPolicy::default(),
+            checksum: None,
+            node: None,
+        }
+    }
+
+    /// True while this shard sleeps, or is about to: a submission would ring its doorbell. For benches.
+    ///
+    /// # Panics
+    /// When there is no such shard.
+    pub fn is_asleep(&self, shard: u16) -> bool {
+        assert!(shard < self.welcome.shard_count, "the node has this shard");
+        self.node_view().sleeping(shard).load(Ordering::Relaxed) != 0
+    }
+
+    /// True while the server is there, as far as is known: a call finds out within a second.
+    pub fn is_open(&self) -> bool {
+        !self.fork.is_child() && self.ended.get().is_none() && self.is_same_start()
+    }
+
+    fn shard_of(&self, submission: &Submission) -> u16 {
+        let count = self.welcome.shard_count;
+        match submission {
+            Submission::Acquire { id, .. }
+            | Submission::Resolve { id }
+            | Submission::Delete { id, .. }
+            | Submission::Promote { id, .. }
+            | Submission::Spill { id, .. }
+            | Submission::Commit { id, .. }
+            | Submission::Abort { id } => id.shard(count).0,
+            // A lease of no shard is unknown to each.
+            Submission::Release { lease } => lease.shard().0 % count,
+            Submission::Allocate { .. } => {
+                (self.turn.fetch_add(1, Ordering::Relaxed) % u32::from(count)) as u16
+            }
+        }
+    }
+
+    fn publish(&self, submission: &Submission, is_attended: bool) -> Result<(u16, u32), ClientError> {
+        loop {
+            match self.publish_now(submission, is_attended)? {
+                Some(published) => return Ok(published),
+                None => {
+                    let shard = self.shard_of(submission);
+                    self.wait_until(shard, |lane| lane.has_room().then_some(()))?;
+                }
+            }
+        }
+    }
+
+    /// Publishes a submission; `None` when its ring is full. Returns its shard and tag.
+    pub(super) fn publish_now(
+        &self,
+        submission: &Submission,
+        is_attended: bool,
+    ) -> Result<Option<(u16, u32)>, ClientError> {
+        self.check()?;
+        let shard = self.shard_of(submission);
+        let view = self.view(shard);
+        let mut lane = self.lane(shard);
+        let mut tag = lane.submit(&view, submission, is_attended);
+        if tag.is_none() {
+            self.drain(shard, &mut lane);
+            tag = lane.submit(&view, submission, is_attended);
+        }
+        drop(lane);
+        if tag.is_some() {
+            self.ring(shard);
+        }
+        Ok(tag.map(|tag| (shard, tag)))
+    }
+
+    /// The answer of a call if it is there; otherwise `waker` is woken when it is.
+    pub(super) fn poll_answer(&self, shard: u16, tag: u32, waker: &Waker) -> Poll<Answer> {
+        let mut lane = self.lane(shard);
+        if !self.fork.is_child() {
+            self.drain(shard, &mut lane);
+        }
+        match (lane.take_answer(tag), self.check()) {
+            (Some(answer), _) => Poll::Ready(answer),
+            (None, Err(error)) => Poll::Ready(Err(error)),
+            (None, Ok(())) => {
+                lane.wake_when_answered(tag, waker);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Nobody waits for this call any more.
+    pub(super) fn abandon(&self, shard: u16, tag: u32, op: Op) {
+        if self.check().is_err() {
+            return;
+        }
+        let undo = self.lane(shard).abandon(tag, op);
+        if let Some(undo) = undo {
+            let _ended_with_the_session = self.post(&undo);
+        }
+    }
+
+    pub(super) fn watch(&self) -> &Arc<Watch> {
+        &self.watch
+    }
+
+    /// Takes what completions there are of every shard, and sleeps once if there were none.
+    pub(super) fn sleep_once(&self) {
+        let line = self.memory_view().wake_line();
+        let seen = wake::client_doze(&line);
+        let mut has_taken = false;
+        for shard in 0..self.welcome.shard_count {
+            let mut lane = self.lane(shard);
+            let before = lane.taken();
+            self.drain(shard, &mut lane);
+            has_taken |= lane.taken() != before;
+        }
+        if !has_taken {
+            let start = Instant::now();
+            futex_wait(line.wake, seen, SLEEP_MAX);
+            if start.elapsed() >= SLEEP_MAX {
+                self.look_after_server();
+            }
+        }
+        wake::client_rise(&line);
+    }
+
+    /// Wakes who sleeps in this process, for nothing: they look again.
+    pub(super) fn poke(&self) {
+        if !self.fork.is_child() {
+            futex_wake(self.memory_view().wake_line().wake);
+        }
+    }
+
+    /// Rings the shard's doorbell if it sleeps.
+    fn ring(&self, shard: u16) {
+        if wake::must_ring(self.node_view().sleeping(shard)) {
+            socket::ring(&self.shards[usize::from(shard)].bell);
+        }
+    }
+
+    /// Takes what completions there are.
+    fn drain(&self, shard: u16, lane: &mut Lane) {
+        let has_submitted = lane.drain(&self.view(shard));
+        self.shards[usize::from(shard)].next.store(lane.taken(), Ordering::Relaxed);
+        if has_submitted {
+            self.ring(shard);
+        }
+    }
+
+    /// Waits until `found` says so of the shard's lane, after its completions were taken.
+    fn wait_until<T>(
+        &self,
+        shard: u16,
+        mut found: impl FnMut(&mut Lane) -> Option<T>,
+    ) -> Result<T, ClientError> {
+        let mut look = || {
+            let mut lane = self.lane(shard);
+            self.drain(shard, &mut lane);
+            found(&mut lane)
+        };
+        let (view, next) = (self.view(shard), &self.shards[usize::from(shard)].next);
+        loop {
+            if let Some(found) = look() {
+                return Ok(found);
+            }
+            self.check()?;
+            let seen = next.load(Ordering::Relaxed);
+            let something = || has_entry(view.completions, seen) || next.load(Ordering::Relaxed) != seen;
+            if self.spin.until(something) {
+                continue;
+            }
+            let line = self.memory_view().wake_line();
+            let seen = wake::client_doze(&line);
+            let found = look();
+            if found.is_none() {
+                let start = Instant::now();
+                futex_wait(line.wake, seen, SLEEP_MAX);
+                if start.elapsed() >= SLEEP_MAX {
+                    self.look_after_server();
+                }
+            }
+            wake::client_rise(&line);
+            if let Some(found) = found {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Refuses where nothing of the session may be touched.
+    fn check(&self) -> Result<(), ClientError> {
+        if self.fork.is_child() {
+            return Err(ClientError::Forked);
+        }
+        match self.ended.get() {
+            None => Ok(()),
+            Some(reason) => Err(ClientError::Ended { reason: reason.clone() }),
+        }
+    }
+
+    /// Looks whether the server is still there, and notes it when it is not.
+    pub(super) fn look_after_server(&self) {
+        let reason = match self.socket.receive_now() {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                if self.is_same_start() {
+                    return;
+                }
+                "the server has stopped".to_owned()
+            }
+            Err(error) => format!("its socket failed: {}", crate::error::reason_of(&error)),
+            Ok(message) => match ServerFrame::decode(&message.bytes) {
+                Ok(ServerFrame::Closed { text }) => text,
+                _ if message.bytes.is_empty() => "the server is gone".to_owned(),
+                _ => "the server sent what it must not".to_owned(),
+            },
+        };
+        // The first reason stays.
+        let _already = self.ended.set(reason);
+        // What sleeps meanwhile finds it out by itself.
+        for shard in &self.shards {
+            lock(&shard.lane).wake_all();
+        }
+    }
+
+    fn is_same_start(&self) -> bool {
+        self.node_view().epoch().load(Ordering::Relaxed) == u64::from(self.welcome.epoch.0)
+    }
+
+    fn lane(&self, shard: u16) -> MutexGuard<'_, Lane> {
+        lock(&self.shards[usize::from(shard)].lane)
+    }
+
+    fn view(&self, shard: u16) -> ShardView<'_, AtomicU64> {
+        self.memory_view().shard(shard)
+    }
+
+    fn memory_view(&self) -> SessionView<'_, AtomicU64> {
+        let view = SessionView::new(self.memory.words(), self.welcome.shard_count);
+        view.expect("as many words were mapped as the layout has")
+    }
+
+    fn node_view(&self) -> NodeView<'_, AtomicU64> {
+        NodeView::new(self.node.words()).expect("a whole node page was mapped")
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.fork.is_child() {
+            return;
+        }
+        self.watch.stop();
+        self.memory_view().wake_line().client_closed.store(1, Ordering::Relaxed);
+        // Closing the socket, which follows, says the same.
+        let _said = self.socket.send(&ClientFrame::Bye.encode());
+    }
+}
+
+impl Ticket<'_> {
+    /// Waits for the answer.
+    ///
+    /// # Errors
+    /// As [`Session::call`].
+    pub fn wait(mut self) -> Answer {
+        let answer = self.session.wait_until(self.shard, |lane| lane.take_answer(self.tag));
+        // Either it was taken, or there is no session any more to take it from.
+        self.is_done = true;
+        answer?
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.session.abandon(self.shard, self.tag, self.op);
+        }
+    }
+}
+
+fn lock(lane: &Mutex<Lane>) -> MutexGuard<'_, Lane> {
+    // Nothing that is done under it panics half-way.
+    lane.lock().unwrap_or_else(PoisonError::into_inner)
+}
