@@ -98,8 +98,8 @@ fn row_storable(row: &PayloadRow) -> Result<(), StoreError> {
 
 fn record_storable(change: &RecordChange) -> Result<(), StoreError> {
     use RecordChange::{
-        LineageAdd, MetadataNote, MetadataUpdate, StreamAppend, StreamCommit, StreamCreate, StreamDelete,
-        Sweep, Vouched,
+        GroupRemove, LineageAdd, MetadataNote, MetadataUpdate, Once, StreamAppend, StreamCommit,
+        StreamCreate, StreamDelete, Sweep, Vouched,
     };
     let StreamLimits { entries_max, age_ms_max, .. } = match change {
         StreamCreate { limits, .. } => *limits,
@@ -113,8 +113,9 @@ fn record_storable(change: &RecordChange) -> Result<(), StoreError> {
         | StreamAppend { at, .. }
         | StreamCommit { at, .. }
         | Sweep { at } => at.as_millis(),
-        StreamDelete { .. } => 0,
-        Vouched(change) => return record_storable(change),
+        StreamDelete { .. } | GroupRemove { .. } => 0,
+        // Its time is the change's own.
+        Vouched(change) | Once { change, .. } => return record_storable(change),
     };
     for (field, value) in
         [("max_entries", entries_max.unwrap_or(0)), ("max_age", age_ms_max.unwrap_or(0)), ("the time", at)]
@@ -161,10 +162,12 @@ pub(crate) fn weight(change: &RecordChange) -> u64 {
             })
             .sum(),
         RecordChange::Vouched(change) => return weight(change),
+        RecordChange::Once { id, change, .. } => return weight(change) + (PART_BYTES + id.len()) as u64,
         // Their names are at most 255 bytes each.
         RecordChange::StreamCreate { .. }
         | RecordChange::StreamDelete { .. }
         | RecordChange::StreamCommit { .. }
+        | RecordChange::GroupRemove { .. }
         | RecordChange::Sweep { .. } => 2 * 255,
     };
     (clients + 4 * PART_BYTES) as u64

@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use payload_types::{LeaseId, PayloadId};
 use payload_wire::pb::operations::v1 as operations;
@@ -70,7 +71,29 @@ impl LeaseSession {
     /// As behaviour.md says of AcquireReadLease; RESOURCE_EXHAUSTED when the session holds as many leases as it may;
     /// UNAVAILABLE when it has ended.
     pub async fn acquire(&self, id: PayloadId, options: &AcquireOptions) -> Result<Lease, ClientError> {
-        match self.wish(Wish::Acquire(encode_acquire(id, options))).await? {
+        self.lease(id, options, None).await
+    }
+
+    /// As [`acquire`](Self::acquire), waiting no longer than `timeout`, in whole milliseconds, at least one.
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire); DEADLINE_EXCEEDED.
+    pub async fn acquire_within(
+        &self,
+        id: PayloadId,
+        options: &AcquireOptions,
+        timeout: Duration,
+    ) -> Result<Lease, ClientError> {
+        self.lease(id, options, Some(timeout)).await
+    }
+
+    async fn lease(
+        &self,
+        id: PayloadId,
+        options: &AcquireOptions,
+        timeout: Option<Duration>,
+    ) -> Result<Lease, ClientError> {
+        match self.wish(Wish::Acquire(encode_acquire(id, options)), timeout).await? {
             Outcome::Acquired(lease) => Lease::decode(lease),
             Outcome::Released(()) | Outcome::Error(_) => Err(empty()),
         }
@@ -81,7 +104,7 @@ impl LeaseSession {
     /// # Errors
     /// UNAVAILABLE when the session has ended: then its leases have, too.
     pub async fn release(&self, lease: LeaseId) -> Result<(), ClientError> {
-        match self.wish(Wish::Release(encode_release(lease))).await? {
+        match self.wish(Wish::Release(encode_release(lease)), None).await? {
             Outcome::Released(()) => Ok(()),
             Outcome::Acquired(_) | Outcome::Error(_) => Err(empty()),
         }
@@ -103,7 +126,7 @@ impl LeaseSession {
         }
     }
 
-    async fn wish(&self, wish: Wish) -> Answer {
+    async fn wish(&self, wish: Wish, timeout: Option<Duration>) -> Answer {
         let _place = self.unanswered.acquire().await.map_err(|_closed| ended(CLOSED))?;
         let (sender, answer) = oneshot::channel();
         let tag = {
@@ -116,7 +139,9 @@ impl LeaseSession {
             waiting.answers.insert(tag, sender);
             tag
         };
-        let request = operations::LeaseSessionRequest { tag, wish: Some(wish) };
+        let timeout_ms =
+            timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1));
+        let request = operations::LeaseSessionRequest { tag, wish: Some(wish), timeout_ms };
         // When nobody takes it any more the reader has said, or will say, why.
         let _gone = self.wishes.send(request).await;
         answer.await.unwrap_or_else(|_| Err(ended("its connection was closed")))

@@ -8,7 +8,9 @@
 use std::ops::RangeInclusive;
 
 use payload_types::limits;
-use payload_types::record::{StreamEntry, StreamInfo, StreamItem, StreamLimits, StreamName, Timestamp};
+use payload_types::record::{
+    StreamEntry, StreamGroup, StreamInfo, StreamItem, StreamLimits, StreamName, Timestamp,
+};
 use payload_wire::ids;
 use payload_wire::pb::operations::v1 as operations;
 use payload_wire::pb::runtime::v1 as runtime;
@@ -203,6 +205,47 @@ impl Client {
             streams: answer.streams.into_iter().map(decode_info).collect::<Result<_, _>>()?,
             next_page_token: Some(answer.next_page_token).filter(|token| !token.is_empty()),
         })
+    }
+
+    /// One page of the consumer groups of a stream, by name; as [`streams`](Self::streams).
+    ///
+    /// # Errors
+    /// NOT_FOUND, UNIMPLEMENTED from a server without our own RPCs.
+    pub async fn stream_groups(
+        &self,
+        stream: &StreamName,
+        page_size: u16,
+        page_token: Option<String>,
+    ) -> Result<(Vec<StreamGroup>, Option<String>), ClientError> {
+        let request = operations::ListConsumerGroupsRequest {
+            stream: encode_name(stream),
+            page_size: page_size.into(),
+            page_token: page_token.unwrap_or_default(),
+        };
+        let answer = self.answer(self.records().list_consumer_groups(self.request(request)).await)?;
+        let group = |group: operations::ConsumerGroup| {
+            let at = decode_time(group.committed_at)?.unwrap_or_default();
+            Ok::<_, ClientError>(StreamGroup { name: group.consumer_group, next: group.offset, at })
+        };
+        let next = Some(answer.next_page_token).filter(|token| !token.is_empty());
+        Ok((answer.groups.into_iter().map(group).collect::<Result<_, _>>()?, next))
+    }
+
+    /// Forgets a consumer group. Of a stream that retains payloads the offset from which on it keeps them now.
+    ///
+    /// # Errors
+    /// NOT_FOUND when there is no such stream, or group.
+    pub async fn stream_group_remove(
+        &self,
+        stream: &StreamName,
+        group: &str,
+    ) -> Result<Option<u64>, ClientError> {
+        let request = operations::RemoveConsumerGroupRequest {
+            stream: encode_name(stream),
+            consumer_group: group.to_owned(),
+        };
+        let answer = self.answer(self.records().remove_consumer_group(self.request(request)).await)?;
+        Ok(answer.retained_from_offset)
     }
 
     fn stream_service(&self) -> PayloadStreamServiceClient<Channel> {

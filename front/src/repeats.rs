@@ -6,7 +6,8 @@
 //!
 //! The work runs in a task of its own: a client that gives up and calls again finds it going on, or done. Refusals are
 //! forgotten, so that the next call tries again; answers are kept for [`KEPT`], the oldest given up first where there
-//! are more than [`ANSWERS_MAX`] or [`BYTES_MAX`] of them. A restart forgets all.
+//! are more than [`ANSWERS_MAX`] or [`BYTES_MAX`] of them. A restart forgets all that is kept here; what would do harm when
+//! made twice, appends and changes of metadata, the catalog remembers, too ([`RequestId::wrap`]).
 
 use std::any::Any;
 use std::collections::{HashMap, VecDeque};
@@ -14,7 +15,9 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use payload_types::{ErrorKind, PayloadError};
+use payload_types::limits::REPEATS_KEPT_MS;
+use payload_types::record::RecordChange;
+use payload_types::{ErrorKind, PayloadError, WallMs};
 use prost::Message;
 use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
@@ -26,7 +29,7 @@ use crate::deadline::{Deadline, late};
 const HEADER: &str = "x-request-id";
 
 /// How long an answer is kept (behaviour.md, "Everywhere").
-const KEPT: Duration = Duration::from_secs(600);
+const KEPT: Duration = Duration::from_millis(REPEATS_KEPT_MS);
 
 /// Answers kept: 10 minutes at 100 calls a second. Each with its key takes about 400 bytes beside its own: 26 MiB.
 const ANSWERS_MAX: usize = 65_536;
@@ -65,6 +68,19 @@ impl RequestId {
             _ => Err(PayloadError::invalid(format!(
                 "{HEADER} is not 1 to {ID_BYTES_MAX} printable ASCII characters; send a UUID"
             ))),
+        }
+    }
+}
+
+impl RequestId {
+    /// `change`, made once however often it comes; as it is where the call has no id.
+    pub fn wrap(id: Option<&Self>, change: RecordChange, at: WallMs) -> RecordChange {
+        match id {
+            None => change,
+            Some(Self { key: (rpc, id), request }) => {
+                let id = format!("{rpc} {id}");
+                RecordChange::Once { id, request: *request, at, change: Box::new(change) }
+            }
         }
     }
 }

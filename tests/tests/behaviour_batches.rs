@@ -451,7 +451,7 @@ async fn given_a_session_that_nobody_reads_when_it_wishes_on_then_it_holds_littl
     };
     let wish = |tag| {
         let wish = Some(operations::lease_session_request::Wish::Acquire(acquire.clone()));
-        operations::LeaseSessionRequest { tag, wish }
+        operations::LeaseSessionRequest { tag, wish, timeout_ms: 0 }
     };
     for tag in 0..1000 {
         wishes.send(wish(tag)).await.expect("taken");
@@ -494,7 +494,7 @@ async fn given_broken_wishes_when_sent_then_each_is_refused_with_its_tag_and_the
         id: Some(payload_wire::pb::core::v1::PayloadId { value }),
         ..runtime::AcquireReadLeaseRequest::default()
     };
-    let wish = |tag, wish| operations::LeaseSessionRequest { tag, wish };
+    let wish = |tag, wish| operations::LeaseSessionRequest { tag, wish, timeout_ms: 0 };
     let good = ids::payload_id_to_pb(ids[0]).value;
     let wishes = vec![
         wish(7, None),

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{Excluded, Unbounded};
 
 use payload_types::find::FindOrder;
-use payload_types::record::{LineageEdge, Metadata, MetadataEvent, StreamLimits, StreamName};
+use payload_types::record::{LineageEdge, Metadata, MetadataEvent, StreamGroup, StreamLimits, StreamName};
 use payload_types::{NamespaceId, PayloadId, PayloadKey, WallMs};
 
 use super::State;
 use crate::error::StoreError;
 use crate::records::tables::{
-    Batch, Each, EventSpan, Found, Garbage, History, Payloads, Standing, StreamRow, Tables, TablesMut,
+    Batch, Each, EventSpan, Found, Garbage, History, Note, Payloads, Standing, StreamRow, Tables, TablesMut,
     TermSpan,
 };
 
@@ -29,6 +29,8 @@ pub(super) struct Records {
     streams_made: u64,
     batches: BTreeMap<(u64, u64), (Batch, Vec<u8>)>,
     groups: BTreeMap<(u64, String), (u64, WallMs)>,
+    notes: BTreeMap<String, Note>,
+    notes_by_time: BTreeSet<(WallMs, String)>,
     garbage: BTreeSet<(Garbage, u64)>,
     dirty: BTreeSet<PayloadKey>,
     /// Whether each was expanded.
@@ -184,6 +186,25 @@ impl Tables for State {
         Ok(self.records.groups.get(&(stream, group.to_owned())).map(|(next, _)| *next))
     }
 
+    fn groups(&mut self, stream: u64, after: &str, count_max: usize) -> Result<Vec<StreamGroup>, StoreError> {
+        let range = (Excluded((stream, after.to_owned())), Excluded((stream + 1, String::new())));
+        let found = self.records.groups.range(range).take(count_max);
+        let group = |((_, name), (next, at)): (&(u64, String), &(u64, WallMs))| StreamGroup {
+            name: name.clone(),
+            next: *next,
+            at: *at,
+        };
+        Ok(found.map(group).collect())
+    }
+
+    fn note(&mut self, call: &str) -> Result<Option<Note>, StoreError> {
+        Ok(self.records.notes.get(call).copied())
+    }
+
+    fn notes_due(&mut self, at: WallMs) -> Result<bool, StoreError> {
+        Ok(self.records.notes_by_time.first().is_some_and(|(oldest, _)| *oldest <= at))
+    }
+
     fn streams_due(&mut self, at: WallMs, count_max: usize) -> Result<Vec<StreamRow>, StoreError> {
         let due = |stream: &&StreamRow| stream.due_at.is_some_and(|due_at| due_at <= at);
         let mut found: Vec<StreamRow> = self.records.streams.values().filter(due).cloned().collect();
@@ -310,6 +331,31 @@ impl TablesMut for State {
     fn group_set(&mut self, stream: u64, group: &str, next: u64, at: WallMs) -> Result<(), StoreError> {
         self.records.groups.insert((stream, group.to_owned()), (next, at));
         Ok(())
+    }
+
+    fn group_remove(&mut self, stream: u64, group: &str) -> Result<(), StoreError> {
+        self.records.groups.remove(&(stream, group.to_owned()));
+        Ok(())
+    }
+
+    fn note_set(&mut self, call: &str, note: Note, _forgotten_at: WallMs) -> Result<(), StoreError> {
+        if let Some(old) = self.records.notes.insert(call.to_owned(), note) {
+            self.records.notes_by_time.remove(&(old.at, call.to_owned()));
+        }
+        self.records.notes_by_time.insert((note.at, call.to_owned()));
+        Ok(())
+    }
+
+    fn notes_remove(&mut self, at: WallMs, count_max: u64) -> Result<u64, StoreError> {
+        let mut removed = 0;
+        while removed < count_max
+            && let Some(first) = self.records.notes_by_time.first().filter(|(then, _)| *then <= at).cloned()
+        {
+            self.records.notes.remove(&first.1);
+            self.records.notes_by_time.remove(&first);
+            removed += 1;
+        }
+        Ok(removed)
     }
 
     fn groups_remove(&mut self, stream: u64, count_max: u64) -> Result<u64, StoreError> {

@@ -4,12 +4,12 @@
 //! with what meaning, is said here once. Statements name their columns in that order.
 
 use payload_types::record::{
-    LineageEdge, Metadata, MetadataEvent, MetadataEventKind, StreamLimits, StreamName,
+    LineageEdge, Metadata, MetadataEvent, MetadataEventKind, StreamGroup, StreamLimits, StreamName,
 };
 use payload_types::{NamespaceId, PayloadId, PayloadKey, PayloadState, WallMs};
 
 use super::strange;
-use super::tables::{Batch, Garbage, Standing, StreamRow};
+use super::tables::{Batch, Garbage, Note, Standing, StreamRow};
 use crate::columns;
 use crate::error::StoreError;
 
@@ -97,6 +97,20 @@ pub(crate) trait Cells {
             next: self.number()?,
             last_at: self.time()?,
             due_at: self.optional()?.map(WallMs::from_millis),
+        })
+    }
+
+    fn group(&mut self) -> Result<StreamGroup, StoreError> {
+        Ok(StreamGroup { name: self.text()?, next: self.number()?, at: self.time()? })
+    }
+
+    fn note(&mut self) -> Result<Note, StoreError> {
+        Ok(Note {
+            request: self.number()?,
+            at: self.time()?,
+            about: self.number()?,
+            first: self.number()?,
+            last: self.number()?,
         })
     }
 

@@ -14,6 +14,7 @@ mod find;
 mod lineage;
 mod merge;
 mod metadata;
+mod repeats;
 mod streams;
 mod sweep;
 pub(crate) mod tables;
@@ -21,6 +22,7 @@ pub(crate) mod terms;
 
 use std::collections::HashSet;
 
+use payload_types::limits::STORED_INTEGER_MAX;
 use payload_types::record::{RecordAnswer, RecordChange, RecordOutcome, RecordQuery};
 use payload_types::{ForeignPage, Health, NamespaceId, PayloadId, PayloadKey, PayloadState, WallMs};
 
@@ -34,13 +36,17 @@ pub(crate) fn apply<T: TablesMut>(
     tables: &mut T,
     change: &RecordChange,
 ) -> Result<RecordOutcome, StoreError> {
+    make(tables, change, false)
+}
+
+fn make<T: TablesMut>(
+    tables: &mut T,
+    change: &RecordChange,
+    vouched: bool,
+) -> Result<RecordOutcome, StoreError> {
     use RecordChange::{
-        LineageAdd, MetadataNote, MetadataUpdate, StreamAppend, StreamCommit, StreamCreate, StreamDelete,
-        Sweep, Vouched,
-    };
-    let (change, vouched) = match change {
-        Vouched(change) => (&**change, true),
-        change => (change, false),
+        GroupRemove, LineageAdd, MetadataNote, MetadataUpdate, Once, StreamAppend, StreamCommit,
+        StreamCreate, StreamDelete, Sweep, Vouched,
     };
     let moment = |at: &WallMs| Moment { at: *at, judged_at: if vouched { WallMs::default() } else { *at } };
     match change {
@@ -52,11 +58,16 @@ pub(crate) fn apply<T: TablesMut>(
             metadata::note(tables, *key, moment(at), metadata, source, version)
         }
         LineageAdd { child, edges, at } => lineage::add(tables, *child, edges, moment(at)),
-        Vouched(_) => Err(strange("a change that is vouched for twice")),
+        Vouched(change) => make(tables, change, true),
+        Once { id, request, at, change } => {
+            let call = repeats::Call { id, request: *request & STORED_INTEGER_MAX, at: *at };
+            repeats::once(tables, call, change, |tables| make(tables, change, vouched))
+        }
         StreamCreate { stream, limits, at } => streams::create(tables, stream, *limits, *at),
         StreamDelete { stream } => streams::delete(tables, stream),
         StreamAppend { stream, items, held, at } => streams::append(tables, stream, items, *held, *at),
         StreamCommit { stream, group, offset, at } => streams::commit(tables, stream, group, *offset, *at),
+        GroupRemove { stream, group } => streams::group_remove(tables, stream, group),
         Sweep { at } => sweep::sweep(tables, *at),
     }
 }
@@ -80,6 +91,9 @@ pub(crate) fn answer<T: Tables>(tables: &mut T, query: &RecordQuery) -> Result<R
         }
         RecordQuery::Floors { after, streams_max } => streams::floors(tables, *after, *streams_max),
         RecordQuery::Committed { stream, group } => streams::committed(tables, stream, group),
+        RecordQuery::Groups { stream, after, groups_max } => {
+            streams::groups(tables, stream, after, *groups_max)
+        }
         RecordQuery::StreamEnds(names) => tables.stream_ends(names).map(RecordAnswer::StreamEnds),
         // Only a catalog that nodes share has rows of others; its reader answers these itself.
         RecordQuery::Foreign { .. } => Ok(RecordAnswer::Foreign(Vec::new())),

@@ -160,6 +160,35 @@ pub(super) fn commit<T: TablesMut>(
     Ok(RecordOutcome::Done)
 }
 
+pub(super) fn group_remove<T: TablesMut>(
+    tables: &mut T,
+    name: &StreamName,
+    group: &str,
+) -> Result<RecordOutcome, StoreError> {
+    let Some(stream) = tables.stream(name)? else { return Ok(RecordOutcome::StreamNotFound) };
+    if tables.committed(stream.id, group)?.is_none() {
+        return Ok(RecordOutcome::GroupNotFound);
+    }
+    tables.group_remove(stream.id, group)?;
+    if stream.limits.retains_payloads {
+        return Ok(RecordOutcome::Floored(floor(tables, &stream)?));
+    }
+    Ok(RecordOutcome::Done)
+}
+
+pub(super) fn groups<T: Tables>(
+    tables: &mut T,
+    name: &StreamName,
+    after: &str,
+    groups_max: usize,
+) -> Result<RecordAnswer, StoreError> {
+    let Some(stream) = tables.stream(name)? else { return Ok(RecordAnswer::StreamNotFound) };
+    let mut found = tables.groups(stream.id, after, groups_max.saturating_add(1))?;
+    let more = found.len() > groups_max;
+    found.truncate(groups_max);
+    Ok(RecordAnswer::Groups(found, more))
+}
+
 pub(super) fn committed<T: Tables>(
     tables: &mut T,
     name: &StreamName,

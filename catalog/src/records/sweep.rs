@@ -17,6 +17,7 @@
 use payload_types::record::{LineageEdge, RecordOutcome, StreamFloor};
 use payload_types::{PayloadId, PayloadKey, WallMs};
 
+use super::repeats::forgotten_at;
 use super::streams::{first_in_age, floor, outdated_at};
 use super::tables::{Garbage, Payloads, StreamRow, Tables, TablesMut};
 use super::{distinct, strange};
@@ -36,6 +37,7 @@ const NODES_MAX: usize = 512;
 /// Whether [`sweep`] would find something to do.
 pub(crate) fn is_due<T: Tables>(tables: &mut T, at: WallMs) -> Result<bool, StoreError> {
     Ok(!tables.streams_due(at, 1)?.is_empty()
+        || tables.notes_due(forgotten_at(at))?
         || tables.garbage_next()?.is_some()
         || tables.walk_next(false)?.is_some()
         || tables.walk_next(true)?.is_some()
@@ -47,6 +49,7 @@ pub(super) fn sweep<T: TablesMut>(tables: &mut T, at: WallMs) -> Result<RecordOu
     for stream in tables.streams_due(at, STREAMS_MAX)? {
         removed += trim(tables, stream, at, &mut budget, &mut floors)?;
     }
+    budget -= tables.notes_remove(forgotten_at(at), budget)?;
     while budget > 0
         && let Some((garbage, id)) = tables.garbage_next()?
     {

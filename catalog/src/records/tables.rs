@@ -5,7 +5,7 @@
 //! Numbers fit into signed 64 bits. Strings are any UTF-8, NULs included, kept and compared byte for byte.
 
 use payload_types::find::{FindOrder, IdSpan};
-use payload_types::record::{LineageEdge, Metadata, MetadataEvent, StreamLimits, StreamName};
+use payload_types::record::{LineageEdge, Metadata, MetadataEvent, StreamGroup, StreamLimits, StreamName};
 use payload_types::{Health, NamespaceId, PayloadId, PayloadKey, PayloadState, WallMs};
 
 use crate::error::StoreError;
@@ -102,6 +102,19 @@ impl Batch {
     }
 }
 
+/// What a call made that a client may send again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Note {
+    /// A hash of what was asked.
+    pub(crate) request: u64,
+    pub(crate) at: WallMs,
+    /// The stream, or the history.
+    pub(crate) about: u64,
+    /// Offsets, or the number of the event.
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+}
+
 /// What is named no more and is removed bit by bit.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
@@ -184,6 +197,15 @@ pub(crate) trait Tables {
     /// How far a group has come.
     fn committed(&mut self, stream: u64, group: &str) -> Result<Option<u64>, StoreError>;
 
+    /// Groups of a stream in the order of their names, those behind `after`, at most so many.
+    fn groups(&mut self, stream: u64, after: &str, count_max: usize) -> Result<Vec<StreamGroup>, StoreError>;
+
+    /// What a call made.
+    fn note(&mut self, call: &str) -> Result<Option<Note>, StoreError>;
+
+    /// Whether any note was made at `at` or before.
+    fn notes_due(&mut self, at: WallMs) -> Result<bool, StoreError>;
+
     /// Streams with `due_at` <= `at`, earliest first, at most so many.
     fn streams_due(&mut self, at: WallMs, count_max: usize) -> Result<Vec<StreamRow>, StoreError>;
 
@@ -243,6 +265,15 @@ pub(crate) trait TablesMut: Tables {
 
     /// Stores how far a group has come.
     fn group_set(&mut self, stream: u64, group: &str, next: u64, at: WallMs) -> Result<(), StoreError>;
+
+    /// Removes a group.
+    fn group_remove(&mut self, stream: u64, group: &str) -> Result<(), StoreError>;
+
+    /// Notes what a call made, of which there is no note but one made at `forgotten_at` or before.
+    fn note_set(&mut self, call: &str, note: Note, forgotten_at: WallMs) -> Result<(), StoreError>;
+
+    /// Removes notes made at `at` or before, at most so many; returns how many.
+    fn notes_remove(&mut self, at: WallMs, count_max: u64) -> Result<u64, StoreError>;
 
     /// Removes groups, at most so many; returns how many.
     fn groups_remove(&mut self, stream: u64, count_max: u64) -> Result<u64, StoreError>;

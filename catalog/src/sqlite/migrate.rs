@@ -14,6 +14,7 @@ pub(crate) const MIGRATIONS: &[Migration] = migrations! {
     "0003_records",
     "0004_holds",
     "0005_terms",
+    "0006_calls",
 };
 
 /// The one that is filled in by a program.

@@ -25,6 +25,7 @@ use tokio::sync::Notify;
 use super::{Records, disagreement};
 use crate::cluster::is_unknown;
 use crate::deadline::{Deadline, late};
+use crate::repeats::RequestId;
 use crate::services::router::{NAMESPACE, mismatch};
 
 /// A shard whose lane was full is tried again after so long; so is a catalog that does not answer.
@@ -190,6 +191,18 @@ fn is_stopping(error: &PayloadError) -> bool {
     error.kind == ErrorKind::Unavailable
 }
 
+/// What is appended to a stream that retains payloads.
+pub struct Append {
+    /// Where.
+    pub stream: StreamName,
+    /// What.
+    pub items: Vec<StreamItem>,
+    /// Now.
+    pub at: WallMs,
+    /// The call, if it may come again.
+    pub call: Option<RequestId>,
+}
+
 /// Appends to a stream that retains payloads: nothing that is appended can be gone before its shard knows.
 ///
 /// # Errors
@@ -197,29 +210,23 @@ fn is_stopping(error: &PayloadError) -> bool {
 /// [`Records::change`]. After DEADLINE_EXCEEDED the append goes on.
 pub async fn append(
     records: &Arc<Records>,
-    name: StreamName,
-    items: Vec<StreamItem>,
-    at: WallMs,
+    append: Append,
     deadline: Option<Deadline>,
 ) -> Result<RecordOutcome, PayloadError> {
     let records = Arc::clone(records);
-    let work = tokio::spawn(async move { append_held(&records, name, items, at).await });
+    let work = tokio::spawn(async move { append_held(&records, append).await });
     let joined = async { work.await.map_err(|error| disagreement("Append", &error))? };
     within(deadline, joined).await
 }
 
-async fn append_held(
-    records: &Records,
-    stream: StreamName,
-    items: Vec<StreamItem>,
-    at: WallMs,
-) -> Result<RecordOutcome, PayloadError> {
+async fn append_held(records: &Records, append: Append) -> Result<RecordOutcome, PayloadError> {
+    let Append { stream, items, at, call } = append;
     let ids: Vec<PayloadId> = items.iter().map(|item| item.payload).collect();
     let taken = records.holds().keeper().take(NAMESPACE, &items, records.router.shard_count());
     let outcome = match take(records, &taken, &ids).await {
         Ok(()) => {
             let change = RecordChange::StreamAppend { stream, items: items.clone(), held: true, at };
-            records.change(change, None).await
+            records.change(RequestId::wrap(call.as_ref(), change, at), None).await
         }
         Err(error) => Err(error),
     };

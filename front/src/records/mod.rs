@@ -91,8 +91,12 @@ impl Records {
             // The receiver is gone when the client hung up: then nobody wants the answer.
             drop(sender.send(result));
         });
+        let repeated = if let RecordChange::Once { id, .. } = &change { Some(id.clone()) } else { None };
         self.writer.submit_record(change, reply).map_err(|refused| refused.error)?;
-        within(deadline, receiver).await
+        match (within(deadline, receiver).await?, repeated) {
+            (RecordOutcome::UsedBefore, Some(id)) => Err(used_before(&id)),
+            (outcome, _) => Ok(outcome),
+        }
     }
 
     /// As [`Records::change`], for a change that may refer to payloads which are not committed yet: `ids` are all that it
@@ -230,11 +234,12 @@ pub fn stream_of(change: &RecordChange) -> Option<&StreamName> {
         RecordChange::StreamCreate { stream, .. }
         | RecordChange::StreamDelete { stream }
         | RecordChange::StreamAppend { stream, .. }
-        | RecordChange::StreamCommit { stream, .. } => Some(stream),
+        | RecordChange::StreamCommit { stream, .. }
+        | RecordChange::GroupRemove { stream, .. } => Some(stream),
+        RecordChange::Vouched(change) | RecordChange::Once { change, .. } => stream_of(change),
         RecordChange::MetadataUpdate { .. }
         | RecordChange::MetadataNote { .. }
         | RecordChange::LineageAdd { .. }
-        | RecordChange::Vouched(_)
         | RecordChange::Sweep { .. } => None,
     }
 }
@@ -245,25 +250,34 @@ fn change_target(change: &RecordChange) -> Option<PayloadId> {
         RecordChange::MetadataUpdate { key, .. }
         | RecordChange::MetadataNote { key, .. }
         | RecordChange::LineageAdd { child: key, .. } => Some(key.id),
-        RecordChange::Vouched(change) => change_target(change),
+        RecordChange::Vouched(change) | RecordChange::Once { change, .. } => change_target(change),
         RecordChange::StreamCreate { .. }
         | RecordChange::StreamDelete { .. }
         | RecordChange::StreamAppend { .. }
         | RecordChange::StreamCommit { .. }
+        | RecordChange::GroupRemove { .. }
         | RecordChange::Sweep { .. } => None,
     }
+}
+
+/// As [`Repeats`] answers where it remembers the call itself.
+fn used_before(id: &str) -> PayloadError {
+    PayloadError::invalid(format!(
+        "x-request-id of `{id}` was used for another request before; take a new id for a new request"
+    ))
 }
 
 /// The stream whose subscribers are told of a change.
 fn stream_changed(change: &RecordChange) -> Option<&StreamName> {
     match change {
         RecordChange::StreamAppend { stream, .. } | RecordChange::StreamDelete { stream } => Some(stream),
+        RecordChange::Vouched(change) | RecordChange::Once { change, .. } => stream_changed(change),
         RecordChange::MetadataUpdate { .. }
         | RecordChange::MetadataNote { .. }
         | RecordChange::LineageAdd { .. }
         | RecordChange::StreamCreate { .. }
         | RecordChange::StreamCommit { .. }
-        | RecordChange::Vouched(_)
+        | RecordChange::GroupRemove { .. }
         | RecordChange::Sweep { .. } => None,
     }
 }

@@ -179,7 +179,8 @@ impl PayloadCatalogService for CatalogService {
             .map_err(to_status)?;
         let (records, request) = (Arc::clone(&self.records), request.into_inner());
         let patience = deadline.map(|deadline| deadline.of_work(request_id.is_some()));
-        let work = async move { metadata::update(&records, request, patience).await };
+        let call = request_id.clone();
+        let work = async move { metadata::update(&records, request, call.as_ref(), patience).await };
         let answer = self.records.repeats.once(request_id, deadline, work).await;
         answer.map(Response::new).map_err(to_status)
     }
@@ -193,7 +194,8 @@ impl PayloadCatalogService for CatalogService {
             .map_err(to_status)?;
         let (records, request) = (Arc::clone(&self.records), request.into_inner());
         let patience = deadline.map(|deadline| deadline.of_work(request_id.is_some()));
-        let work = async move { metadata::note(&records, request, patience).await };
+        let call = request_id.clone();
+        let work = async move { metadata::note(&records, request, call.as_ref(), patience).await };
         let answer = self.records.repeats.once(request_id, deadline, work).await;
         answer.map(Response::new).map_err(to_status)
     }

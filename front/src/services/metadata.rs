@@ -4,7 +4,7 @@
 
 use payload_reactor::clock;
 use payload_types::record::{RecordAnswer, RecordChange, RecordOutcome};
-use payload_types::{PayloadError, PayloadId};
+use payload_types::{PayloadError, PayloadId, WallMs};
 use payload_wire::pb::catalog::v1 as pb;
 use payload_wire::pb::operations::v1 as own;
 use payload_wire::{decode, encode, ids};
@@ -12,17 +12,20 @@ use payload_wire::{decode, encode, ids};
 use super::router::NAMESPACE;
 use crate::deadline::Deadline;
 use crate::records::{Records, disagreement};
+use crate::repeats::RequestId;
 
 /// UpdatePayloadMetadata.
 pub async fn update(
     records: &Records,
     request: pb::UpdatePayloadMetadataRequest,
+    call: Option<&RequestId>,
     deadline: Option<Deadline>,
 ) -> Result<pb::UpdatePayloadMetadataResponse, PayloadError> {
     let at = clock::now().wall;
     let id = ids::payload_id(request.id.as_ref())?;
-    let change = decode::metadata_update(NAMESPACE, request, at)?;
-    match records.change_of([id].into_iter(), change, deadline).await? {
+    let change = RequestId::wrap(call, decode::metadata_update(NAMESPACE, request, at)?, at);
+    let (outcome, at) = made(records.change_of([id].into_iter(), change, deadline).await?, at);
+    match outcome {
         RecordOutcome::Metadata(metadata) => Ok(encode::metadata_updated(id, metadata, at)),
         RecordOutcome::TooLarge { bytes } => Err(PayloadError::invalid(format!(
             "the merged metadata would have {bytes} bytes; at most {} are kept: replace them with less",
@@ -36,14 +39,24 @@ pub async fn update(
 pub async fn note(
     records: &Records,
     request: pb::AppendPayloadMetadataEventRequest,
+    call: Option<&RequestId>,
     deadline: Option<Deadline>,
 ) -> Result<pb::AppendPayloadMetadataEventResponse, PayloadError> {
     let at = clock::now().wall;
     let id = ids::payload_id(request.id.as_ref())?;
-    let change = decode::metadata_note(NAMESPACE, request, at)?;
-    match records.change_of([id].into_iter(), change, deadline).await? {
+    let change = RequestId::wrap(call, decode::metadata_note(NAMESPACE, request, at)?, at);
+    let (outcome, at) = made(records.change_of([id].into_iter(), change, deadline).await?, at);
+    match outcome {
         RecordOutcome::Done => Ok(encode::metadata_noted(id, at)),
         other => Err(disagreement("AppendPayloadMetadataEvent", &other)),
+    }
+}
+
+/// What was made, and when: `now`, or before by the same call.
+fn made(outcome: RecordOutcome, now: WallMs) -> (RecordOutcome, WallMs) {
+    match outcome {
+        RecordOutcome::Before { at, outcome } => (*outcome, at),
+        outcome => (outcome, now),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `PayloadRecordsService`: reads back what clients attached to payloads, finds payloads, and lists the streams.
+//! `PayloadRecordsService`: reads back what clients attached to payloads, finds payloads, and looks after streams and their groups.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use payload_wire::status::to_status;
 use payload_wire::{decode, encode};
 use tonic::{Request, Response, Status};
 
-use super::{find, metadata};
+use super::{find, metadata, stream};
 use crate::deadline::Deadline;
 use crate::records::{Records, disagreement};
 
@@ -64,5 +64,23 @@ impl PayloadRecordsService for RecordsService {
             RecordAnswer::Streams(streams, more) => Ok(Response::new(encode::streams(streams, more))),
             other => Err(to_status(disagreement("ListStreams", &other))),
         }
+    }
+
+    async fn list_consumer_groups(
+        &self,
+        request: Request<pb::ListConsumerGroupsRequest>,
+    ) -> Result<Response<pb::ListConsumerGroupsResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        let answer = stream::groups(&self.records, request.into_inner(), deadline).await;
+        answer.map(Response::new).map_err(to_status)
+    }
+
+    async fn remove_consumer_group(
+        &self,
+        request: Request<pb::RemoveConsumerGroupRequest>,
+    ) -> Result<Response<pb::RemoveConsumerGroupResponse>, Status> {
+        let deadline = Deadline::of(request.metadata());
+        let answer = stream::group_remove(&self.records, request.into_inner(), deadline).await;
+        answer.map(Response::new).map_err(to_status)
     }
 }

@@ -7,6 +7,7 @@ use futures_util::stream;
 use payload_reactor::clock;
 use payload_types::record::{RecordAnswer, RecordChange, RecordOutcome, RecordQuery, StreamName};
 use payload_types::{ErrorKind, PayloadError, PayloadId, PayloadState, limits};
+use payload_wire::pb::operations::v1 as own;
 use payload_wire::pb::runtime::v1 as pb;
 use payload_wire::pb::services::v1::payload_stream_service_server::PayloadStreamService;
 use payload_wire::status::to_status;
@@ -139,6 +140,46 @@ impl StreamService {
     }
 }
 
+/// ListConsumerGroups.
+pub async fn groups(
+    records: &Records,
+    request: own::ListConsumerGroupsRequest,
+    deadline: Option<Deadline>,
+) -> Result<own::ListConsumerGroupsResponse, PayloadError> {
+    let query = decode::group_list(request)?;
+    let RecordQuery::Groups { stream, .. } = &query else {
+        return Err(disagreement("ListConsumerGroups", &query));
+    };
+    let stream = stream.clone();
+    match records.query(query, deadline).await? {
+        RecordAnswer::Groups(groups, more) => Ok(encode::groups(groups, more)),
+        RecordAnswer::StreamNotFound => Err(stream_absent(&stream)),
+        other => Err(disagreement("ListConsumerGroups", &other)),
+    }
+}
+
+/// RemoveConsumerGroup: answered once the shards know what is held no more.
+pub async fn group_remove(
+    records: &Records,
+    request: own::RemoveConsumerGroupRequest,
+    deadline: Option<Deadline>,
+) -> Result<own::RemoveConsumerGroupResponse, PayloadError> {
+    let group = request.consumer_group.clone();
+    let made = decode::group_remove(request)?;
+    match change(records, "RemoveConsumerGroup", made, deadline).await? {
+        RecordOutcome::Done => Ok(own::RemoveConsumerGroupResponse { retained_from_offset: None }),
+        RecordOutcome::Floored(floor) => {
+            records.holds().wait(floor.stream, deadline).await;
+            Ok(own::RemoveConsumerGroupResponse { retained_from_offset: Some(floor.floor) })
+        }
+        RecordOutcome::GroupNotFound => Err(PayloadError::new(
+            ErrorKind::NotFound,
+            format!("the stream has no group `{group}`; ListConsumerGroups says which there are"),
+        )),
+        other => Err(disagreement("RemoveConsumerGroup", &other)),
+    }
+}
+
 /// Makes a change of a stream.
 async fn change(
     records: &Records,
@@ -178,6 +219,7 @@ async fn judged(
             | RecordOutcome::AppendedHeld { .. }
             | RecordOutcome::NotHeld
             | RecordOutcome::StreamExists
+            | RecordOutcome::GroupNotFound
             | RecordOutcome::BeyondEnd { .. }),
             _,
         ) => Ok(outcome),
@@ -189,6 +231,7 @@ async fn judged(
 async fn store(
     records: &Arc<Records>,
     request: pb::AppendRequest,
+    call: Option<&RequestId>,
     deadline: Option<Deadline>,
 ) -> Result<pb::AppendResponse, PayloadError> {
     let made = decode::stream_append(request, clock::now().wall)?;
@@ -197,10 +240,11 @@ async fn store(
     };
     let mut outcome = RecordOutcome::NotHeld;
     if !records.holds().retains(&stream) {
-        outcome = change(records, "Append", made, deadline).await?;
+        outcome = change(records, "Append", RequestId::wrap(call, made, at), deadline).await?;
     }
     if outcome == RecordOutcome::NotHeld {
-        outcome = holds::append(records, stream.clone(), items, at, deadline).await?;
+        let append = holds::Append { stream: stream.clone(), items, at, call: call.cloned() };
+        outcome = holds::append(records, append, deadline).await?;
         outcome = judged(records, "Append", outcome, Some(stream), deadline).await?;
     }
     match outcome {
@@ -249,7 +293,8 @@ impl PayloadStreamService for StreamService {
         let request_id = RequestId::of("Append", request.metadata(), request.get_ref()).map_err(to_status)?;
         let (records, request) = (Arc::clone(&self.records), request.into_inner());
         let patience = deadline.map(|deadline| deadline.of_work(request_id.is_some()));
-        let work = async move { store(&records, request, patience).await };
+        let call = request_id.clone();
+        let work = async move { store(&records, request, call.as_ref(), patience).await };
         let answer = self.records.repeats.once(request_id, deadline, work).await;
         answer.map(Response::new).map_err(to_status)
     }

@@ -139,6 +139,9 @@ pub const EVENT_PAGE_DEFAULT: usize = LIST_PAGE_DEFAULT;
 /// See [`EVENT_PAGE_DEFAULT`].
 pub const EVENT_PAGE_MAX: usize = LIST_PAGE_MAX;
 
+/// How long a call's `x-request-id` is remembered (behaviour.md, "Everywhere").
+pub const REPEATS_KEPT_MS: u64 = 600_000;
+
 /// Integers that the store keeps as signed 64 bits.
 pub const STORED_INTEGER_MAX: u64 = i64::MAX as u64;
 

@@ -219,6 +219,27 @@ pub enum RecordChange {
         /// Now.
         at: WallMs,
     },
+    /// Forgets a group, as if it had never committed. -> `Done`, `Floored` where the stream retains payloads,
+    /// `StreamNotFound`, `GroupNotFound`.
+    GroupRemove {
+        /// Where.
+        stream: StreamName,
+        /// Who.
+        group: String,
+    },
+    /// An append or a change of metadata that a client may send again: made once, however often it comes within
+    /// `limits::REPEATS_KEPT_MS`, also after a restart. -> as the change itself; of metadata that were changed before,
+    /// `Before`; `UsedBefore`.
+    Once {
+        /// The method and the client's own id of the call.
+        id: String,
+        /// A hash of what was asked; its highest bit does not count.
+        request: u64,
+        /// Now.
+        at: WallMs,
+        /// What is asked.
+        change: Box<RecordChange>,
+    },
     /// A change of metadata or lineage, by word of the payloads' shards that none of them has expired, whatever its row says:
     /// streams keep them. As the change itself.
     Vouched(Box<RecordChange>),
@@ -227,6 +248,16 @@ pub enum RecordChange {
         /// Now.
         at: WallMs,
     },
+}
+
+impl RecordChange {
+    /// The change itself, whatever was said about it.
+    pub fn bare(&self) -> &Self {
+        match self {
+            Self::Vouched(change) | Self::Once { change, .. } => change.bare(),
+            change => change,
+        }
+    }
 }
 
 /// What a change met, and what it made.
@@ -263,6 +294,15 @@ pub enum RecordOutcome {
         /// Streams that retain payloads and keep fewer entries now.
         floors: Vec<StreamFloor>,
     },
+    /// Nothing changed: the same call was made before, at this time, and met that.
+    Before {
+        /// When.
+        at: WallMs,
+        /// What it met.
+        outcome: Box<RecordOutcome>,
+    },
+    /// Nothing changed: the call's id was used for another request.
+    UsedBefore,
     /// Nothing changed: the stream retains payloads, and nobody holds these.
     NotHeld,
     /// Nothing changed: there is no row of this payload, or it has expired.
@@ -280,6 +320,8 @@ pub enum RecordOutcome {
     StreamNotFound,
     /// Nothing changed: there is one of this name.
     StreamExists,
+    /// Nothing changed: the stream has no such group.
+    GroupNotFound,
     /// Nothing changed: the stream ends at `end`.
     BeyondEnd {
         /// The offset that the next entry gets.
@@ -358,6 +400,15 @@ pub enum RecordQuery {
         /// Who.
         group: String,
     },
+    /// The groups of a stream, by name, after `after`. -> `Groups`, `StreamNotFound`.
+    Groups {
+        /// Where.
+        stream: StreamName,
+        /// Those behind this one; empty: from the first on.
+        after: String,
+        /// At most so many.
+        groups_max: usize,
+    },
     /// How far streams have come, in one look. -> `StreamEnds`.
     StreamEnds(Vec<StreamName>),
     /// Payloads that other nodes own, as far as there are such: neither those that are not committed nor expired ones.
@@ -421,6 +472,17 @@ pub struct StreamInfo {
     pub incarnation: u64,
 }
 
+/// A group of consumers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StreamGroup {
+    /// Its name.
+    pub name: String,
+    /// The offset that it wants next.
+    pub next: u64,
+    /// When it committed last.
+    pub at: WallMs,
+}
+
 /// The answer to a [`RecordQuery`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum RecordAnswer {
@@ -440,6 +502,8 @@ pub enum RecordAnswer {
     Floors(Vec<(StreamName, StreamFloor)>, bool),
     /// The offset; `None`: never committed.
     Committed(Option<u64>),
+    /// Groups of a stream, and whether there are more.
+    Groups(Vec<StreamGroup>, bool),
     /// (incarnation, end) of each stream that was asked for, in their order; `None`: there is none.
     StreamEnds(Vec<Option<(u64, u64)>>),
     /// Payloads of other nodes.

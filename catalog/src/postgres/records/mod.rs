@@ -61,9 +61,10 @@ pub(super) fn streams_lock<'change>(
     changes: impl Iterator<Item = &'change RecordChange>,
 ) -> Result<(), StoreError> {
     let names: BTreeSet<_> = changes
-        .filter_map(|change| match change {
+        .filter_map(|change| match change.bare() {
             RecordChange::StreamAppend { stream, .. }
             | RecordChange::StreamCommit { stream, .. }
+            | RecordChange::GroupRemove { stream, .. }
             | RecordChange::StreamDelete { stream } => Some(stream),
             _ => None,
         })

@@ -153,6 +153,22 @@ statements! {
     GROUPS_REMOVE(INT8, INT8) = "DELETE FROM payload_manager.stream_group WHERE stream = $1 AND name IN (
         SELECT name FROM payload_manager.stream_group WHERE stream = $1 ORDER BY name LIMIT $2)";
 
+    GROUPS(INT8, BYTEA, INT8) = "SELECT name, next, at FROM payload_manager.stream_group
+        WHERE stream = $1 AND name > $2 ORDER BY name LIMIT $3";
+    GROUP_REMOVE(INT8, BYTEA) = "DELETE FROM payload_manager.stream_group WHERE stream = $1 AND name = $2";
+
+    // Calls that are made once.
+    NOTE(BYTEA) = "SELECT request, at, about, first, last FROM payload_manager.call_note WHERE call = $1";
+    NOTES_DUE(INT8) = "SELECT at FROM payload_manager.call_note WHERE at <= $1 LIMIT 1";
+    // None comes back where another node has made the same call meanwhile.
+    NOTE_SET(BYTEA, INT8, INT8, INT8, INT8, INT8, INT8) = "INSERT INTO payload_manager.call_note AS known
+        (call, request, at, about, first, last) VALUES ($1, $2, $3, $4, $5, $6)
+        ON CONFLICT (call) DO UPDATE SET request = excluded.request, at = excluded.at, about = excluded.about,
+            first = excluded.first, last = excluded.last
+        WHERE known.at <= $7 RETURNING at";
+    NOTES_REMOVE(INT8, INT8) = "DELETE FROM payload_manager.call_note WHERE call IN (
+        SELECT call FROM payload_manager.call_note WHERE at <= $1 ORDER BY at LIMIT $2)";
+
     // Cleaning up.
     GARBAGE_NEXT() = "SELECT kind::bigint, id FROM payload_manager.garbage ORDER BY kind, id LIMIT 1";
     GARBAGE_ADD(INT8, INT8) = "INSERT INTO payload_manager.garbage VALUES ($1, $2) ON CONFLICT DO NOTHING";

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use payload_types::find::{FindOrder, IdSpan};
 use payload_types::limits::ANSWER_BYTES_MAX;
-use payload_types::record::{LineageEdge, Metadata, MetadataEvent, StreamLimits, StreamName};
+use payload_types::record::{LineageEdge, Metadata, MetadataEvent, StreamGroup, StreamLimits, StreamName};
 use payload_types::{NamespaceId, PayloadId, PayloadKey, WallMs};
 use tokio_postgres::Row;
 use uuid::Uuid;
@@ -15,7 +15,7 @@ use super::{Records, RowCells, number, overtaken, payload, positive, sql, strang
 use crate::error::StoreError;
 use crate::records::cells::Cells;
 use crate::records::tables::{
-    Batch, Each, EventSpan, Found, Garbage, History, Payloads, Standing, StreamRow, Tables, TablesMut,
+    Batch, Each, EventSpan, Found, Garbage, History, Note, Payloads, Standing, StreamRow, Tables, TablesMut,
     TermSpan,
 };
 
@@ -233,6 +233,20 @@ impl Tables for Records<'_> {
         rows.first().map(|row| positive(row, 0)).transpose()
     }
 
+    fn groups(&mut self, stream: u64, after: &str, count_max: usize) -> Result<Vec<StreamGroup>, StoreError> {
+        let values: [Value<'_>; 3] = [&number(stream), &after.as_bytes(), &number(count_max as u64)];
+        self.query(&sql::GROUPS, &values)?.iter().map(|row| RowCells::of(row).group()).collect()
+    }
+
+    fn note(&mut self, call: &str) -> Result<Option<Note>, StoreError> {
+        let rows = self.query(&sql::NOTE, &[&call.as_bytes()])?;
+        rows.first().map(|row| RowCells::of(row).note()).transpose()
+    }
+
+    fn notes_due(&mut self, at: WallMs) -> Result<bool, StoreError> {
+        Ok(!self.query(&sql::NOTES_DUE, &[&number(at.as_millis())])?.is_empty())
+    }
+
     fn streams_due(&mut self, at: WallMs, count_max: usize) -> Result<Vec<StreamRow>, StoreError> {
         let statement = if self.writer.is_some() { &sql::STREAMS_DUE_LOCKED } else { &sql::STREAMS_DUE };
         let rows = self.query(statement, &[&number(at.as_millis()), &number(count_max as u64)])?;
@@ -375,6 +389,28 @@ impl TablesMut for Records<'_> {
         let values: [Value<'_>; 4] =
             [&number(stream), &group.as_bytes(), &number(next), &number(at.as_millis())];
         self.execute(&sql::GROUP_SET, &values).map(|_one| ())
+    }
+
+    fn group_remove(&mut self, stream: u64, group: &str) -> Result<(), StoreError> {
+        self.execute(&sql::GROUP_REMOVE, &[&number(stream), &group.as_bytes()]).map(|_one| ())
+    }
+
+    fn note_set(&mut self, call: &str, note: Note, forgotten_at: WallMs) -> Result<(), StoreError> {
+        let Note { request, at, about, first, last } = note;
+        let values: [Value<'_>; 7] = [
+            &call.as_bytes(),
+            &number(request),
+            &number(at.as_millis()),
+            &number(about),
+            &number(first),
+            &number(last),
+            &number(forgotten_at.as_millis()),
+        ];
+        self.query(&sql::NOTE_SET, &values)?.first().map(|_at| ()).ok_or_else(overtaken)
+    }
+
+    fn notes_remove(&mut self, at: WallMs, count_max: u64) -> Result<u64, StoreError> {
+        self.execute(&sql::NOTES_REMOVE, &[&number(at.as_millis()), &number(count_max)])
     }
 
     fn groups_remove(&mut self, stream: u64, count_max: u64) -> Result<u64, StoreError> {

@@ -1,7 +1,7 @@
 //! Reading records. Every statement goes by a key or an index (asserted with EXPLAIN QUERY PLAN in a test).
 
 use payload_types::find::{FindOrder, IdSpan};
-use payload_types::record::{LineageEdge, MetadataEvent, StreamName};
+use payload_types::record::{LineageEdge, MetadataEvent, StreamGroup, StreamName};
 use payload_types::{PayloadId, PayloadKey, WallMs};
 use rusqlite::{Row, Rows, params};
 
@@ -9,7 +9,7 @@ use super::{RowCells, SqliteTables, bound, strange};
 use crate::error::StoreError;
 use crate::records::cells::Cells;
 use crate::records::tables::{
-    Batch, Each, EventSpan, Found, Garbage, History, Payloads, Standing, StreamRow, Tables, TermSpan,
+    Batch, Each, EventSpan, Found, Garbage, History, Note, Payloads, Standing, StreamRow, Tables, TermSpan,
 };
 use crate::sqlite::errors::rolled_back;
 
@@ -49,13 +49,17 @@ const BATCHES: &str = "SELECT first, count, appended_at, entries FROM stream_bat
 const GROUPS_FLOOR: &str = "SELECT next FROM stream_group INDEXED BY stream_group_next WHERE stream = ?1
     ORDER BY next LIMIT 1";
 const COMMITTED: &str = "SELECT next FROM stream_group WHERE stream = ?1 AND name = ?2";
+const GROUPS: &str = "SELECT name, next, at FROM stream_group WHERE stream = ?1 AND name > ?2
+    ORDER BY name LIMIT ?3";
+const NOTE: &str = "SELECT request, at, about, first, last FROM call_note WHERE call = ?1";
+const NOTES_DUE: &str = "SELECT at FROM call_note WHERE at <= ?1 LIMIT 1";
 const GARBAGE: &str = "SELECT kind, id FROM garbage ORDER BY kind, id LIMIT 1";
 const DIRTY: &str = "SELECT namespace, payload FROM lineage_dirty ORDER BY namespace, payload LIMIT 1";
 const WALK: &str = "SELECT namespace, payload FROM lineage_walk WHERE expanded = ?1 LIMIT 1";
 
 /// Every statement of this file.
 #[cfg(test)]
-pub(in crate::sqlite) const ALL: [&str; 19] = [
+pub(in crate::sqlite) const ALL: [&str; 22] = [
     STANDING,
     HISTORY,
     EVENTS,
@@ -72,6 +76,9 @@ pub(in crate::sqlite) const ALL: [&str; 19] = [
     BATCHES,
     GROUPS_FLOOR,
     COMMITTED,
+    GROUPS,
+    NOTE,
+    NOTES_DUE,
     GARBAGE,
     DIRTY,
     WALK,
@@ -248,6 +255,25 @@ impl Tables for SqliteTables<'_> {
 
     fn committed(&mut self, stream: u64, group: &str) -> Result<Option<u64>, StoreError> {
         self.first(COMMITTED, params![stream as i64, group.as_bytes()], |mut cells| cells.number())
+    }
+
+    fn groups(&mut self, stream: u64, after: &str, count_max: usize) -> Result<Vec<StreamGroup>, StoreError> {
+        let mut found = Vec::new();
+        let values = params![stream as i64, after.as_bytes(), bound_number(count_max as u64)];
+        self.all(GROUPS, values, |mut cells| {
+            found.push(cells.group()?);
+            Ok(true)
+        })?;
+        Ok(found)
+    }
+
+    fn note(&mut self, call: &str) -> Result<Option<Note>, StoreError> {
+        self.first(NOTE, [call.as_bytes()], |mut cells| cells.note())
+    }
+
+    fn notes_due(&mut self, at: WallMs) -> Result<bool, StoreError> {
+        let found = self.first(NOTES_DUE, [bound_number(at.as_millis())], |mut cells| cells.time())?;
+        Ok(found.is_some())
     }
 
     fn streams_due(&mut self, at: WallMs, count_max: usize) -> Result<Vec<StreamRow>, StoreError> {

@@ -6,7 +6,7 @@ use rusqlite::params;
 
 use super::{SqliteTables, bound};
 use crate::error::StoreError;
-use crate::records::tables::{Batch, Garbage, History, StreamRow, TablesMut};
+use crate::records::tables::{Batch, Garbage, History, Note, StreamRow, TablesMut};
 use crate::sqlite::errors::rolled_back;
 
 const HISTORY_ADD: &str = "INSERT INTO history (namespace, payload, events, current) VALUES (?1, ?2, 0, 0)";
@@ -41,6 +41,13 @@ const GROUP_SET: &str = "INSERT INTO stream_group (stream, name, next, at) VALUE
     ON CONFLICT (stream, name) DO UPDATE SET next = excluded.next, at = excluded.at";
 const GROUPS_REMOVE: &str = "DELETE FROM stream_group WHERE stream = ?1 AND name IN
     (SELECT name FROM stream_group WHERE stream = ?1 ORDER BY name LIMIT ?2)";
+const GROUP_REMOVE: &str = "DELETE FROM stream_group WHERE stream = ?1 AND name = ?2";
+const NOTE_SET: &str =
+    "INSERT INTO call_note (call, request, at, about, first, last) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+    ON CONFLICT (call) DO UPDATE SET request = excluded.request, at = excluded.at, about = excluded.about,
+        first = excluded.first, last = excluded.last";
+const NOTES_REMOVE: &str = "DELETE FROM call_note WHERE call IN
+    (SELECT call FROM call_note WHERE at <= ?1 ORDER BY at LIMIT ?2)";
 const GARBAGE_ADD: &str = "INSERT INTO garbage (kind, id) VALUES (?1, ?2) ON CONFLICT DO NOTHING";
 const GARBAGE_REMOVE: &str = "DELETE FROM garbage WHERE kind = ?1 AND id = ?2";
 const DIRTY_ADD: &str =
@@ -58,7 +65,7 @@ const WALK_CLEAR: &str = "DELETE FROM lineage_walk";
 
 /// Every statement of this file that goes by a key.
 #[cfg(test)]
-pub(in crate::sqlite) const ALL: [&str; 23] = [
+pub(in crate::sqlite) const ALL: [&str; 26] = [
     HISTORY_ADD,
     HISTORY_SET,
     TERM_ADD,
@@ -76,6 +83,9 @@ pub(in crate::sqlite) const ALL: [&str; 23] = [
     BATCHES_REMOVE,
     GROUP_SET,
     GROUPS_REMOVE,
+    GROUP_REMOVE,
+    NOTE_SET,
+    NOTES_REMOVE,
     GARBAGE_ADD,
     GARBAGE_REMOVE,
     DIRTY_ADD,
@@ -205,6 +215,21 @@ impl TablesMut for SqliteTables<'_> {
     fn group_set(&mut self, stream: u64, group: &str, next: u64, at: WallMs) -> Result<(), StoreError> {
         let values = params![stream as i64, group.as_bytes(), next as i64, at.as_millis() as i64];
         self.run(GROUP_SET, values).map(drop)
+    }
+
+    fn group_remove(&mut self, stream: u64, group: &str) -> Result<(), StoreError> {
+        self.run(GROUP_REMOVE, params![stream as i64, group.as_bytes()]).map(drop)
+    }
+
+    fn note_set(&mut self, call: &str, note: Note, _forgotten_at: WallMs) -> Result<(), StoreError> {
+        let Note { request, at, about, first, last } = note;
+        let at = at.as_millis() as i64;
+        let values = params![call.as_bytes(), request as i64, at, about as i64, first as i64, last as i64];
+        self.run(NOTE_SET, values).map(drop)
+    }
+
+    fn notes_remove(&mut self, at: WallMs, count_max: u64) -> Result<u64, StoreError> {
+        self.run(NOTES_REMOVE, [at.as_millis() as i64, count_max as i64])
     }
 
     fn groups_remove(&mut self, stream: u64, count_max: u64) -> Result<u64, StoreError> {

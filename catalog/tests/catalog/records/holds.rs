@@ -144,10 +144,24 @@ pub fn given_a_payload_beyond_its_ttl_when_its_shard_vouches_for_it_then_records
     assert!(matches!(desk.change(held("s", &[7], at(9))), RecordOutcome::AppendedHeld { .. }));
 }
 
+pub fn given_a_group_that_is_behind_when_removed_then_the_floor_is_that_of_the_others<B: Backend>() {
+    let mut desk = Desk::<B>::new(1);
+    let made = floor_of(desk.change(retaining("s", None, None)));
+    desk.change(held("s", &[0, 0, 0], at(0)));
+    for (group, offset) in [("gone", 1), ("g", 2), ("h", 3)] {
+        desk.change(commit("s", group, offset));
+    }
+    let remove = |group: &str| RecordChange::GroupRemove { stream: stream("s"), group: group.to_owned() };
+    for (group, floor) in [("gone", 2), ("h", 2), ("g", 0)] {
+        assert_eq!(floor_of(desk.change(remove(group))), StreamFloor { floor, ..made }, "{group}");
+    }
+}
+
 suite_of_records! {[
     given_a_stream_that_retains_when_groups_commit_then_the_one_furthest_behind_is_its_floor,
     given_a_stream_that_retains_when_appended_without_holds_then_nothing_is_stored,
     given_retention_and_deletion_when_a_stream_retains_then_its_floor_follows,
     given_many_streams_that_retain_when_listed_then_each_comes_once_and_others_do_not,
+    given_a_group_that_is_behind_when_removed_then_the_floor_is_that_of_the_others,
     given_a_payload_beyond_its_ttl_when_its_shard_vouches_for_it_then_records_may_refer_to_it,
 ]}

@@ -6,6 +6,7 @@ mod lineage;
 mod metadata;
 mod property;
 mod reading;
+mod repeats;
 mod streams;
 
 use payload_catalog::{Change, Reader, Store};

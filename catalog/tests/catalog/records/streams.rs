@@ -1,7 +1,8 @@
 //! Streams: appending, groups, retention.
 
 use payload_types::record::{
-    RecordAnswer, RecordChange, RecordOutcome, RecordQuery, StreamEntry, StreamInfo, StreamLimits,
+    RecordAnswer, RecordChange, RecordOutcome, RecordQuery, StreamEntry, StreamGroup, StreamInfo,
+    StreamLimits,
 };
 use payload_types::{Health, WallMs};
 
@@ -220,6 +221,34 @@ pub fn given_a_large_stream_when_deleted_then_it_is_gone_at_once_and_sweeps_remo
     assert_eq!(desk.ask(committed("other", "g")), RecordAnswer::Committed(Some(1)));
 }
 
+pub fn given_groups_when_one_is_removed_then_it_has_never_committed_and_the_others_stay<B: Backend>() {
+    let mut desk = Desk::<B>::new(1);
+    let remove = |group: &str| RecordChange::GroupRemove { stream: stream("s"), group: group.to_owned() };
+    let groups = |after: &str, groups_max| RecordQuery::Groups {
+        stream: stream("s"),
+        after: after.to_owned(),
+        groups_max,
+    };
+    assert_eq!(desk.change(remove("g")), RecordOutcome::StreamNotFound);
+    assert_eq!(desk.ask(groups("", 9)), RecordAnswer::StreamNotFound);
+    desk.change(create("s", None, None));
+    desk.change(append("s", vec![item(0), item(0)], at(0)));
+    let group = |name: &str, next| StreamGroup { name: name.to_owned(), next, at: at(1) };
+    for (name, next) in [("h", 2), ("g\0", 1), ("g", 1), ("\u{e9}", 0)] {
+        desk.change(commit("s", name, next));
+    }
+    assert_eq!(desk.change(remove("x")), RecordOutcome::GroupNotFound);
+    assert_eq!(desk.ask(groups("", 2)), RecordAnswer::Groups(vec![group("g", 1), group("g\0", 1)], true));
+    let rest = RecordAnswer::Groups(vec![group("h", 2), group("\u{e9}", 0)], false);
+    assert_eq!(desk.ask(groups("g\0", 2)), rest);
+    assert_eq!(desk.change(remove("g")), RecordOutcome::Done);
+    assert_eq!(desk.change(remove("g")), RecordOutcome::GroupNotFound);
+    let mut desk = desk.again();
+    assert_eq!(desk.ask(committed("s", "g")), RecordAnswer::Committed(None));
+    let left = vec![group("g\0", 1), group("h", 2), group("\u{e9}", 0)];
+    assert_eq!(desk.ask(groups("", 9)), RecordAnswer::Groups(left, false));
+}
+
 suite_of_records! {[
     given_no_stream_when_changed_or_asked_then_stream_not_found_but_a_delete_is_fine,
     given_a_stream_when_made_deleted_and_made_anew_then_it_starts_over_with_a_greater_incarnation,
@@ -229,4 +258,5 @@ suite_of_records! {[
     given_a_limit_of_entries_when_appended_then_exactly_the_newest_are_kept,
     given_a_limit_of_age_when_time_passes_then_what_is_older_is_not_shown_and_swept,
     given_a_large_stream_when_deleted_then_it_is_gone_at_once_and_sweeps_remove_it,
+    given_groups_when_one_is_removed_then_it_has_never_committed_and_the_others_stay,
 ]}

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::{self, FuturesUnordered};
@@ -27,6 +28,7 @@ use tonic::{Status, Streaming};
 
 use super::{acquire, fan, release};
 use crate::admission::{Gate, Permit};
+use crate::deadline::Deadline;
 use crate::services::router::Router;
 
 /// Wishes of one session under way, and answers that wait for its reader: as many as a batch has under way.
@@ -37,6 +39,9 @@ const SESSIONS_MAX: usize = 1024;
 
 /// Leases that one session holds: a sixteenth of a shard's. 64 bytes each are 4 MiB.
 const LEASES_MAX: usize = 65_536;
+
+/// The longest that a wish may ask to wait.
+const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 
 /// What a session's stream is served as.
 pub type Answers = Pin<Box<dyn Stream<Item = Result<pb::LeaseSessionResponse, Status>> + Send>>;
@@ -144,9 +149,9 @@ impl Session {
                     }
                 }
                 wish = wishes.next(), if under_way.len() < WISHES_MAX => match wish {
-                    Some(Ok(pb::LeaseSessionRequest { tag, wish })) => {
-                        let refused = self.held.refusal(wish.as_ref());
-                        under_way.push(grant(&router, owner, tag, wish, refused));
+                    Some(Ok(request)) => {
+                        let refused = self.held.refusal(request.wish.as_ref());
+                        under_way.push(grant(&router, owner, request, refused));
                     }
                     Some(Err(_broken)) => break End::Gone,
                     None => break End::Wished,
@@ -225,17 +230,19 @@ async fn stop(stopping: &mut watch::Receiver<bool>) {
 async fn grant(
     router: &Router,
     owner: Peer,
-    tag: u64,
-    wish: Option<Wish>,
+    request: pb::LeaseSessionRequest,
     refused: Option<PayloadError>,
 ) -> Done {
+    let pb::LeaseSessionRequest { tag, wish, timeout_ms } = request;
+    let limit = Duration::from_millis(timeout_ms).min(TIMEOUT_MAX);
+    let deadline = (timeout_ms > 0).then(|| Deadline::after(limit));
     let outcome = match (refused, wish) {
         (Some(error), _) => Err(error),
         (None, Some(Wish::Acquire(item))) => {
-            acquire(router, item, owner, None).await.map(|grant| Outcome::Acquired(Box::new(grant)))
+            acquire(router, item, owner, deadline).await.map(|grant| Outcome::Acquired(Box::new(grant)))
         }
         (None, Some(Wish::Release(item))) => match ids::lease_id(item.lease_id.as_ref()) {
-            Ok(lease) => release(router, lease, None).await.map(|()| Outcome::Released(lease)),
+            Ok(lease) => release(router, lease, deadline).await.map(|()| Outcome::Released(lease)),
             Err(error) => Err(error),
         },
         (None, None) => Err(PayloadError::invalid(

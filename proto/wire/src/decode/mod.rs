@@ -24,8 +24,8 @@ pub use placement::{pin, prefetch, promote, spill, unpin};
 pub use query::{FindParts, find};
 pub use reading::{acquire, release, resolve};
 pub use stream::{
-    INFLIGHT_DEFAULT, SubscribeParts, stream_append, stream_commit, stream_committed, stream_create,
-    stream_delete, stream_list, stream_range, stream_read, stream_subscribe,
+    INFLIGHT_DEFAULT, SubscribeParts, group_list, group_remove, stream_append, stream_commit,
+    stream_committed, stream_create, stream_delete, stream_list, stream_range, stream_read, stream_subscribe,
 };
 
 use payload_types::{PayloadError, Version, limits};

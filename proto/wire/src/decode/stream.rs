@@ -173,6 +173,27 @@ pub fn stream_list(request: &own::ListStreamsRequest) -> Result<RecordQuery, Pay
     })
 }
 
+/// Decodes ListConsumerGroups: page sizes as [`stream_list`].
+///
+/// # Errors
+/// `INVALID_ARGUMENT` for a bad name, or a page token that no group's name can be.
+pub fn group_list(request: own::ListConsumerGroupsRequest) -> Result<RecordQuery, PayloadError> {
+    short("page_token", &request.page_token)?;
+    Ok(RecordQuery::Groups {
+        stream: name(request.stream)?,
+        after: request.page_token,
+        groups_max: page_size(request.page_size, LIST_PAGE_DEFAULT, LIST_PAGE_MAX),
+    })
+}
+
+/// Decodes RemoveConsumerGroup.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` for a bad name, or an empty or long group.
+pub fn group_remove(request: own::RemoveConsumerGroupRequest) -> Result<RecordChange, PayloadError> {
+    Ok(RecordChange::GroupRemove { stream: name(request.stream)?, group: group(request.consumer_group)? })
+}
+
 /// `asked`, or `default` for 0; at most [`STREAM_READ_MAX`].
 fn entries_max(asked: u64, default: usize) -> usize {
     match usize::try_from(asked) {

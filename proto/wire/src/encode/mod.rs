@@ -22,8 +22,8 @@ pub use explain::{explained, outlook};
 pub use holders::holders;
 pub use listing::{found, page};
 pub use records::{
-    lineage, metadata_events, metadata_got, metadata_noted, metadata_updated, stream_entries, stream_entry,
-    streams,
+    groups, lineage, metadata_events, metadata_got, metadata_noted, metadata_updated, stream_entries,
+    stream_entry, streams,
 };
 pub use scrub::scrub_finding;
 pub use stats::{NodeFigures, stats};

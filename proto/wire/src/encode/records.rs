@@ -5,7 +5,7 @@
 
 use payload_types::limits::ANSWER_BYTES_MAX;
 use payload_types::record::{
-    LineageEdge, Metadata, MetadataEvent, StreamEntry, StreamInfo, StreamName, Timestamp,
+    LineageEdge, Metadata, MetadataEvent, StreamEntry, StreamGroup, StreamInfo, StreamName, Timestamp,
 };
 use payload_types::{PayloadId, WallMs};
 use prost::Message as _;
@@ -133,6 +133,17 @@ pub fn streams(streams: Vec<StreamInfo>, more: bool) -> own::ListStreamsResponse
         retain_payloads: info.limits.retains_payloads,
     };
     own::ListStreamsResponse { streams: streams.into_iter().map(info).collect(), next_page_token }
+}
+
+/// A page of groups; `more`: it goes on.
+pub fn groups(groups: Vec<StreamGroup>, more: bool) -> own::ListConsumerGroupsResponse {
+    let next_page_token = groups.last().filter(|_| more).map(|last| last.name.clone()).unwrap_or_default();
+    let group = |group: StreamGroup| own::ConsumerGroup {
+        consumer_group: group.name,
+        offset: group.next,
+        committed_at: Some(timestamp(group.at)),
+    };
+    own::ListConsumerGroupsResponse { groups: groups.into_iter().map(group).collect(), next_page_token }
 }
 
 fn stream_id(stream: StreamName) -> rt::StreamId {
