@@ -120,7 +120,7 @@ pub fn run(
 }
 
 // Long because: the order of the steps is the point, and each step is one statement.
-async fn serve(listeners: Listeners, node: Node, front: FrontLimits) -> anyhow::Result<()> {
+async fn serve(listeners: Listeners, mut node: Node, front: FrontLimits) -> anyhow::Result<()> {
     let mut signals = Signals::install().context("SIGTERM and SIGINT could not be taken over")?;
     let Listeners { grpc: listener, metrics } = listeners;
     listener.set_nonblocking(true).context("the listening socket refused non-blocking mode")?;
@@ -176,6 +176,7 @@ async fn serve(listeners: Listeners, node: Node, front: FrontLimits) -> anyhow::
     shutdown::watchdog_start(front.stop.exit);
     tokio::spawn(signals.exit_at_next());
     health_set(&health, ServingStatus::NotServing).await;
+    node.refuse_sessions();
     // Subscriptions would keep their connections open for ever.
     records.hub().stop();
     // The server may have ended meanwhile; then nobody needs to be told.

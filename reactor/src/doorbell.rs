@@ -11,24 +11,64 @@
 //! either the sender sees `sleeping` and wakes, or the sleeper sees the message: a wake is never lost. A sender
 //! pays one fence and one load of a line that nobody writes while the sleeper is awake; the wake itself (a
 //! FUTEX_WAKE inside [`Thread::unpark`]) is paid once per sleep, by whoever swaps the flag first.
+//!
+//! A shard with native sessions sleeps differently: on an epoll of the sessions' eventfds and one of its own, which
+//! senders write instead of unparking. Its clients see in the node page that it sleeps, which the same fence covers.
 
+use std::io;
+use std::os::fd::AsFd;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
 use std::thread::Thread;
 use std::time::Duration;
 
+use payload_local::wake;
 use payload_types::Monotonic;
 
 use crate::clock;
+use crate::sys::poll::{Bell, Poll, Trigger};
+
+/// Not asleep, nor about to be.
+const AWAKE: u8 = 0;
+/// Woken by unparking.
+const PARKED: u8 = 1;
+/// Woken by the bell among the descriptors that it waits for.
+const POLLING: u8 = 2;
 
 /// One sleeper's bell. Any thread may ring it; exactly one thread, the first that [adopts](Doorbell::adopt) it,
 /// may sleep on it.
 #[derive(Default)]
 pub struct Doorbell {
-    /// The sleeper is about to sleep, or sleeps; whoever takes this flag owes it a wake.
-    sleeping: AtomicBool,
-    /// Set before `sleeping` is set for the first time.
+    /// Not [`AWAKE`]: the sleeper is about to sleep, or sleeps; whoever resets it owes it a wake.
+    sleep: AtomicU8,
+    /// Set before `sleep` is set for the first time.
     sleeper: OnceLock<Thread>,
+    /// Set before the first sleep among descriptors.
+    watch: OnceLock<Watch>,
+}
+
+/// The descriptors among which a shard with sessions sleeps.
+pub(crate) struct Watch {
+    poll: Poll,
+    bell: Bell,
+}
+
+impl Watch {
+    fn new() -> io::Result<Self> {
+        let watch = Self { poll: Poll::new()?, bell: Bell::new()? };
+        watch.poll.add(watch.bell.as_fd(), 0, Trigger::Edge)?;
+        Ok(watch)
+    }
+
+    /// Wakes the sleeper when a client rings this bell, until [`Watch::remove`]. From any thread.
+    pub(crate) fn add(&self, bell: &Bell) -> io::Result<()> {
+        self.poll.add(bell.as_fd(), 0, Trigger::Edge)
+    }
+
+    /// Undoes [`Watch::add`].
+    pub(crate) fn remove(&self, bell: &Bell) {
+        self.poll.remove(bell.as_fd());
+    }
 }
 
 impl Doorbell {
@@ -49,12 +89,60 @@ impl Doorbell {
     /// Called after something was put where the sleeper's `has_work` looks.
     pub fn ring(&self) {
         fence(Ordering::SeqCst);
-        if self.sleeping.load(Ordering::Relaxed)
-            && self.sleeping.swap(false, Ordering::AcqRel)
-            && let Some(sleeper) = self.sleeper.get()
-        {
-            sleeper.unpark();
+        if self.sleep.load(Ordering::Relaxed) == AWAKE {
+            return;
         }
+        match self.sleep.swap(AWAKE, Ordering::AcqRel) {
+            PARKED => {
+                if let Some(sleeper) = self.sleeper.get() {
+                    sleeper.unpark();
+                }
+            }
+            POLLING => {
+                if let Some(watch) = self.watch.get() {
+                    watch.bell.ring();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What [`Doorbell::sleep_watching`] waits for; made at the first call.
+    ///
+    /// # Errors
+    /// When the process has no descriptors left.
+    pub(crate) fn watch(&self) -> io::Result<&Watch> {
+        if self.watch.get().is_none() {
+            // Of two threads at the same time one makes it in vain.
+            let _ = self.watch.set(Watch::new()?);
+        }
+        Ok(self.watch.get().expect("set above, or before"))
+    }
+
+    /// As [`Doorbell::sleep`], woken also by every bell that its [`Watch`] was told to add; `sleeping` is what clients
+    /// look at before they ring theirs. Timers are late by up to a millisecond.
+    ///
+    /// # Panics
+    /// When the calling thread has not adopted the bell, or nobody asked for the watch.
+    pub(crate) fn sleep_watching(
+        &self,
+        until: Option<Monotonic>,
+        sleeping: &AtomicU64,
+        has_work: impl FnOnce() -> bool,
+    ) {
+        assert!(self.is_own(), "only the thread that adopted a doorbell sleeps on it");
+        let watch = self.watch.get().expect("a shard has sessions only after its watch was made");
+        self.sleep.store(POLLING, Ordering::Relaxed);
+        // Its fence orders both words before the look at the work.
+        wake::server_doze(sleeping);
+        if !has_work() {
+            let left_ns = until.map(|until| until.0.saturating_sub(clock::monotonic().0));
+            let timeout_ms = left_ns.map(|left_ns| left_ns.div_ceil(1_000_000));
+            // What rang does not matter: the next turn looks everywhere.
+            let _ = watch.poll.wait(timeout_ms).count();
+        }
+        wake::server_rise(sleeping);
+        self.sleep.store(AWAKE, Ordering::Relaxed);
     }
 
     /// Sleeps until somebody rings or `until` comes (`None`: for ever); returns at once when `has_work`. It may
@@ -64,20 +152,20 @@ impl Doorbell {
     /// When the calling thread has not [adopted](Doorbell::adopt) the bell: the wake would go elsewhere.
     pub fn sleep(&self, until: Option<Monotonic>, has_work: impl FnOnce() -> bool) {
         assert!(self.is_own(), "only the thread that adopted a doorbell sleeps on it");
-        self.sleeping.store(true, Ordering::Relaxed);
+        self.sleep.store(PARKED, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         if has_work() {
             // A sender may have taken the flag meanwhile; its unpark then makes one later park return early.
-            self.sleeping.store(false, Ordering::Relaxed);
+            self.sleep.store(AWAKE, Ordering::Relaxed);
             return;
         }
-        while self.sleeping.load(Ordering::Acquire) {
+        while self.sleep.load(Ordering::Acquire) != AWAKE {
             match until {
                 None => std::thread::park(),
                 Some(until) => {
                     let left_ns = until.0.saturating_sub(clock::monotonic().0);
                     if left_ns == 0 {
-                        self.sleeping.store(false, Ordering::Relaxed);
+                        self.sleep.store(AWAKE, Ordering::Relaxed);
                         return;
                     }
                     std::thread::park_timeout(Duration::from_nanos(left_ns));
@@ -123,6 +211,47 @@ mod tests {
             assert_eq!(receive(&bells.0, &queues.0), message);
         }
         echo.join().expect("the echo saw every message");
+    }
+
+    #[test]
+    fn given_a_sleeper_among_descriptors_when_senders_and_clients_race_its_sleeps_then_no_wake_is_lost() {
+        const MESSAGES: u64 = 20_000;
+        let bell = Arc::new(Doorbell::default());
+        let (node, client_bell) = (Arc::new(AtomicU64::new(0)), Arc::new(Bell::new().expect("eventfd")));
+        bell.watch().expect("descriptors").add(&client_bell).expect("watched");
+        let (queue, answers) = (Arc::new(ArrayQueue::new(4)), Arc::new(ArrayQueue::new(4)));
+        let sleeper = {
+            let (bell, node, queue, answers) = (bell.clone(), node.clone(), queue.clone(), answers.clone());
+            std::thread::spawn(move || {
+                bell.adopt();
+                let lost_at = clock::monotonic().plus_millis(LOST.as_millis() as u64);
+                for expected in 0..MESSAGES {
+                    let message: u64 = loop {
+                        if let Some(message) = queue.pop() {
+                            break message;
+                        }
+                        assert!(clock::monotonic() < lost_at, "a wake was lost");
+                        bell.sleep_watching(Some(lost_at), &node, || !queue.is_empty());
+                    };
+                    assert_eq!(message, expected);
+                    answers.push(message).expect("one message is under way");
+                }
+            })
+        };
+        for message in 0..MESSAGES {
+            queue.push(message).expect("one message is under way");
+            // By turns as the front does and as a native client does.
+            if message % 2 == 0 {
+                bell.ring();
+            } else if wake::must_ring(&*node) {
+                client_bell.ring();
+            }
+            while answers.pop().is_none() {
+                std::thread::yield_now();
+            }
+        }
+        sleeper.join().expect("the sleeper saw every message");
+        assert_eq!(node.load(Ordering::Relaxed), 0, "awake again");
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //! | Resolve | submits a catalog op, answers when it is stored |
 //! | Pin | asks the budget arbiter for 1 byte, answers with its reply |
 //! | Unpin | gives 1 byte back, and answers |
-//! | Prefetch | never answers |
+//! | Prefetch, Promote | never answers |
+//! | Delete | answers at once |
 //! | Commit | panics |
 //! | List | works for 2 ms, then answers |
 
@@ -73,7 +74,8 @@ impl FakeCore {
         let (tier, bytes) = (Tier::Ram, ByteCount(1));
         let effect = match request {
             Request::Stats => return self.reply(to),
-            Request::Prefetch { .. } => return,
+            Request::Prefetch { .. } | Request::Promote { .. } => return,
+            Request::Delete { .. } => return self.reply(to),
             Request::Commit { .. } => panic!("a planted defect of the core"),
             Request::List(_) => {
                 let start = sys::thread_cpu_ns();

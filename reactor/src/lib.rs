@@ -13,7 +13,7 @@
 //! ```
 //!
 //! A shard thread never waits for anybody but for work: no lock that another thread may hold, no file, no log line.
-//! `unsafe` is confined to `sys.rs`, here and in `preflight`.
+//! `unsafe` is confined to `sys.rs` and `sys/`, here and in `preflight`.
 #![deny(unsafe_code)]
 // An op is 128 bytes now that both of its replicas may have an extent.
 #![allow(clippy::result_large_err, reason = "a full lane hands the op back, by value")]
@@ -30,16 +30,21 @@ pub mod preflight;
 mod pump;
 mod replies;
 mod run;
+mod session;
 mod shard_core;
 mod spin;
 mod stall;
 mod start;
 mod sys;
 pub mod topology;
+mod vocab;
 
 pub use executor::ExecutorChoice;
 pub use mailbox::{Envelope, Mailboxes, ReactorHandle, ReplySink};
 pub use pump::Ports;
+pub use session::{
+    Allowed, SESSIONS_MAX, SessionConfig, SessionError, SessionInfo, SessionList, SessionServer, SocketError,
+};
 pub use spin::SpinPolicy;
 pub use stall::{Handled, Turn, TurnStats};
 pub use start::{Reactor, ReactorConfig, StartError};

@@ -6,6 +6,7 @@
 //! | done | drivers, catalog writer | the shard | the sender waits; by the arithmetic below only for `Freed` notices |
 //! | durable (one number) | the catalog writer | the shard | cannot be: a later number takes the place of the one before |
 //! | budget replies | the arbiter on shard 0 | the shard | cannot be: every ask and recall has its place |
+//! | sessions | the session thread | the shard | cannot be: two notes for each session there may be |
 //! | budget requests (one lane) | all shards | the arbiter on shard 0 | the sending pump keeps it in its backlog |
 //!
 //! The lanes are separate so that a flood of requests never holds back a completion, and so that shards, which
@@ -27,6 +28,7 @@ use payload_types::request::Request;
 use payload_types::{ErrorKind, Monotonic, PayloadError, ShardIndex, limits};
 
 use crate::doorbell::Doorbell;
+use crate::session::{SESSION_LANE_LEN, SessionNote};
 use crate::stall::{StallBoard, TurnStats};
 
 /// Budget replies under way to one shard: one for each of its asks, one recall a tier.
@@ -78,6 +80,7 @@ pub(crate) struct Mailbox {
     pub(crate) requests: ArrayQueue<Envelope>,
     pub(crate) done: ArrayQueue<Completion>,
     pub(crate) budget_replies: ArrayQueue<BudgetReply>,
+    pub(crate) sessions: ArrayQueue<SessionNote>,
     /// The newest `Completion::Durable`; it may overtake acknowledgements, which a shard does not mind.
     pub(crate) durable: AtomicU64,
     pub(crate) doorbell: CachePadded<Doorbell>,
@@ -94,6 +97,7 @@ impl Mailbox {
             requests: ArrayQueue::new(limits::REQUEST_LANE_LEN),
             done: ArrayQueue::new(DONE_LANE_LEN),
             budget_replies: ArrayQueue::new(BUDGET_REPLY_LANE_LEN),
+            sessions: ArrayQueue::new(SESSION_LANE_LEN),
             durable: AtomicU64::new(0),
             doorbell: CachePadded::new(Doorbell::default()),
             closed: AtomicBool::new(false),
@@ -109,6 +113,24 @@ impl Mailbox {
         // sees `closed` and answers it.
         fence(Ordering::SeqCst);
         self.refuse_requests();
+        self.drop_notes();
+    }
+
+    /// From the session thread; never waits.
+    ///
+    /// # Panics
+    /// When the lane is full: then a session was told of more than twice.
+    pub(crate) fn tell(&self, note: SessionNote) {
+        assert!(self.sessions.push(note).is_ok(), "a place for every note of every session");
+        self.doorbell.ring();
+        if self.closed.load(Ordering::Relaxed) {
+            self.drop_notes();
+        }
+    }
+
+    /// Nobody polls rings any more; the session thread has what the notes lend.
+    fn drop_notes(&self) {
+        while self.sessions.pop().is_some() {}
     }
 
     /// Answers every request that waits; returns how many.
@@ -178,7 +200,7 @@ impl Shared {
 pub struct Mailboxes(pub(crate) Arc<Shared>);
 
 impl Mailboxes {
-    /// For this many shards: 0.5 MiB each.
+    /// For this many shards: 0.6 MiB each.
     ///
     /// # Panics
     /// Unless 1 ..= `limits::SHARD_COUNT_MAX`.
@@ -203,6 +225,11 @@ impl Mailboxes {
 pub struct ReactorHandle(Arc<Shared>);
 
 impl ReactorHandle {
+    /// What all threads share.
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.0
+    }
+
     /// Sends a request. Once it returns `Ok`, the envelope's sink is called exactly once; while the server stops,
     /// at once and with UNAVAILABLE.
     ///

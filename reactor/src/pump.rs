@@ -2,12 +2,17 @@
 //! (`run.rs`, or a test) decides when the next turn is.
 //!
 //! ```text
-//!   one turn: what ports refused before -> completions -> arbiter (shard 0) -> requests -> one timer step
+//!   one turn: what ports refused before -> completions -> arbiter (shard 0) -> sessions that come and go
+//!             -> requests of rings and lane -> one timer step -> wakes of clients
 //!   after each step the outbox is emptied, so that the next step always has credit for its worst case
 //! ```
 //! Bounds of a turn: `COMPLETIONS_PER_TURN_MAX` completions, `ITEMS_PER_TURN_MAX` budget requests, of the requests that
-//! wait when their part begins `REQUESTS_PER_TURN_MAX`, one timer step. Completions come first and are never counted against requests, so a flood of requests cannot hold
-//! them back; nor can completions starve requests, since both have their share of each turn.
+//! wait when their part begins `REQUESTS_PER_TURN_MAX`, one timer step. Completions come first and are never counted
+//! against requests, so a flood of requests cannot hold them back; nor can completions starve requests, since both have
+//! their share of each turn. Of the requests, rings and the lane have half each when both have as many.
+
+mod asked;
+mod rings;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,9 +22,13 @@ use payload_types::event::{BudgetReply, Completion, Event, StorageDone};
 use payload_types::{ByteCount, Monotonic, Now, ShardIndex, limits};
 
 use crate::backlog::{BUDGET_BACKLOG_MAX, Backlog, CATALOG_BACKLOG_MAX, DRIVER_BACKLOG_MAX, RETRY_AFTER_MS};
+use crate::doorbell::Doorbell;
 use crate::mailbox::{Mailbox, Phase, Shared, stopping_error};
-use crate::replies::ReplySlots;
+use crate::pump::rings::{ENTRIES_PER_SESSION_MAX, Noted, Rings, Taken};
+use crate::replies::{ReplySlots, Sink};
 use crate::stall::Handled;
+
+pub(crate) use rings::Ticket;
 
 /// Where a shard's work goes. Called on shard threads: an implementation puts the op into a bounded queue and
 /// returns. It reports completions from threads of its own, never from inside a call.
@@ -63,6 +72,12 @@ pub(crate) trait Core {
 /// what costs most in a turn.
 const COMPLETIONS_PER_TURN_MAX: usize = limits::REQUESTS_PER_TURN_MAX;
 
+/// Requests of the lane that rings leave room for in a turn, when so many wait.
+const LANE_SHARE: usize = limits::REQUESTS_PER_TURN_MAX / 2;
+
+/// Sessions that come or go in one turn: each that goes may give back `limits::ITEMS_PER_TURN_MAX` things.
+const NOTES_PER_TURN_MAX: usize = 4;
+
 /// The timer of a shard whose last step reached its bound: long past, hence due at once.
 const LEFT_OVER: Monotonic = Monotonic(0);
 
@@ -92,6 +107,7 @@ pub(crate) struct Pump<C> {
     arbiter: Option<ArbiterStep>,
     arbiter_replies: Vec<(ShardIndex, BudgetReply)>,
     slots: ReplySlots,
+    rings: Rings,
     storage: Backlog<StorageOp>,
     transfer: Backlog<TransferOp>,
     catalog: Backlog<CatalogOp>,
@@ -115,6 +131,7 @@ impl<C: Core> Pump<C> {
         arbiter: Option<ArbiterStep>,
     ) -> Self {
         assert_eq!(arbiter.is_some(), shard == ShardIndex(0), "shard 0 hosts the arbiter");
+        let shard_count = u16::try_from(shared.boxes.len()).expect("limits::SHARD_COUNT_MAX fits");
         Self {
             core,
             shard,
@@ -123,6 +140,7 @@ impl<C: Core> Pump<C> {
             arbiter,
             arbiter_replies: Vec::new(),
             slots: ReplySlots::new(),
+            rings: Rings::new(shard, shard_count),
             storage: Backlog::new(DRIVER_BACKLOG_MAX),
             transfer: Backlog::new(DRIVER_BACKLOG_MAX),
             catalog: Backlog::new(CATALOG_BACKLOG_MAX),
@@ -144,8 +162,10 @@ impl<C: Core> Pump<C> {
         self.retry_backlogs();
         self.take_completions(now);
         self.host_arbiter();
+        self.take_notes(now);
         self.take_requests(now);
         self.fire_timer(now);
+        self.rings.wake_answered();
         if self.phase == Phase::Closing {
             self.mailbox().drained.store(self.is_drained(), Ordering::Release);
         }
@@ -158,20 +178,47 @@ impl<C: Core> Pump<C> {
     }
 
     /// True when a turn would find something. Also the recheck before a sleep.
-    pub(crate) fn has_work(&self) -> bool {
+    pub(crate) fn has_work(&mut self) -> bool {
         let mailbox = self.mailbox();
         !mailbox.done.is_empty()
             || mailbox.durable.load(Ordering::Acquire) != self.durable_told
             || !mailbox.budget_replies.is_empty()
             || (!mailbox.requests.is_empty() && self.takes_requests())
+            || !mailbox.sessions.is_empty()
             || (self.arbiter.is_some() && !self.shared.budget_requests.is_empty())
             || self.shared.phase() != self.phase
+            || (self.takes_requests() && self.rings.is_ready())
+    }
+
+    /// Sleeps on this shard's doorbell until it is rung, by a sender or by a client that this shard has a session with,
+    /// or until then; returns at once when there is work.
+    pub(crate) fn sleep(&mut self, doorbell: &Doorbell, until: Option<Monotonic>) {
+        match self.rings.lend_node() {
+            None => doorbell.sleep(until, || self.has_work()),
+            Some(node) => {
+                doorbell.sleep_watching(until, node.sleeping(self.shard), || self.has_work());
+                self.rings.take_back(node);
+            }
+        }
+    }
+
+    /// What all threads share.
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Which shard this is.
+    pub(crate) fn shard(&self) -> ShardIndex {
+        self.shard
     }
 
     /// The end: whoever still waits is answered UNAVAILABLE, and the mailbox refuses what comes later.
     pub(crate) fn close(mut self) -> Unfinished {
         let unfinished = Unfinished { requests: self.slots.unanswered(), ops: self.in_flight };
-        self.slots.answer_all(&stopping_error());
+        for ticket in self.slots.answer_all(&stopping_error()) {
+            self.rings.answer(ticket, Err(stopping_error()));
+        }
+        self.rings.wake_answered();
         self.mailbox().close();
         unfinished
     }
@@ -206,7 +253,7 @@ impl<C: Core> Pump<C> {
             && mailbox.budget_replies.is_empty()
     }
 
-    fn next_wake(&self, now: Now) -> NextWake {
+    fn next_wake(&mut self, now: Now) -> NextWake {
         if self.has_work() {
             return NextWake::Now;
         }
@@ -259,19 +306,73 @@ impl<C: Core> Pump<C> {
     fn take_requests(&mut self, now: Now) {
         if self.phase == Phase::Closing {
             self.mailbox().refuse_requests();
+            self.refuse_rings();
             return;
         }
         // Counted beforehand: a caller that asks again as soon as it is answered must not prolong the turn.
         let waiting = self.mailbox().requests.len();
-        for _ in 0..waiting.min(limits::REQUESTS_PER_TURN_MAX) {
+        let of_rings = self.poll_rings(now, limits::REQUESTS_PER_TURN_MAX - waiting.min(LANE_SHARE));
+        for _ in 0..waiting.min(limits::REQUESTS_PER_TURN_MAX - of_rings) {
             if !self.takes_requests() {
                 return;
             }
             let Some(envelope) = self.mailbox().requests.pop() else { return };
-            let reply_to = self.slots.hold(envelope.reply);
+            let reply_to = self.slots.hold(Sink::Call(envelope.reply));
             self.handled.requests += 1;
             let event = Event::Request { reply_to, deadline: envelope.deadline, request: envelope.request };
             self.step(now, event);
+        }
+    }
+
+    /// Takes at most `most` entries of rings; returns how many it took.
+    fn poll_rings(&mut self, now: Now, most: usize) -> usize {
+        let mut taken = 0;
+        for _ in 0..self.rings.count() {
+            if taken == most {
+                break;
+            }
+            let slot = self.rings.next_slot();
+            for _ in 0..ENTRIES_PER_SESSION_MAX.min(most - taken) {
+                if !self.takes_requests() {
+                    return taken;
+                }
+                let Some(entry) = self.rings.take(slot, now) else { break };
+                taken += 1;
+                self.handled.requests += 1;
+                if let Some(Taken { request, deadline, ticket }) = entry {
+                    let reply_to = self.slots.hold(Sink::Ring(ticket));
+                    self.step(now, Event::Request { reply_to, deadline: Some(deadline), request });
+                }
+            }
+        }
+        taken
+    }
+
+    /// While closing: answers what rings ask.
+    fn refuse_rings(&mut self) {
+        let mut refused = 0;
+        for _ in 0..self.rings.count() {
+            let slot = self.rings.next_slot();
+            while refused < limits::REQUESTS_PER_TURN_MAX && self.rings.refuse(slot) {
+                refused += 1;
+            }
+        }
+    }
+
+    /// Sessions that come and go.
+    fn take_notes(&mut self, _now: Now) {
+        for _ in 0..NOTES_PER_TURN_MAX {
+            let Some(note) = self.mailbox().sessions.pop() else { return };
+            match self.rings.note(note) {
+                Noted::Attached => {}
+                Noted::Close(slot, session) => {
+                    // What it holds already. What is still under way for it may be granted yet: then once more.
+                    let _ = session;
+                    if self.rings.is_settled(slot) {
+                        self.rings.let_go(slot);
+                    }
+                }
+            }
         }
     }
 
@@ -283,6 +384,15 @@ impl<C: Core> Pump<C> {
     }
 
     fn step(&mut self, now: Now, event: Event) {
+        self.step_once(now, event);
+        while let Some((slot, session)) = self.rings.next_settled() {
+            // What was granted to it after it had closed.
+            let _ = session;
+            self.rings.let_go(slot);
+        }
+    }
+
+    fn step_once(&mut self, now: Now, event: Event) {
         assert!(self.core.has_credit(), "an empty outbox has room for one step");
         self.core.step(now, event);
         while let Some(effect) = self.core.pop() {
@@ -292,7 +402,10 @@ impl<C: Core> Pump<C> {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Reply { to, result } => self.slots.answer(to, result),
+            Effect::Reply { to, result } => match self.slots.take(to) {
+                Sink::Call(reply) => reply(result),
+                Sink::Ring(ticket) => self.rings.answer(ticket, result),
+            },
             Effect::Storage(op) => {
                 // The disk store waits for it, and nobody here for an answer.
                 self.in_flight += usize::from(op.action != StorageAction::Stay);

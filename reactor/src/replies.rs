@@ -4,19 +4,29 @@
 //! generation inside [`ReplyTo`] makes a second answer, or one to a request of long ago, a caught defect.
 
 use payload_types::effect::ReplyTo;
-use payload_types::reply::ReplyResult;
 use payload_types::{PayloadError, limits};
 
 use crate::mailbox::ReplySink;
+use crate::pump::Ticket;
+
+/// Who gets an answer.
+pub(crate) enum Sink {
+    /// The front.
+    Call(ReplySink),
+    /// A client's ring.
+    Ring(Ticket),
+}
 
 struct Slot {
     /// How often the slot was taken.
     generation: u32,
     /// `Some` while its request is unanswered.
-    sink: Option<ReplySink>,
+    sink: Option<Sink>,
 }
 
-/// `limits::REQUESTS_PER_SHARD_MAX` slots x 24 bytes = 96 KiB.
+const _: () = assert!(size_of::<Slot>() <= 32);
+
+/// `limits::REQUESTS_PER_SHARD_MAX` slots x 32 bytes = 128 KiB.
 pub(crate) struct ReplySlots {
     slots: Vec<Slot>,
     free: Vec<u32>,
@@ -46,7 +56,7 @@ impl ReplySlots {
     ///
     /// # Panics
     /// When none is free; ask [`ReplySlots::has_free`] before a request leaves its lane.
-    pub(crate) fn hold(&mut self, sink: ReplySink) -> ReplyTo {
+    pub(crate) fn hold(&mut self, sink: Sink) -> ReplyTo {
         let index = self.free.pop().expect("a reply slot is free: has_free was asked first");
         let slot = &mut self.slots[index as usize];
         slot.sink = Some(sink);
@@ -54,11 +64,11 @@ impl ReplySlots {
         ReplyTo(u64::from(slot.generation) << 32 | u64::from(index))
     }
 
-    /// Answers.
+    /// Who waits for the answer to this request, which is now to be given.
     ///
     /// # Panics
     /// When `to` was answered before: each request is answered exactly once.
-    pub(crate) fn answer(&mut self, to: ReplyTo, result: ReplyResult) {
+    pub(crate) fn take(&mut self, to: ReplyTo) -> Sink {
         let index = to.0 as u32;
         let slot = &mut self.slots[index as usize];
         assert_eq!(
@@ -68,20 +78,21 @@ impl ReplySlots {
         );
         let sink = slot.sink.take().expect("a request is answered once");
         self.free.push(index);
-        sink(result);
+        sink
     }
 
-    /// Answers everybody who still waits; returns how many that were.
-    pub(crate) fn answer_all(&mut self, error: &PayloadError) -> usize {
-        let mut answered = 0;
+    /// Answers every call that still waits; returns whom the rings are to answer.
+    pub(crate) fn answer_all(&mut self, error: &PayloadError) -> Vec<Ticket> {
+        let mut tickets = Vec::new();
         for (index, slot) in (0..).zip(&mut self.slots) {
-            if let Some(sink) = slot.sink.take() {
-                self.free.push(index);
-                sink(Err(error.clone()));
-                answered += 1;
+            let Some(sink) = slot.sink.take() else { continue };
+            self.free.push(index);
+            match sink {
+                Sink::Call(reply) => reply(Err(error.clone())),
+                Sink::Ring(ticket) => tickets.push(ticket),
             }
         }
-        answered
+        tickets
     }
 }
 
@@ -95,6 +106,11 @@ mod tests {
 
     use super::*;
 
+    fn answer(slots: &mut ReplySlots, to: ReplyTo) {
+        let Sink::Call(reply) = slots.take(to) else { panic!("no test has a ring") };
+        reply(Ok(Reply::Deleted));
+    }
+
     #[test]
     fn given_held_sinks_when_some_are_answered_then_the_rest_get_the_error_once() {
         let mut slots = ReplySlots::new();
@@ -102,18 +118,20 @@ mod tests {
         let held: Vec<ReplyTo> = (0..limits::REQUESTS_PER_SHARD_MAX)
             .map(|_| {
                 let counts = counts.clone();
-                slots.hold(Box::new(move |result| {
+                slots.hold(Sink::Call(Box::new(move |result| {
                     counts[usize::from(result.is_err())].fetch_add(1, Ordering::Relaxed);
-                }))
+                })))
             })
             .collect();
         assert!(!slots.has_free());
         for to in held.iter().step_by(2) {
-            slots.answer(*to, Ok(Reply::Deleted));
+            answer(&mut slots, *to);
         }
         assert_eq!(slots.unanswered(), 2048);
-        assert_eq!(slots.answer_all(&PayloadError::new(ErrorKind::Unavailable, "stopping")), 2048);
-        assert_eq!(slots.answer_all(&PayloadError::new(ErrorKind::Unavailable, "stopping")), 0);
+        let stopping = PayloadError::new(ErrorKind::Unavailable, "stopping");
+        for _ in 0..2 {
+            assert_eq!(slots.answer_all(&stopping), [], "nobody asked over a ring");
+        }
         assert_eq!(counts.each_ref().map(|count| count.load(Ordering::Relaxed)), [2048, 2048]);
     }
 
@@ -121,9 +139,9 @@ mod tests {
     #[should_panic(expected = "still unanswered")]
     fn given_a_slot_taken_again_when_the_old_request_is_answered_then_it_panics() {
         let mut slots = ReplySlots::new();
-        let old = slots.hold(Box::new(|_| {}));
-        slots.answer(old, Ok(Reply::Deleted));
-        let _newer = slots.hold(Box::new(|_| {}));
-        slots.answer(old, Ok(Reply::Deleted));
+        let old = slots.hold(Sink::Call(Box::new(|_| {})));
+        answer(&mut slots, old);
+        let _newer = slots.hold(Sink::Call(Box::new(|_| {})));
+        answer(&mut slots, old);
     }
 }

@@ -59,7 +59,7 @@ impl Spin {
         &self,
         until: Option<Monotonic>,
         turn_clock: &mut TurnClock,
-        has_work: impl Fn() -> bool,
+        mut has_work: impl FnMut() -> bool,
     ) -> bool {
         if !self.pays() {
             return false;

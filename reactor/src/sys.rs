@@ -1,5 +1,9 @@
-//! The system calls of this crate, as safe functions. The only file of the crate with `unsafe`.
+//! The system calls of this crate, as safe functions. With its parts below the only files of the crate with `unsafe`.
 #![allow(unsafe_code)]
+
+pub(crate) mod memory;
+pub(crate) mod poll;
+pub(crate) mod socket;
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};

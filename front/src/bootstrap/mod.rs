@@ -3,7 +3,7 @@
 //! ```text
 //! address bound -> preflight, limits raised -> disk root locked -> catalog opened and locked -> epoch begun
 //!   -> rows adopted by their shards -> what nobody vouched for reclaimed -> budgets preloaded
-//!   -> drivers, writer, shards started -> gRPC
+//!   -> drivers, writer, shards started -> native sessions -> gRPC
 //! ```
 //!
 //! The order is what keeps a second server harmless: the address, the root's lock and the catalog's lock are taken
@@ -24,12 +24,16 @@ use payload_catalog::{MemoryStore, RECORDS_WAITING_MAX, Readers, Store, Writer, 
 use payload_catalog::{PostgresConfig, PostgresStore};
 use payload_drivers::{DiskWatch, Drivers, DriversConfig, Locator};
 use payload_ledger::segments::Geometry;
+use payload_local::hello;
 use payload_reactor::preflight::{self, Status};
 use payload_reactor::topology::{self, Plan, Wanted};
-use payload_reactor::{Mailboxes, Reactor, ReactorConfig, ReactorHandle, SpinPolicy, clock};
+use payload_reactor::{
+    Allowed, Mailboxes, Reactor, ReactorConfig, ReactorHandle, SessionConfig, SessionList, SessionServer,
+    SpinPolicy, clock,
+};
 use payload_shards::{Arbiter, Shard, ShardConfig, Watermarks};
 use payload_types::{ByteCount, Epoch, PerTier, ShardIndex, Tier, limits};
-use payload_wire::pb::operations::v1::NodeInfoResponse;
+use payload_wire::pb::operations::v1::{NativeEndpoint, NodeInfoResponse};
 
 use crate::cluster::{Cluster, OwnNode};
 use crate::config::{Config, DatabaseConfig, DiskConfig, Spin};
@@ -37,11 +41,14 @@ use crate::ports::NodePorts;
 use crate::records::Records;
 use crate::records::holds::Holds;
 use crate::services::Router;
+use crate::services::router::NAMESPACE;
 use crate::shutdown::Budget;
 
 /// A running node: shards, drivers and catalog writer, without gRPC.
 pub struct Node {
     reactor: Reactor,
+    /// `None`: native sessions are not served (`local.enabled`).
+    sessions: Option<SessionServer>,
     handle: ReactorHandle,
     ports: Arc<NodePorts>,
     locator: Locator,
@@ -111,8 +118,14 @@ impl Node {
         writer_handle.hear_sweeps(Arc::new(move |outcome| swept.heard(None, outcome)));
         let ports = Arc::new(NodePorts::new(drivers, writer));
         let reactor = Reactor::start(reactor, mailboxes, shards, arbiter, ports.clone())?;
+        let info = node_info(config, epoch);
+        let sessions = match config.local.enabled {
+            true => Some(SessionServer::start(session_config(config, epoch, &info), &handle)?),
+            false => None,
+        };
         Ok(Self {
             reactor,
+            sessions,
             handle,
             ports,
             locator,
@@ -122,7 +135,7 @@ impl Node {
             readers,
             holds,
             own,
-            info: node_info(config, epoch),
+            info,
         })
     }
 
@@ -161,6 +174,18 @@ impl Node {
         self.info.clone()
     }
 
+    /// The native sessions; `None`: they are not served.
+    pub fn sessions(&self) -> Option<SessionList> {
+        self.sessions.as_ref().map(SessionServer::list)
+    }
+
+    /// The beginning of the end: programs that come find no socket. Blocks for a moment.
+    pub fn refuse_sessions(&mut self) {
+        if let Some(sessions) = &mut self.sessions {
+            sessions.refuse_new();
+        }
+    }
+
     /// What each tier keeps to itself of the capacity that is configured.
     pub fn overhead(&self) -> PerTier<u64> {
         self.overhead
@@ -169,10 +194,14 @@ impl Node {
     /// Ends the node in order: shards answer what waits and let go, the writer flushes, the drivers drain.
     /// Blocks; what is still acknowledged meanwhile is durable.
     pub fn stop(self) {
-        let Self { reactor, ports, readers, .. } = self;
+        let Self { reactor, sessions, ports, readers, .. } = self;
         // A scrub may have hours to go; everything else is over soon.
         ports.stop_scrubs();
         reactor.shutdown();
+        // After the shards, which have answered over rings until now.
+        if let Some(sessions) = sessions {
+            sessions.shutdown();
+        }
         match Arc::try_unwrap(ports) {
             Ok(ports) => ports.shutdown(),
             // A shard thread that did not end in time still holds them; leaving the process ends them all.
@@ -262,7 +291,28 @@ fn node_info(config: &Config, epoch: Epoch) -> NodeInfoResponse {
         boot_id: boot_id.trim().to_owned(),
         boot_epoch: u64::from(epoch.0),
         shard_count: u32::from(config.shards.count),
-        native: None,
+        native: config.local.enabled.then(|| NativeEndpoint {
+            socket_path: config.local.socket_path.display().to_string(),
+            version_min: u32::from(hello::VERSION),
+            version_max: u32::from(hello::VERSION),
+            features: 0,
+        }),
+    }
+}
+
+fn session_config(config: &Config, epoch: Epoch, info: &NodeInfoResponse) -> SessionConfig {
+    let local = &config.local;
+    SessionConfig {
+        socket_path: local.socket_path.clone(),
+        socket_mode: local.socket_mode,
+        socket_group: local.socket_group.clone(),
+        allowed: Allowed { uids: local.allowed_uids.clone(), gids: local.allowed_gids.clone() },
+        sessions_max: local.sessions_max,
+        epoch,
+        boot_id: info.boot_id.clone(),
+        namespace: NAMESPACE,
+        shm_prefix: config.storage.ram.shm_prefix.clone(),
+        disk_root: config.storage.disk.root_path.display().to_string(),
     }
 }
 

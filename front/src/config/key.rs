@@ -44,6 +44,8 @@ pub(super) enum Kind {
     Word(&'static Words),
     /// Cores: `[0, 1, 2]` or `0-3,8`.
     Cores,
+    /// Numbers of users or groups: `[0, 1000]`.
+    Ids,
     /// Permission bits in octal, as text.
     Mode,
     /// `{}`: being there is all it says.
@@ -146,6 +148,7 @@ impl Kind {
             }
             Self::Word(words) => format!("one of {}", words.taken.join(", ")),
             Self::Cores => "cores, like `[0, 1]` or `0-3,8`".into(),
+            Self::Ids => "numbers of users or groups, like `[0, 1000]`".into(),
             Self::Mode => "permission bits in octal as text, from `\"0400\"` to `\"0666\"`".into(),
             Self::Presence => "`{}`".into(),
             Self::Map => "a mapping of names to text".into(),
@@ -165,6 +168,7 @@ impl Kind {
             Self::ObjectRoot => "URI or path".into(),
             Self::Word(words) => words.taken.join(", "),
             Self::Cores => "list of cores".into(),
+            Self::Ids => "list of integers".into(),
             Self::Mode => "octal text".into(),
             Self::Presence => "`{}`".into(),
             Self::Map => "mapping".into(),

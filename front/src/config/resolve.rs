@@ -38,6 +38,7 @@ pub(super) fn config(
             connections: required_count(settings, "limits.connections"),
         },
         leases: leases(settings)?,
+        local: local(settings, &data_dir)?,
         shutdown: ShutdownConfig { drain_timeout_ms: settings.millis("shutdown.drain_timeout") },
         database: database(settings, &data_dir)?,
         storage: StorageConfig {
@@ -118,6 +119,19 @@ fn leases(settings: &Settings) -> Result<LeasesConfig, ConfigError> {
         return Err(ConfigError::refused("leases.default_lease", reason));
     }
     Ok(leases)
+}
+
+fn local(settings: &mut Settings, data_dir: &Path) -> Result<LocalConfig, ConfigError> {
+    let sessions_max = required_count(settings, "local.sessions_max");
+    Ok(LocalConfig {
+        enabled: settings.flag("local.enabled"),
+        socket_path: path_or(settings, "local.socket_path", data_dir.join("payload-manager.sock"))?,
+        socket_mode: mode(settings, "local.socket_mode"),
+        socket_group: settings.text("local.socket_group"),
+        allowed_uids: settings.ids("local.allowed_uids"),
+        allowed_gids: settings.ids("local.allowed_gids"),
+        sessions_max: u16::try_from(sessions_max).expect("the table limits it"),
+    })
 }
 
 fn database(settings: &mut Settings, data_dir: &Path) -> Result<DatabaseConfig, ConfigError> {

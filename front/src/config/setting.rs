@@ -13,6 +13,8 @@ use super::tree::BindAddress;
 pub(super) const MASK: &str = "********";
 /// Cores that a list may name: the most a Linux kernel is built for.
 const CORES_MAX: u64 = 8192;
+/// Users or groups of one list.
+const IDS_MAX: usize = 1024;
 /// The longest name: with a UUID and a slash it stays far below NAME_MAX (255).
 const NAME_LEN_MAX: usize = 63;
 
@@ -24,6 +26,7 @@ pub(super) enum Setting {
     Millis(u64),
     Text(String),
     Cores(Vec<usize>),
+    Ids(Vec<u32>),
     Map(BTreeMap<String, String>),
     Present,
 }
@@ -69,6 +72,7 @@ impl Setting {
                 None => return Ok(None),
             },
             Kind::Cores => Self::Cores(cores(value).ok_or(Invalid::Kind)?),
+            Kind::Ids => Self::Ids(ids(value).ok_or(Invalid::Kind)?),
             Kind::Mode => text_that(|text| mode(text).is_some())?,
             Kind::Presence => match value {
                 Value::Mapping(mapping) if mapping.is_empty() => Self::Present,
@@ -92,6 +96,7 @@ impl Setting {
             Self::Millis(milliseconds) => Value::from(time::format_millis(*milliseconds)),
             Self::Text(text) => Value::from(shown(text)),
             Self::Cores(cores) => Value::from(cores.iter().map(|core| *core as u64).collect::<Vec<_>>()),
+            Self::Ids(ids) => Value::from(ids.iter().map(|id| u64::from(*id)).collect::<Vec<_>>()),
             Self::Map(map) => {
                 let hidden = |name: &str| match key.secrecy {
                     Secrecy::Open => false,
@@ -213,6 +218,20 @@ fn cores(value: &Value) -> Option<Vec<usize>> {
         && distinct.len() == numbers.len()
         && distinct.iter().all(|core| *core < CORES_MAX);
     valid.then(|| numbers.into_iter().map(|core| core as usize).collect())
+}
+
+/// Reads `[0, 1000]`, `0,1000` or `0`: at least one.
+fn ids(value: &Value) -> Option<Vec<u32>> {
+    let id = |value: &Value| u32::try_from(value.as_u64()?).ok();
+    let ids: Vec<u32> = match value {
+        Value::Sequence(items) => items.iter().map(id).collect::<Option<_>>()?,
+        Value::Number(_) => vec![id(value)?],
+        _ => {
+            let text = value.as_str()?.trim().trim_start_matches('[').trim_end_matches(']');
+            text.split(',').map(|part| part.trim().parse().ok()).collect::<Option<_>>()?
+        }
+    };
+    (1..=IDS_MAX).contains(&ids.len()).then_some(ids)
 }
 
 /// Hides the password of a URI (`scheme://user:password@host`) or of `password=...`, where there is one.

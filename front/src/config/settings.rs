@@ -98,6 +98,15 @@ impl Settings {
             other => unreachable!("{path} is a list of cores in the table, not {other:?}"),
         })
     }
+
+    /// A list of users or groups; empty when it is not set.
+    pub fn ids(&self, path: &str) -> Vec<u32> {
+        match self.value(path) {
+            Some(Setting::Ids(ids)) => ids,
+            None => Vec::new(),
+            Some(other) => unreachable!("{path} is a list of ids in the table, not {other:?}"),
+        }
+    }
 }
 
 /// The table's default, read by the key's kind.

@@ -1,11 +1,12 @@
 //! Every key there is, once. Validation, environment variables, `--check-config` and docs/OPERATIONS.md read this.
 
+use payload_reactor::SESSIONS_MAX;
 use payload_types::limits;
 
 use super::key::Default::{Said, Value};
 use super::key::Kind::{
-    Address, Cores, Count, Duration, Flag, Map, Mode, Name, ObjectRoot, Path, Presence, Seconds, Size, Text,
-    Word,
+    Address, Cores, Count, Duration, Flag, Ids, Map, Mode, Name, ObjectRoot, Path, Presence, Seconds, Size,
+    Text, Word,
 };
 use super::key::{Key, Words};
 
@@ -123,6 +124,13 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("leases.default_lease", Duration, Value("20s"), "a lease that asks for no duration"),
     Key::new("leases.max_lease", Duration, Value("120s"), "the longest lease; longer wishes are cut to it"),
     Key::new("leases.allocation_timeout", Duration, Value("1h"), "an allocation that is never committed is reclaimed after this"),
+    Key::new("local.enabled", Flag, Value("true"), "serve native sessions: rings in shared memory for programs on this host; false: gRPC only"),
+    Key::new("local.socket_path", Path, Said("payload-manager.sock in the data directory"), "the Unix socket where they begin; at most 107 bytes"),
+    Key::new("local.socket_mode", Mode, Value("0660"), "permission bits of the socket"),
+    Key::new("local.socket_group", Text, Said(""), "the socket's group, by name or number; unset: the server's own"),
+    Key::new("local.allowed_uids", Ids, Said("the server's own user and root"), "users whose programs may open sessions, whatever the socket's permissions"),
+    Key::new("local.allowed_gids", Ids, Said(""), "groups whose members may, too"),
+    Key::new("local.sessions_max", Count(1, SESSIONS_MAX as u64), Value("256"), "sessions at one time; more are refused"),
     Key::new("shutdown.drain_timeout", Duration, Value("10s"), "a graceful stop ends within this"),
     Key::new("database.sqlite.path", Path, Said("catalog.db in the data directory"), "the catalog's file"),
     Key::new("database.sqlite.synchronous", Word(&SYNCHRONOUS), Said("full"), "normal: deletes and expiries are answered before they are synced; a loss of power may undo those of the last moment"),

@@ -27,6 +27,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// How long leases and allocations last.
     pub leases: LeasesConfig,
+    /// Native sessions of programs on this host.
+    pub local: LocalConfig,
     /// How the server ends.
     pub shutdown: ShutdownConfig,
     /// Where the catalog is kept.
@@ -39,6 +41,25 @@ pub struct Config {
     pub logging: LoggingConfig,
     /// What is told to monitors.
     pub observability: ObservabilityConfig,
+}
+
+/// `local`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LocalConfig {
+    /// Whether native sessions are served.
+    pub enabled: bool,
+    /// Where.
+    pub socket_path: PathBuf,
+    /// Permission bits of the socket.
+    pub socket_mode: u32,
+    /// Its group, by name or number; `None`: the server's own.
+    pub socket_group: Option<String>,
+    /// Users who may come in; empty: the server's own and root.
+    pub allowed_uids: Vec<u32>,
+    /// Groups whose members may come in, too.
+    pub allowed_gids: Vec<u32>,
+    /// Sessions at a time.
+    pub sessions_max: u16,
 }
 
 /// `observability`.

@@ -10,6 +10,9 @@ use super::*;
 use crate::fake::{FakeCore, FakePorts, KEY, generous_arbiter, release, stored, synced};
 use crate::mailbox::{Envelope, Mailboxes, ReactorHandle};
 
+#[path = "rings_tests.rs"]
+mod rings;
+
 type Answers = Arc<Mutex<Vec<ReplyResult>>>;
 
 struct Node {

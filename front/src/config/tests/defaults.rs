@@ -35,6 +35,9 @@ fn given_no_file_when_loaded_then_the_embedded_defaults() {
     assert_eq!((config.limits.allocate_wait_ms, config.shutdown.drain_timeout_ms), (30_000, 10_000));
     assert_eq!(config.spill_workers.threads, 4);
     assert_eq!((config.logging.level, config.logging.format), (LogLevel::Info, LogFormat::Text));
+    assert_eq!(config.local.socket_path, PathBuf::from("/srv/d/payload-manager.sock"));
+    assert!(config.local.enabled && config.local.allowed_uids.is_empty());
+    assert_eq!((config.local.socket_mode, config.local.sessions_max), (0o660, 256));
     assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
 }
 

@@ -1,0 +1,486 @@
+//! The session thread: accepts, greets, opens, watches and closes.
+//!
+//! ```text
+//! accepted -> greeting (at most HANDSHAKE_MS) -> open -> closing: the socket is closed, shards have it still -> gone
+//! ```
+//! One epoll for the listener, the bell, each connection's socket and its process. Nothing here waits for a client:
+//! sockets are non-blocking, and who does not read its messages misses them. A connection that ends takes its place in
+//! `connections` along; its session's slot is taken again only when no shard has it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use crate::vocab::SessionId;
+use payload_local::hello::{
+    ClientFrame, FRAME_BYTES_MAX, Hello, RefusalKind, ServerFrame, Welcome, doorbells_in_message,
+};
+use payload_types::Monotonic;
+
+use super::share::{Identity, NodePage, Session};
+use super::{
+    HANDSHAKE_MS, HANDSHAKES_MAX, Orders, SESSIONS_MAX, SessionConfig, SessionInfo, SessionList, SessionNote,
+};
+use crate::clock;
+use crate::mailbox::Shared;
+use crate::sys::poll::{Bell, Poll, Trigger};
+use crate::sys::socket::{self, Credentials};
+
+/// Connections accepted before others are looked after.
+const ACCEPTED_PER_TURN_MAX: usize = 16;
+
+/// A listener that fails (no descriptors left) is tried again after this.
+const LISTEN_PAUSE_MS: u64 = 100;
+
+/// What an epoll token names: its kind in the upper half, a connection's index in the lower one.
+const TOKEN_LISTENER: u64 = 0;
+const TOKEN_BELL: u64 = 1;
+const TOKEN_SOCKET: u64 = 2;
+const TOKEN_PROCESS: u64 = 3;
+
+fn token(kind: u64, index: usize) -> u64 {
+    kind << 32 | index as u64
+}
+
+/// What a [`Registry`] is made of.
+pub(super) struct Parts {
+    pub config: SessionConfig,
+    pub boot_hash: u64,
+    pub shared: Arc<Shared>,
+    pub node: Arc<NodePage>,
+    pub bell: Arc<Bell>,
+    pub orders: Arc<Orders>,
+    pub list: SessionList,
+}
+
+/// A client's connection.
+struct Connection {
+    socket: OwnedFd,
+    credentials: Credentials,
+    /// Readable when the process has ended; `None` where the kernel cannot tell, then the socket alone does.
+    process: Option<OwnedFd>,
+    stage: Stage,
+}
+
+enum Stage {
+    /// It must say Hello before that.
+    Greeting {
+        until: Monotonic,
+    },
+    Open(Open),
+}
+
+struct Open {
+    session: Arc<Session>,
+    /// One for each shard.
+    bells: Vec<Bell>,
+}
+
+/// See the head of the file.
+pub(super) struct Registry {
+    parts: Parts,
+    shard_count: u16,
+    poll: Poll,
+    listener: OwnedFd,
+    /// When the listener is watched again; `None`: it is watched.
+    listens_again_at: Option<Monotonic>,
+    connections: Vec<Option<Connection>>,
+    /// Closed ones that some shard still has.
+    closing: Vec<Arc<Session>>,
+    /// Of sessions; the one that was free for longest is taken first.
+    slots_free: VecDeque<u16>,
+    session_last: u32,
+}
+
+impl Registry {
+    pub(super) fn new(parts: Parts, listener: OwnedFd) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        poll.add(listener.as_fd(), token(TOKEN_LISTENER, 0), Trigger::Level)?;
+        poll.add(parts.bell.as_fd(), token(TOKEN_BELL, 0), Trigger::Edge)?;
+        let shard_count = u16::try_from(parts.shared.boxes.len()).expect("at most 256 shards");
+        let connections =
+            (0..usize::from(parts.config.sessions_max) + HANDSHAKES_MAX).map(|_| None).collect();
+        Ok(Self {
+            parts,
+            shard_count,
+            poll,
+            listener,
+            listens_again_at: None,
+            connections,
+            closing: Vec::new(),
+            slots_free: (0..SESSIONS_MAX).collect(),
+            session_last: 0,
+        })
+    }
+
+    /// Serves until it is told to end.
+    pub(super) fn run(mut self) {
+        let _guard = AbortOnPanic;
+        while !self.parts.orders.is_ending() {
+            let timeout_ms =
+                self.next_look().map(|at| at.0.saturating_sub(clock::monotonic().0).div_ceil(1_000_000));
+            let happened: Vec<u64> = self.poll.wait(timeout_ms).map(|happened| happened.token).collect();
+            // The listener last: what it accepts must not take the place of one that this very batch speaks of.
+            for token in &happened {
+                self.hear(*token);
+            }
+            if happened.contains(&token(TOKEN_LISTENER, 0)) {
+                self.accept();
+            }
+            self.end_faulty();
+            self.end_silent();
+            self.forget_closed();
+            self.listen_again();
+        }
+        self.end();
+    }
+
+    /// When something is due that no descriptor tells.
+    fn next_look(&self) -> Option<Monotonic> {
+        let greetings = self.connections.iter().flatten().filter_map(|connection| match connection.stage {
+            Stage::Greeting { until } => Some(until),
+            Stage::Open(_) => None,
+        });
+        greetings.chain(self.listens_again_at).min()
+    }
+
+    fn hear(&mut self, token: u64) {
+        let index = token as u32 as usize;
+        match token >> 32 {
+            TOKEN_SOCKET => self.read(index),
+            TOKEN_PROCESS => self.close(index, None),
+            // Rung: whatever it is for is looked at after every batch.
+            _ => {}
+        }
+    }
+
+    fn accept(&mut self) {
+        for _ in 0..ACCEPTED_PER_TURN_MAX {
+            let free = self.connections.iter().position(Option::is_none);
+            let (Some(index), true) = (free, self.greetings() < HANDSHAKES_MAX) else {
+                // A place gets free within HANDSHAKE_MS; who comes meanwhile waits in the kernel.
+                return self.pause_listening();
+            };
+            match socket::accept(&self.listener) {
+                Ok(Some(socket)) => self.greet(index, socket),
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "a native session could not be accepted; trying again");
+                    return self.pause_listening();
+                }
+            }
+        }
+    }
+
+    fn greetings(&self) -> usize {
+        let greeting = |connection: &&Connection| matches!(connection.stage, Stage::Greeting { .. });
+        self.connections.iter().flatten().filter(greeting).count()
+    }
+
+    fn pause_listening(&mut self) {
+        if self.listens_again_at.is_none() {
+            self.poll.remove(self.listener.as_fd());
+            self.listens_again_at = Some(clock::monotonic().plus_millis(LISTEN_PAUSE_MS));
+        }
+    }
+
+    fn listen_again(&mut self) {
+        if self.listens_again_at.is_some_and(|at| at <= clock::monotonic()) {
+            let again = self.poll.add(self.listener.as_fd(), token(TOKEN_LISTENER, 0), Trigger::Level);
+            self.listens_again_at = match again {
+                Ok(()) => None,
+                Err(_) => Some(clock::monotonic().plus_millis(LISTEN_PAUSE_MS)),
+            };
+        }
+    }
+
+    fn greet(&mut self, index: usize, socket: OwnedFd) {
+        let Ok(credentials) = socket::credentials(&socket) else { return };
+        let process = match socket::process_of(&socket, credentials.pid) {
+            Ok(None) => return,
+            Ok(process) => process,
+            Err(error) => {
+                tracing::debug!(%error, pid = credentials.pid, "this process cannot be watched, only its socket");
+                None
+            }
+        };
+        let watched =
+            self.poll.add(socket.as_fd(), token(TOKEN_SOCKET, index), Trigger::Level).and_then(|()| {
+                let Some(process) = &process else { return Ok(()) };
+                self.poll.add(process.as_fd(), token(TOKEN_PROCESS, index), Trigger::Level)
+            });
+        if let Err(error) = watched {
+            tracing::warn!(%error, "a native session could not be watched, and was refused");
+            return;
+        }
+        let until = clock::monotonic().plus_millis(HANDSHAKE_MS);
+        let stage = Stage::Greeting { until };
+        self.connections[index] = Some(Connection { socket, credentials, process, stage });
+    }
+
+    /// Reads one message, if the connection is still there; more make its socket readable again.
+    fn read(&mut self, index: usize) {
+        let Some(connection) = self.connections.get(index).and_then(Option::as_ref) else { return };
+        let mut buffer = [0; FRAME_BYTES_MAX];
+        let received = match socket::receive(&connection.socket, &mut buffer) {
+            Ok(received) => received,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(_) => return self.close(index, None),
+        };
+        if received.had_descriptors {
+            return self.reject(index, "descriptors came with a message; this server takes none");
+        }
+        if received.length == 0 {
+            return self.close(index, None);
+        }
+        if received.is_cut {
+            return self.reject(index, "a message is longer than every frame of the protocol");
+        }
+        let greeting = matches!(connection.stage, Stage::Greeting { .. });
+        match ClientFrame::decode(&buffer[..received.length]) {
+            Ok(ClientFrame::Hello(hello)) if greeting => self.admit(index, &hello),
+            Ok(ClientFrame::Hello(_)) => self.reject(index, "a second Hello; a session has one"),
+            Ok(ClientFrame::Bye) => self.close(index, None),
+            Err(error) => self.reject(index, &error.message),
+        }
+    }
+
+    /// The client broke the protocol.
+    fn reject(&mut self, index: usize, text: &str) {
+        match self.connections[index].as_ref().map(|connection| &connection.stage) {
+            Some(Stage::Greeting { .. }) => self.refuse(index, RefusalKind::Malformed, text.to_owned()),
+            _ => self.close(index, Some(text)),
+        }
+    }
+
+    fn admit(&mut self, index: usize, hello: &Hello) {
+        let Some(connection) = &self.connections[index] else { return };
+        let Credentials { uid, gids, .. } = &connection.credentials;
+        if let Err(frame) = hello.version() {
+            return self.send_last(index, &frame);
+        }
+        if self.parts.orders.is_refusing() {
+            let text = "the server is stopping and opens no sessions; try again once it is back";
+            return self.refuse(index, RefusalKind::Stopping, text.to_owned());
+        }
+        if !self.parts.config.allowed.permits(*uid, gids) {
+            let text = format!(
+                "user {uid} may not open native sessions; add it to local.allowed_uids, or one of its groups to local.allowed_gids"
+            );
+            return self.refuse(index, RefusalKind::User, text);
+        }
+        let (open, max) = (self.parts.list.count(), usize::from(self.parts.config.sessions_max));
+        if open >= max || self.slots_free.is_empty() {
+            let text = format!(
+                "the server has {open} native sessions, and {max} are its limit (local.sessions_max); close some, or raise it"
+            );
+            return self.refuse(index, RefusalKind::Full, text);
+        }
+        if let Err(error) = self.open(index, hello) {
+            let text =
+                format!("the server has not enough memory or descriptors for another session: {error}");
+            tracing::warn!(%error, "a native session could not be opened");
+            self.refuse(index, RefusalKind::Unable, text);
+        }
+    }
+
+    /// Makes the session, hands it to the client, and then to the shards.
+    fn open(&mut self, index: usize, hello: &Hello) -> io::Result<()> {
+        let connection = self.connections[index].as_ref().expect("who asked is there");
+        let (pid, uid) = (connection.credentials.pid, connection.credentials.uid);
+        self.session_last += 1;
+        let id = SessionId::new(self.session_last).expect("4 billion sessions in one start");
+        let slot = self.slots_free.pop_front().expect("looked at before");
+        let peer = crate::vocab::native(pid, uid, id);
+        let identity = Identity { id, slot, peer, namespace: self.parts.config.namespace };
+        let made = self.make(identity).and_then(|(session, memory, bells)| {
+            self.welcome(index, hello, identity, &memory, &bells)?;
+            self.watch(&bells)?;
+            Ok((session, bells))
+        });
+        let (session, bells) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                self.slots_free.push_back(slot);
+                return Err(error);
+            }
+        };
+        tracing::debug!(session = %id, pid, uid, program = hello.program, "native session opened");
+        let info = SessionInfo { id, pid, uid, program: hello.program.clone(), since: clock::now().wall };
+        self.parts.list.locked(|sessions| sessions.insert(id, info));
+        for mailbox in &self.parts.shared.boxes {
+            mailbox.tell(SessionNote::Attach(Arc::clone(&session)));
+        }
+        let connection = self.connections[index].as_mut().expect("who asked is there");
+        connection.stage = Stage::Open(Open { session, bells });
+        Ok(())
+    }
+
+    fn make(&self, identity: Identity) -> io::Result<(Arc<Session>, OwnedFd, Vec<Bell>)> {
+        let (node, bell) = (Arc::clone(&self.parts.node), Arc::clone(&self.parts.bell));
+        let (session, memory) = Session::make(identity, self.shard_count, node, bell)?;
+        let bells = (0..self.shard_count).map(|_| Bell::new()).collect::<io::Result<Vec<_>>>()?;
+        Ok((Arc::new(session), memory, bells))
+    }
+
+    fn welcome(
+        &self,
+        index: usize,
+        hello: &Hello,
+        identity: Identity,
+        memory: &OwnedFd,
+        bells: &[Bell],
+    ) -> io::Result<()> {
+        let connection = self.connections[index].as_ref().expect("who asked is there");
+        let config = &self.parts.config;
+        let welcome = Welcome {
+            version: hello.version().expect("checked before"),
+            shard_count: self.shard_count,
+            session: identity.id.get(),
+            namespace: identity.namespace,
+            features: 0,
+            epoch: config.epoch,
+            boot_hash: self.parts.boot_hash,
+            shm_prefix: config.shm_prefix.clone(),
+            disk_root: config.disk_root.clone(),
+        };
+        let mut frame = ServerFrame::Welcome(Box::new(welcome));
+        let mut descriptors: Vec<BorrowedFd<'_>> = vec![memory.as_fd(), self.parts.node.fd()];
+        let mut first = 0;
+        while first < self.shard_count {
+            let end = first + doorbells_in_message(self.shard_count, first);
+            descriptors.extend(bells[usize::from(first)..usize::from(end)].iter().map(AsFd::as_fd));
+            socket::send(&connection.socket, &frame.encode(), &descriptors)?;
+            descriptors.clear();
+            first = end;
+            frame = ServerFrame::Doorbells { first };
+        }
+        Ok(())
+    }
+
+    /// From now on the client's bells wake the shards.
+    fn watch(&self, bells: &[Bell]) -> io::Result<()> {
+        for (at, (mailbox, bell)) in self.parts.shared.boxes.iter().zip(bells).enumerate() {
+            if let Err(error) = mailbox.doorbell.watch().and_then(|watch| watch.add(bell)) {
+                self.unwatch(&bells[..at]);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn unwatch(&self, bells: &[Bell]) {
+        for (mailbox, bell) in self.parts.shared.boxes.iter().zip(bells) {
+            mailbox.doorbell.watch().expect("made at the start").remove(bell);
+        }
+    }
+
+    fn refuse(&mut self, index: usize, kind: RefusalKind, text: String) {
+        self.send_last(index, &ServerFrame::Refusal { kind, text });
+    }
+
+    /// Sends a frame if the client reads, and ends the connection.
+    fn send_last(&mut self, index: usize, frame: &ServerFrame) {
+        if let Some(connection) = &self.connections[index] {
+            // Who does not read does not hear why.
+            let _ = socket::send(&connection.socket, &frame.encode(), &[]);
+        }
+        self.close(index, None);
+    }
+
+    /// Ends a connection, and the session behind it. `reason` is the server's own; the client hears it.
+    fn close(&mut self, index: usize, reason: Option<&str>) {
+        let Some(connection) = self.connections.get_mut(index).and_then(Option::take) else { return };
+        let Connection { socket, credentials, process, stage } = connection;
+        if let Some(text) = reason {
+            let _ = socket::send(&socket, &ServerFrame::Closed { text: text.to_owned() }.encode(), &[]);
+        }
+        socket::end(&socket);
+        self.poll.remove(socket.as_fd());
+        if let Some(process) = &process {
+            self.poll.remove(process.as_fd());
+        }
+        let Stage::Open(Open { session, bells }) = stage else { return };
+        let id = session.identity.id;
+        match reason {
+            Some(reason) => {
+                tracing::warn!(session = %id, pid = credentials.pid, reason, "native session closed")
+            }
+            None => tracing::debug!(session = %id, pid = credentials.pid, "native session ended"),
+        }
+        self.unwatch(&bells);
+        self.parts.list.locked(|sessions| sessions.remove(&id));
+        for mailbox in &self.parts.shared.boxes {
+            mailbox.tell(SessionNote::Close(id));
+        }
+        session.wake_all();
+        self.closing.push(session);
+    }
+
+    /// Closes sessions of which a shard has found out that they break the protocol.
+    fn end_faulty(&mut self) {
+        for index in 0..self.connections.len() {
+            let Some(Connection { stage: Stage::Open(open), .. }) = &self.connections[index] else {
+                continue;
+            };
+            let Some(fault) = open.session.fault().map(str::to_owned) else { continue };
+            self.close(index, Some(&fault));
+        }
+    }
+
+    /// Refuses who took too long to say Hello.
+    fn end_silent(&mut self) {
+        let now = clock::monotonic();
+        for index in 0..self.connections.len() {
+            let Some(Connection { stage: Stage::Greeting { until }, .. }) = &self.connections[index] else {
+                continue;
+            };
+            if *until <= now {
+                let text = format!("no Hello within {HANDSHAKE_MS} ms");
+                self.refuse(index, RefusalKind::Malformed, text);
+            }
+        }
+    }
+
+    /// Unmaps what no shard has any more.
+    fn forget_closed(&mut self) {
+        let slots_free = &mut self.slots_free;
+        self.closing.retain_mut(|session| {
+            let is_last = Arc::get_mut(session).is_some();
+            if is_last {
+                slots_free.push_back(session.identity.slot);
+            }
+            !is_last
+        });
+    }
+
+    /// The server has stopped: every client hears so, now or by looking at the node page.
+    fn end(mut self) {
+        self.parts.node.end();
+        for index in 0..self.connections.len() {
+            let text = "the server has stopped";
+            match self.connections[index].as_ref().map(|connection| &connection.stage) {
+                Some(Stage::Greeting { .. }) => {
+                    self.refuse(index, RefusalKind::Stopping, text.to_owned());
+                }
+                Some(Stage::Open(_)) => self.close(index, Some(text)),
+                None => {}
+            }
+        }
+    }
+}
+
+/// Ends the process when the session thread panics: nobody else would give back what dead clients held.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(
+                "the session thread panicked; the server ends, since nobody can end native sessions"
+            );
+            std::process::abort();
+        }
+    }
+}
