@@ -16,11 +16,11 @@ use crate::sys;
 use crate::sys::memory::{Mapping, Seals};
 
 /// A memory that its writer is about to map. Not sealed against writing, so no reader may have it.
-pub struct Draft(Made);
+pub struct Draft(Box<Made>);
 
 impl Draft {
     pub(super) fn new(made: Made) -> Self {
-        Self(made)
+        Self(Box::new(made))
     }
 
     /// The descriptor for the one writer. It must have been mapped by him before [`seal`](Self::seal): later nobody can
@@ -50,7 +50,7 @@ impl Draft {
     /// # Errors
     /// [`ArenaError`]; the memory is given up.
     pub fn seal(self) -> Result<Slab, ArenaError> {
-        let Made { kernel, bytes, writer, own, mapping, granted, .. } = self.0;
+        let Made { kernel, bytes, writer, own, mapping, granted, .. } = *self.0;
         kernel.seal(&writer, Seals::WRITERS).map_err(|source| ArenaError::of(bytes, "sealing it", source))?;
         kernel
             .reserve(&writer, bytes.0)

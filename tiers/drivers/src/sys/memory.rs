@@ -202,3 +202,34 @@ impl Drop for Mapping {
         unsafe { libc::munmap(self.reserved.as_ptr(), self.reserved_bytes) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn given_a_mapping_when_bound_to_a_node_then_one_that_is_there_is_taken_and_others_are_refused() {
+        let file = memfd("test", false).expect("a memfd");
+        file.set_len(4096).expect("a length");
+        let mapping = Mapping::of(&file, 4096).expect("mapped");
+        mapping.bind(0).expect("every machine has node 0");
+        for node in [1000, u16::MAX] {
+            assert_eq!(mapping.bind(node).expect_err("no machine has it").raw_os_error(), Some(libc::EINVAL));
+        }
+        mapping.populate(0..4096).expect("touched");
+    }
+
+    #[test]
+    fn given_seals_when_added_then_they_are_there_and_others_are_not() {
+        let file = memfd("test", false).expect("a memfd");
+        seal(&file, Seals::LENGTH).expect("sealed");
+        let found = [Seals::LENGTH, Seals::WRITERS, Seals::WRITE]
+            .map(|seals| has_seals(&file, seals).expect("known"));
+        assert_eq!(found, [true, false, false]);
+        seal(&file, Seals::WRITERS).expect("sealed");
+        assert_eq!(
+            seal(&file, Seals::WRITE).expect_err("sealed against seals").raw_os_error(),
+            Some(libc::EPERM)
+        );
+    }
+}
