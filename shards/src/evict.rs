@@ -1,9 +1,13 @@
 //! Who may be evicted, and where to: pure questions about one payload.
 //!
-//! Only a payload's fastest replica is ever evicted; a slower one follows once it is the fastest.
+//! A payload's fastest replica is evicted, and a slower one once it is the fastest. But for a payload that would be
+//! discarded from its slower tier: when that tier needs room it is discarded with all it has, so that a copy of it in
+//! memory keeps nothing on disk that somebody waits for.
 
 use payload_types::tier::SpillTarget;
-use payload_types::{ByteCount, EvictionPriority, Health, PayloadState, PerTier, Pin, Tier};
+use payload_types::{
+    ByteCount, EvictionPriority, Health, PayloadKey, PayloadState, PerTier, Pin, Rank, Tier,
+};
 
 use crate::payload::Payload;
 
@@ -18,33 +22,87 @@ pub enum Exit {
     Discard,
 }
 
-/// The list a payload stands in: one for each tier and priority, in the order in which they are evicted.
+/// What the eviction of a payload's fastest replica takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// Nothing: it is dropped, or the payload discarded.
+    Free,
+    /// Room on this tier, to which it is copied.
+    To(Tier),
+    /// Nothing, and the replica on this slower tier would then be discarded.
+    Twin(Tier),
+}
+
+impl Way {
+    fn number(self) -> u8 {
+        match self {
+            Self::Free => 0,
+            Self::To(tier) => tier as u8 - 1,
+            Self::Twin(tier) => tier as u8 + 2,
+        }
+    }
+}
+
+/// The list a payload stands in: one for each tier, priority and way out, in the order in which they are evicted. Those
+/// that need room somewhere stand apart by where, so that a full tier keeps nobody waiting who needs none there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Class(u8);
+
+const WAYS: u8 = 6;
+const PRIORITIES: u8 = 3;
+
+/// The priorities of what may be evicted, the one that goes first at the front.
+pub const IN_ORDER: [EvictionPriority; PRIORITIES as usize] =
+    [EvictionPriority::Low, EvictionPriority::Normal, EvictionPriority::High];
 
 impl Class {
     /// It may not be evicted.
     pub const NONE: Self = Self(0);
 
-    /// The classes of a tier, the one that goes first at the front, each with its priority.
-    pub fn of_tier(tier: Tier) -> [(Self, EvictionPriority); 3] {
-        let class = |priority| (Self::new(tier, priority), priority);
-        [EvictionPriority::Low, EvictionPriority::Normal, EvictionPriority::High].map(class)
+    /// The lists of a tier and priority: its own, and those of faster tiers whose payloads would be discarded from here.
+    /// Where there is no such list it is [`Class::NONE`], which is empty.
+    pub fn of_tier(tier: Tier, priority: EvictionPriority) -> [Self; 8] {
+        let own = |way| Self::new(tier, priority, way);
+        let behind = |faster: Tier| {
+            let is_twin = faster.is_faster_than(tier) && tier != Tier::Object;
+            if is_twin { Self::new(faster, priority, Way::Twin(tier)) } else { Self::NONE }
+        };
+        [
+            own(Way::Free),
+            own(Way::To(Tier::Ram)),
+            own(Way::To(Tier::Disk)),
+            own(Way::To(Tier::Object)),
+            own(Way::Twin(Tier::Ram)),
+            own(Way::Twin(Tier::Disk)),
+            behind(Tier::Gpu),
+            behind(Tier::Ram),
+        ]
     }
 
-    fn new(tier: Tier, priority: EvictionPriority) -> Self {
+    fn new(tier: Tier, priority: EvictionPriority, way: Way) -> Self {
         let priority = match priority {
-            EvictionPriority::Low => 1,
-            EvictionPriority::Unspecified | EvictionPriority::Normal => 2,
-            EvictionPriority::High => 3,
+            EvictionPriority::Low => 0,
+            EvictionPriority::Unspecified | EvictionPriority::Normal => 1,
+            EvictionPriority::High => 2,
             EvictionPriority::Never => return Self::NONE,
         };
-        Self((tier as u8 - 1) * 3 + priority)
+        Self(1 + ((tier as u8 - 1) * PRIORITIES + priority) * WAYS + way.number())
     }
 
-    /// Its number among the lists: 1 ..= 12.
+    /// Its number among the lists: 1 ..= 72; 0: none.
     pub fn list(self) -> u8 {
         self.0
+    }
+
+    /// The tier on which its payloads need room to be evicted.
+    pub fn needs(self) -> Option<Tier> {
+        let way = self.0.checked_sub(1)? % WAYS;
+        Tier::ALL.into_iter().skip(1).find(|tier| Way::To(*tier).number() == way)
+    }
+
+    /// The priority of its payloads.
+    pub fn priority(self) -> Option<EvictionPriority> {
+        Some(IN_ORDER[usize::from(self.0.checked_sub(1)? / WAYS % PRIORITIES)])
     }
 
     /// The class of a payload as it is, its leases left aside.
@@ -56,11 +114,33 @@ impl Class {
         if !at_rest || !free_to_go || payload.passed_over {
             return Self::NONE;
         }
-        match payload.fastest() {
-            Some(tier) if exit(payload, tier, capacity).is_some() => Self::new(tier, payload.policy.priority),
-            _ => Self::NONE,
-        }
+        let way = payload.fastest().and_then(|tier| Some((tier, way(payload, tier, capacity)?)));
+        way.map_or(Self::NONE, |(tier, way)| Self::new(tier, payload.policy.priority, way))
     }
+}
+
+/// Who may be evicted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Candidate {
+    /// Its place.
+    pub rank: Rank,
+    /// Who.
+    pub key: PayloadKey,
+    /// What that would free.
+    pub bytes: u64,
+    /// The tier on which it needs as much room.
+    pub needs: Option<Tier>,
+}
+
+/// What the eviction from its fastest tier takes; `None`: it stays.
+pub fn way(payload: &Payload, fastest: Tier, capacity: &PerTier<Option<ByteCount>>) -> Option<Way> {
+    Some(match exit(payload, fastest, capacity)? {
+        Exit::Copy(to) => Way::To(to),
+        Exit::Drop(twin) if twin != Tier::Object && exit(payload, twin, capacity) == Some(Exit::Discard) => {
+            Way::Twin(twin)
+        }
+        Exit::Drop(_) | Exit::Discard => Way::Free,
+    })
 }
 
 /// Where a payload goes when it is evicted from its fastest tier; `None`: it stays.
@@ -163,7 +243,9 @@ mod tests {
     fn given_a_payload_when_something_holds_it_then_it_is_in_no_list() {
         let full = capacity(1 << 20);
         let free = payload(EvictionPolicy::default(), &[Tier::Ram]);
-        assert_eq!(Class::of(&free, &full), Class::of_tier(Tier::Ram)[1].0);
+        let class = Class::of(&free, &full);
+        assert_eq!(class, Class::of_tier(Tier::Ram, EvictionPriority::Normal)[2]);
+        assert_eq!((class.needs(), class.priority()), (Some(Tier::Disk), Some(EvictionPriority::Normal)));
         let changes: [fn(&mut Payload); 6] = [
             |payload| payload.pin = Pin::Forever,
             |payload| payload.no_evict = true,
@@ -177,5 +259,33 @@ mod tests {
             change(&mut held);
             assert_eq!(Class::of(&held, &full), Class::NONE, "{held:?}");
         }
+    }
+
+    #[test]
+    fn given_all_there_is_when_listed_then_each_class_has_a_number_of_its_own_and_says_what_it_needs() {
+        let mut numbers = std::collections::BTreeSet::new();
+        for tier in Tier::ALL {
+            for priority in IN_ORDER {
+                let own = &Class::of_tier(tier, priority)[..6];
+                numbers.extend(own.iter().map(|class| class.list()));
+                assert!(own.iter().all(|class| class.priority() == Some(priority)));
+                let needs: Vec<_> = own.iter().map(|class| class.needs()).collect();
+                let [ram, disk, object] = [Tier::Ram, Tier::Disk, Tier::Object].map(Some);
+                assert_eq!(needs, [None, ram, disk, object, None, None]);
+            }
+        }
+        assert!(numbers.iter().copied().eq(1..=72));
+    }
+
+    #[test]
+    fn given_a_copy_in_memory_of_what_would_be_discarded_when_listed_then_both_tiers_find_it() {
+        let void = EvictionPolicy { spill_target: Some(SpillTarget::Void), ..Default::default() };
+        let full = capacity(1 << 20);
+        let both = Class::of(&payload(void, &[Tier::Ram, Tier::Disk]), &full);
+        for tier in [Tier::Ram, Tier::Disk] {
+            assert!(Class::of_tier(tier, EvictionPriority::Normal).contains(&both), "{tier}");
+        }
+        let kept = Class::of(&payload(EvictionPolicy::default(), &[Tier::Ram, Tier::Disk]), &full);
+        assert!(!Class::of_tier(Tier::Disk, EvictionPriority::Normal).contains(&kept));
     }
 }

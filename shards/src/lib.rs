@@ -18,11 +18,13 @@
 //! - `holds`: payloads that streams keep; [`keeper`]: what the node tells shards of such streams
 //! - [`op`]: work that drivers or the catalog do for a payload; [`parked`]: requests that wait for such work
 //! - `flow`: what each request does, a file each
-//! - [`evict`]: who may be evicted and where to; [`arbiter`]: the node's capacity, shared among shards, and who waits for it
+//! - [`evict`]: who may be evicted and where to; [`door`]: whether there is room there; [`arbiter`]: the node's capacity,
+//!   shared among shards, and who waits for it
 #![forbid(unsafe_code)]
 
 pub mod arbiter;
 pub mod config;
+pub mod door;
 pub mod evict;
 mod flow;
 mod holds;
@@ -41,6 +43,7 @@ mod usage;
 
 pub use arbiter::{Arbiter, Watermarks};
 pub use config::ShardConfig;
+pub use evict::Candidate;
 pub use flow::adopt::Adopted;
 pub use keeper::Keeper;
 pub use outbox::Outbox;

@@ -69,14 +69,18 @@ impl Op {
         Self { payload, class, kind, wait: None }
     }
 
-    /// For a move down that waits for space for long: the charged bytes of its source, and their tier.
-    fn spill_that_waits(&self) -> Option<(Tier, u64)> {
+    /// For a move down that waits for space: what waits, the tier and the charged bytes of its source.
+    fn spill_that_waits(&self) -> Option<(Wait, Tier, u64)> {
         match &self.kind {
-            Kind::Copy(copy) if copy.is_spill() && self.wait.is_some_and(|wait| wait.lasts) => {
-                Some((copy.from.tier, copy.from.size.in_pages().0))
+            Kind::Copy(copy) if copy.is_spill() => {
+                Some((self.wait?, copy.from.tier, copy.from.size.in_pages().0))
             }
             _ => None,
         }
+    }
+
+    fn evicts(&self) -> bool {
+        matches!(&self.kind, Kind::Copy(copy) if copy.evicts)
     }
 }
 
@@ -89,8 +93,11 @@ pub struct Wait {
     pub until: Option<Monotonic>,
     /// Fires at that moment.
     pub timer: Option<TimerId>,
-    /// It lasts longer than a moment: what the operation would free does not count as on its way out.
-    pub lasts: bool,
+    /// It lasts longer than a moment, or was begun for more room than a full tier has: what the operation would free does
+    /// not count as on its way out.
+    pub stuck: bool,
+    /// How often the tier had been found full before. A wait that has seen it once more is stuck, too.
+    pub found_full: u32,
     /// The arbiter was told.
     pub cancelled: bool,
 }
@@ -219,8 +226,14 @@ pub struct Ops {
     /// Of those: clients'.
     waiting_requests_len: usize,
     spilling: PerTier<u64>,
-    /// Of those: what waits long for space on its destination.
-    spilling_waits: PerTier<u64>,
+    /// Of those: what waits for space on its destination, and is stuck.
+    spilling_stuck: PerTier<u64>,
+    /// Of those, by their destinations: what waits for space there and is not.
+    spilling_hopes: PerTier<PerTier<u64>>,
+    /// How often each tier was found full.
+    found_full: PerTier<u32>,
+    /// Evictions that wait for space on each tier.
+    evictions_waiting: PerTier<usize>,
     removing: PerTier<u64>,
 }
 
@@ -234,7 +247,10 @@ impl Default for Ops {
             waiting_len: 0,
             waiting_requests_len: 0,
             spilling: PerTier::default(),
-            spilling_waits: PerTier::default(),
+            spilling_stuck: PerTier::default(),
+            spilling_hopes: PerTier::default(),
+            found_full: PerTier::default(),
+            evictions_waiting: PerTier::default(),
             removing: PerTier::default(),
         }
     }
@@ -274,9 +290,58 @@ impl Ops {
         self.waiting_len == self.slots.len() as usize
     }
 
-    /// True when an eviction can start.
+    /// True when an eviction can start; one that copies needs more.
     pub fn may_evict(&self) -> bool {
-        self.evictions_len < limits::EVICTIONS_PER_SHARD_MAX && self.has_room(Class::Upkeep)
+        self.has_room(Class::Upkeep)
+    }
+
+    /// True when an eviction that copies can start.
+    pub fn may_evict_by_copy(&self) -> bool {
+        self.evictions_len < limits::EVICTIONS_PER_SHARD_MAX && self.may_evict()
+    }
+
+    /// True while an eviction waits for space on `tier`.
+    pub fn waits_to_evict_to(&self, tier: Tier) -> bool {
+        self.evictions_waiting[tier] > 0
+    }
+
+    /// How often `tier` was found full.
+    pub fn found_full(&self, tier: Tier) -> u32 {
+        self.found_full[tier]
+    }
+
+    /// `tier` is full: what waits for space there is stuck.
+    pub fn finds_full(&mut self, tier: Tier) {
+        self.found_full[tier] = self.found_full[tier].wrapping_add(1);
+        let hopes = std::mem::take(&mut self.spilling_hopes[tier]);
+        for from in Tier::ALL {
+            self.spilling_stuck[from] += hopes[from];
+        }
+    }
+
+    /// Charged bytes on `tier` that wait for space on `to` and are not stuck.
+    pub fn hopes(&self, tier: Tier, to: Tier) -> u64 {
+        self.spilling_hopes[to][tier]
+    }
+
+    /// True when the operation waits for space that nothing on its way would give it.
+    pub fn is_stuck(&self, key: SlotKey) -> bool {
+        self.get(key).and_then(|op| op.wait).is_some_and(|wait| self.is_stuck_wait(wait))
+    }
+
+    pub(crate) fn is_stuck_wait(&self, wait: Wait) -> bool {
+        wait.stuck || wait.found_full != self.found_full[wait.tier]
+    }
+
+    /// Counts a move down that waits among the stuck ones or the others.
+    fn count_wait(&mut self, spill: Option<(Wait, Tier, u64)>, add: bool) {
+        let Some((wait, from, bytes)) = spill else { return };
+        let sum = if self.is_stuck_wait(wait) {
+            &mut self.spilling_stuck[from]
+        } else {
+            &mut self.spilling_hopes[wait.tier][from]
+        };
+        *sum = if add { *sum + bytes } else { *sum - bytes };
     }
 
     /// The operation waits for capacity from here on.
@@ -288,9 +353,9 @@ impl Ops {
         assert!(op.wait.replace(wait).is_none(), "one ask at a time");
         self.waiting_len += 1;
         self.waiting_requests_len += usize::from(op.class == Class::Request);
-        if let Some((tier, bytes)) = op.spill_that_waits() {
-            self.spilling_waits[tier] += bytes;
-        }
+        self.evictions_waiting[wait.tier] += usize::from(op.evicts());
+        let spill = op.spill_that_waits();
+        self.count_wait(spill, true);
     }
 
     /// The operation, which waits, waits longer.
@@ -299,22 +364,22 @@ impl Ops {
     /// When it does not wait.
     pub fn prolong_wait(&mut self, key: SlotKey, wait: Wait) {
         let op = self.slots.get_mut(key).expect("only a live operation waits");
-        let counted = op.spill_that_waits().is_some();
+        let before = op.spill_that_waits();
         assert!(op.wait.replace(wait).is_some(), "it waits");
-        if let Some((tier, bytes)) = op.spill_that_waits().filter(|_| !counted) {
-            self.spilling_waits[tier] += bytes;
-        }
+        let after = op.spill_that_waits();
+        self.count_wait(before, false);
+        self.count_wait(after, true);
     }
 
     /// The arbiter answered.
     pub fn end_wait(&mut self, key: SlotKey) -> Option<Wait> {
         let op = self.slots.get_mut(key)?;
-        if let Some((tier, bytes)) = op.spill_that_waits() {
-            self.spilling_waits[tier] -= bytes;
-        }
+        let spill = op.spill_that_waits();
         let wait = op.wait.take()?;
         self.waiting_len -= 1;
         self.waiting_requests_len -= usize::from(op.class == Class::Request);
+        self.evictions_waiting[wait.tier] -= usize::from(op.evicts());
+        self.count_wait(spill, false);
         Some(wait)
     }
 
@@ -406,6 +471,6 @@ impl Ops {
 
     /// Charged bytes on `tier` that operations under way will free soon.
     pub fn leaving(&self, tier: Tier) -> u64 {
-        self.spilling[tier] - self.spilling_waits[tier] + self.removing[tier]
+        self.spilling[tier] - self.spilling_stuck[tier] + self.removing[tier]
     }
 }

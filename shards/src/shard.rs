@@ -11,6 +11,7 @@ use payload_types::{
 };
 
 use crate::config::ShardConfig;
+use crate::door::Door;
 use crate::lease::Leases;
 use crate::limbo::Limbo;
 use crate::op::{Class, Ops};
@@ -34,6 +35,8 @@ pub(crate) enum Timer {
     Wait(SlotKey),
     /// A payload whose eviction failed may be tried again.
     Evict(SlotKey),
+    /// A tier to which copies failed may be tried again.
+    Door(Tier),
     /// A dropped replica was detached a while ago.
     Limbo(SlotKey),
 }
@@ -59,6 +62,8 @@ pub struct Shard {
     pub(crate) wheel: Wheel<Timer>,
     pub(crate) accounts: PerTier<Account>,
     pub(crate) budget: PerTier<Pressure>,
+    /// What is known of the room on the tiers to which payloads move down.
+    pub(crate) doors: PerTier<Door>,
     /// False when the end of a step has nothing to say to the arbiter.
     pub(crate) budget_is_busy: bool,
     /// What was moved since start, for reports only.
@@ -66,11 +71,13 @@ pub struct Shard {
     generations: u64,
 }
 
-/// Every payload may have three timers, every lease, parked request and operation one, and every replica in limbo one.
+/// Every payload may have three timers, every lease, parked request and operation one, and every replica in limbo and
+/// every tier one.
 const TIMERS_MAX: u32 = 3 * limits::PAYLOADS_PER_SHARD_MAX
     + limits::LEASES_PER_SHARD_MAX
     + (limits::REQUESTS_PER_SHARD_MAX + crate::parked::BACKGROUND_MAX + limits::OPS_PER_SHARD_MAX) as u32
-    + crate::limbo::ENTRIES_MAX;
+    + crate::limbo::ENTRIES_MAX
+    + Tier::ALL.len() as u32;
 
 impl Shard {
     /// An empty shard.
@@ -86,6 +93,7 @@ impl Shard {
             wheel: Wheel::new(TIMERS_MAX),
             accounts: PerTier::default(),
             budget: PerTier::default(),
+            doors: PerTier::default(),
             budget_is_busy: false,
             moved: PerTier::default(),
             generations: 0,
@@ -264,6 +272,7 @@ impl Shard {
                 Timer::Parked(parked) => self.parked_due(step, parked),
                 Timer::Wait(op) => self.cancel_wait(step.out, op),
                 Timer::Evict(payload) => self.eviction_due(payload),
+                Timer::Door(tier) => self.doors[tier].pause_ends(),
                 Timer::Limbo(entry) => self.limbo.overdue(entry),
             }
         }

@@ -20,10 +20,11 @@ use payload_types::reply::{ShardPage, ShardStats, TierStats};
 use payload_types::report::{PinOwner, StreamHold};
 use payload_types::request::List;
 use payload_types::{
-    ByteCount, Monotonic, NamespaceId, PayloadId, PayloadKey, PerTier, Pin, Rank, Tier, limits,
+    ByteCount, EvictionPriority, Monotonic, NamespaceId, PayloadId, PayloadKey, PerTier, Pin, Rank, Tier,
+    limits,
 };
 
-use crate::evict::{self, Class, Exit};
+use crate::evict::{self, Candidate, Class, Exit};
 use crate::holds::{Holder, Holds};
 use crate::index::Index;
 use crate::order::Order;
@@ -59,6 +60,9 @@ pub struct Table {
     pin_owners: BTreeMap<u32, PinOwner>,
     holds: Holds,
 }
+
+/// Where a tier is nearly full, so many of those who would go there are looked at for one who fits.
+const FIT_WALK_MAX: usize = 64;
 
 fn hash(id: PayloadId) -> u64 {
     // Of the id alone: drivers know no namespaces, and the server mints no id twice. The upper bits of the id's hash
@@ -274,20 +278,69 @@ impl Table {
         self.touched.push(slot);
     }
 
-    /// Who is evicted from `tier` first.
-    pub fn victim(&self, tier: Tier) -> Option<(Rank, SlotKey)> {
-        self.victims(tier).next()
+    /// Who is evicted from `tier` first, of those who need no room elsewhere, or no more than `room` says.
+    pub fn victim(&self, tier: Tier, room: impl Fn(Tier) -> u64) -> Option<(Rank, SlotKey)> {
+        evict::IN_ORDER.into_iter().find_map(|priority| {
+            let lists = Class::of_tier(tier, priority).into_iter();
+            let heads = lists.filter_map(|class| match class.needs() {
+                None => self.recency.oldest(class.list()),
+                Some(to) => self.first_that_fits(class, room(to)),
+            });
+            let first = heads.min_by_key(|index| self.recency.stamp(*index))?;
+            Some(self.ranked(priority, first))
+        })
     }
 
-    /// Who is evicted from `tier`, in order.
-    pub fn victims(&self, tier: Tier) -> impl Iterator<Item = (Rank, SlotKey)> + '_ {
-        Class::of_tier(tier).into_iter().flat_map(move |(class, priority)| {
-            self.recency.iter(class.list()).map(move |index| {
-                let used_at = Monotonic(self.recency.stamp(index));
-                let slot = self.payloads.key_at(index).expect("listed payloads exist");
-                (Rank { priority, used_at }, slot)
+    /// The first of a list that takes no more than `room`, among as many as are looked at.
+    fn first_that_fits(&self, class: Class, room: u64) -> Option<u32> {
+        if room < limits::PAGE_BYTES {
+            return None;
+        }
+        let fits = |index: &u32| {
+            room == u64::MAX || {
+                let slot = self.payloads.key_at(*index).expect("listed payloads exist");
+                self.at(slot).size.in_pages().0 <= room
+            }
+        };
+        self.recency.iter(class.list()).take(FIT_WALK_MAX).find(fits)
+    }
+
+    /// True when a victim of `tier` was found that takes no more than `room` on `to`.
+    pub fn any_fits(&self, tier: Tier, to: Tier, room: u64) -> bool {
+        let lists = evict::IN_ORDER.into_iter().flat_map(|priority| Class::of_tier(tier, priority));
+        let mut lists = lists.filter(|class| class.needs() == Some(to));
+        lists.any(|class| self.first_that_fits(class, room).is_some())
+    }
+
+    /// Who is evicted from `tier`, in order, of those who need no room elsewhere or need it on a tier that `takes` some.
+    pub fn victims<'a>(
+        &'a self,
+        tier: Tier,
+        takes: impl Fn(Tier) -> bool + Copy + 'a,
+    ) -> impl Iterator<Item = (Rank, SlotKey)> + 'a {
+        evict::IN_ORDER.into_iter().flat_map(move |priority| {
+            let lists = Class::of_tier(tier, priority);
+            let open = lists.into_iter().filter(move |class| class.needs().is_none_or(takes));
+            let mut walks: Vec<_> = open.map(|class| self.recency.iter(class.list()).peekable()).collect();
+            std::iter::from_fn(move || {
+                let stamp = |index: Option<&u32>| index.map(|index| self.recency.stamp(*index));
+                let heads = walks.iter_mut().filter_map(|walk| Some((stamp(walk.peek())?, walk)));
+                let (_, walk) = heads.min_by_key(|(stamp, _)| *stamp)?;
+                Some(self.ranked(priority, walk.next()?))
             })
         })
+    }
+
+    /// A victim, as others see it.
+    pub fn candidate(&self, rank: Rank, slot: SlotKey) -> Candidate {
+        let payload = self.at(slot);
+        let (bytes, needs) = (payload.size.in_pages().0, payload.class.needs());
+        Candidate { rank, key: payload.key, bytes, needs }
+    }
+
+    fn ranked(&self, priority: EvictionPriority, index: u32) -> (Rank, SlotKey) {
+        let used_at = Monotonic(self.recency.stamp(index));
+        (Rank { priority, used_at }, self.payloads.key_at(index).expect("listed payloads exist"))
     }
 
     /// When the payload's last lease ended, or when it arrived on its tier; `None`: not known.
@@ -298,21 +351,28 @@ impl Table {
     /// The payload's rank among the victims of its fastest tier, while it is one.
     pub fn rank(&self, slot: SlotKey) -> Option<Rank> {
         let payload = self.at(slot);
-        let classes = Class::of_tier(payload.fastest()?);
-        let (_, priority) = classes.into_iter().find(|(class, _)| *class == payload.class)?;
-        (payload.lease_count == 0)
-            .then(|| Rank { priority, used_at: Monotonic(self.recency.stamp(slot.index)) })
+        let priority = payload.class.priority().filter(|_| payload.lease_count == 0)?;
+        Some(Rank { priority, used_at: Monotonic(self.recency.stamp(slot.index)) })
     }
 
-    /// Charged bytes of the payloads that may be evicted from `tier` now.
-    pub fn evictable(&self, tier: Tier) -> u64 {
-        Class::of_tier(tier).into_iter().map(|(class, _)| self.recency.weight(class.list())).sum()
+    /// Charged bytes of the payloads that can be evicted from `tier` now: to a slower one, no more than `room` says.
+    pub fn evictable(&self, tier: Tier, room: impl Fn(Tier) -> u64) -> u64 {
+        let mut needed = PerTier::<u64>::default();
+        let mut sum = 0;
+        for class in evict::IN_ORDER.into_iter().flat_map(|priority| Class::of_tier(tier, priority)) {
+            let weight = self.recency.weight(class.list());
+            match class.needs() {
+                None => sum += weight,
+                Some(to) => needed[to] += weight,
+            }
+        }
+        let slower = Tier::ALL.into_iter().filter(|to| needed[*to] > 0);
+        sum + slower.map(|to| needed[to].min(room(to))).sum::<u64>()
     }
 
-    /// Where a payload goes when it is evicted.
-    pub fn exit(&self, slot: SlotKey) -> Option<Exit> {
-        let payload = self.at(slot);
-        evict::exit(payload, payload.fastest()?, &self.capacity)
+    /// Where a payload goes when it is evicted from `tier`.
+    pub fn exit(&self, slot: SlotKey, tier: Tier) -> Option<Exit> {
+        evict::exit(self.at(slot), tier, &self.capacity)
     }
 
     fn account(&mut self, slot: SlotKey, add: bool) {

@@ -76,8 +76,9 @@ impl Shard {
             self.give_back(step.out, tier, ByteCount::ZERO, None);
         }
         let timer = until.and_then(|until| self.wheel.arm(until, Timer::Wait(op)));
-        let lasts = Self::lasts(step.now.monotonic, until);
-        self.ops.begin_wait(op, Wait { tier, until, timer, lasts, cancelled: false });
+        let stuck = self.doors[tier].takes(bytes.0) || Self::lasts(step.now.monotonic, until);
+        let found_full = self.ops.found_full(tier);
+        self.ops.begin_wait(op, Wait { tier, until, timer, stuck, found_full, cancelled: false });
         let shard = self.config.shard;
         step.out.push(Effect::Budget(BudgetRequest::Ask { shard, op: op_id(op), tier, bytes }));
         false
@@ -94,8 +95,8 @@ impl Shard {
             self.wheel.disarm(timer);
         }
         let timer = until.and_then(|until| self.wheel.arm(until, Timer::Wait(op)));
-        let lasts = wait.lasts || Self::lasts(now, until);
-        self.ops.prolong_wait(op, Wait { until, timer, lasts, ..wait });
+        let stuck = wait.stuck || Self::lasts(now, until);
+        self.ops.prolong_wait(op, Wait { until, timer, stuck, ..wait });
     }
 
     fn lasts(now: Monotonic, until: Option<Monotonic>) -> bool {
@@ -128,6 +129,9 @@ impl Shard {
             self.wheel.disarm(timer);
         }
         let Some(Op { kind, payload, class, .. }) = self.ops.get(op) else { return };
+        if matches!(kind, Kind::Copy(copy) if copy.evicts) && self.ops.is_stuck_wait(wait) {
+            self.doors[tier].opens();
+        }
         if wait.cancelled {
             let kind = match kind {
                 Kind::Allocate { deadline: None, .. } => ErrorKind::ResourceExhausted,
@@ -170,6 +174,9 @@ impl Shard {
             Some(Kind::Copy(copy)) => copy.to.size,
             _ => return,
         };
+        if matches!(self.ops.get(op), Some(Op { kind: Kind::Copy(copy), .. }) if copy.evicts) {
+            self.room_told(refusal.tier, Some(refusal.free));
+        }
         let error = self.tier_full(size, refusal);
         self.space_refused(step, op, &error);
     }
@@ -181,7 +188,7 @@ impl Shard {
             Kind::Copy(copy) => {
                 let copy = *copy;
                 self.release_source(copy, op);
-                self.copy_failed(step.now, op, error);
+                self.copy_undone(op, error);
             }
             _ => self.allocation_failed(step, op_id(op), error.clone()),
         }
@@ -218,6 +225,7 @@ impl Shard {
             if !(on || released) && answer.is_none() {
                 continue;
             }
+            self.close_doors();
             let spare = self.accounts[tier].spare();
             if let Some(recall) = answer {
                 self.budget[tier].answer = None;
@@ -242,6 +250,40 @@ impl Shard {
         self.budget_is_busy = Tier::ALL.into_iter().any(|tier| self.budget[tier].on);
     }
 
+    /// The arbiter said what room a tier has to which payloads move down; `None`: it is not full. While it is, what waits
+    /// for space there is not on its way out.
+    pub(crate) fn room_told(&mut self, tier: Tier, room: Option<ByteCount>) {
+        self.doors[tier].told(room.map(|room| room.0));
+        if room.is_some() {
+            self.ops.finds_full(tier);
+            self.budget_is_busy = true;
+        }
+    }
+
+    /// The largest payload that may be evicted to `to` now, in bytes; 0: none.
+    pub fn room_for_evictions(&self, to: Tier) -> u64 {
+        if self.ops.may_evict_by_copy() { self.doors[to].limit(self.ops.waits_to_evict_to(to)) } else { 0 }
+    }
+
+    /// Nobody who would leave for a nearly full tier fits there, as far as was looked: none is looked for again until there
+    /// is news of it.
+    fn close_doors(&mut self) {
+        for to in Tier::ALL {
+            let room = self.room_for_evictions(to);
+            let mut faster = Tier::ALL.into_iter().filter(|from| from.is_faster_than(to));
+            if (limits::PAGE_BYTES..u64::MAX).contains(&room)
+                && !faster.any(|from| self.table.any_fits(from, to, room))
+            {
+                self.doors[to].told(Some(0));
+            }
+        }
+    }
+
+    /// True when `to` takes something. Less than a page is nothing.
+    pub(crate) fn takes_evictions(&self, to: Tier) -> bool {
+        self.room_for_evictions(to) >= limits::PAGE_BYTES
+    }
+
     /// True when the arbiter would order other evictions than as far as it knows.
     fn has_news(&self, tier: Tier) -> bool {
         let (now, told) = (self.supply(tier), self.budget[tier].told);
@@ -259,9 +301,11 @@ impl Shard {
 
     /// What this shard could free of a tier.
     pub fn supply(&self, tier: Tier) -> TierSupply {
-        let head = if self.ops.may_evict() { self.table.victim(tier).map(|(rank, _)| rank) } else { None };
+        let room = |to| self.room_for_evictions(to);
+        let victim = if self.ops.may_evict() { self.table.victim(tier, room) } else { None };
         let leaving = self.ops.leaving(tier) + self.limbo.leaving(tier);
-        TierSupply { evictable: self.table.evictable(tier), head, leaving }
+        let evictable = self.table.evictable(tier, room);
+        TierSupply { evictable, head: victim.map(|(rank, _)| rank), leaving }
     }
 
     /// What this shard uses of a tier.

@@ -333,7 +333,7 @@ fn given_victims_when_the_first_is_relocated_then_their_order_is_the_same() {
         replicas.push(ReplicaRef { extent: Some(extent(1, page * 2)), ..to });
         world.pass(1000);
     }
-    let order = |world: &World| world.shard.victims(Tier::Disk).map(|(_, key, _)| key).collect::<Vec<_>>();
+    let order = |world: &World| world.shard.victims(Tier::Disk).map(|victim| victim.key).collect::<Vec<_>>();
     let before = order(&world);
     assert_eq!(before.len(), 3);
     relocate(&mut world, replicas[0]);

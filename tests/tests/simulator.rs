@@ -27,8 +27,8 @@ fn given_200_seeds_when_run_then_every_promise_is_kept_and_every_situation_was_m
 #[test]
 fn given_a_planted_bug_when_run_then_the_oracle_notices_it_by_the_promise_it_breaks() {
     for canary in Canary::ALL {
-        let overload = canary.needs_overload();
-        let options = Options { canary: Some(canary), overload, ..Options::default() };
+        let (overload, crammed) = (canary.needs_overload(), canary.needs_crammed());
+        let options = Options { canary: Some(canary), overload, crammed, ..Options::default() };
         let rules: Vec<_> = (0..CANARY_SEEDS)
             .filter_map(|seed| sim::run(seed, options).err())
             .map(|failure| failure.breach.rule)

@@ -200,11 +200,12 @@ pub enum BudgetRequest {
 /// What a shard could free of a tier, in bytes charged (whole pages).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct TierSupply {
-    /// Replicas that may be evicted now.
+    /// Replicas that can be evicted now: without those that would be copied to a tier that is full, or just failed.
     pub evictable: u64,
     /// Who of them goes first; `None` also while all slots for evictions are taken.
     pub head: Option<Rank>,
-    /// On their way out: moves to a slower tier, removals, and dropped replicas that only wait for their driver.
+    /// On their way out: moves to a slower tier but for those that wait for room there while it is full, removals, and
+    /// dropped replicas that only wait for their driver.
     pub leaving: u64,
 }
 

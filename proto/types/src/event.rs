@@ -200,6 +200,9 @@ pub enum BudgetReply {
         /// True: give back what is spare, now and from now on as soon as it is; report what could be evicted.
         /// False: the pressure is over.
         pressure: bool,
+        /// The tier is full: somebody waits, and nothing that would serve him is on its way or could be evicted. Only so
+        /// much is free. `None`: it is not, or nobody moves down to it.
+        room: Option<ByteCount>,
         /// Start evictions first.
         evict: Option<EvictOrder>,
     },

@@ -14,6 +14,10 @@
 //! Victims of all shards are merged by rank: the shard whose first victim goes first of all is told to evict until
 //! it has started enough, or its next victim ranks behind another shard's. One such order a tier at a time.
 //!
+//! A tier to which others move down is *full* once somebody waits for more than is free or on its way out and nobody
+//! there can go. Shards are told so, with what is free, and again when that grows, until the pressure there is over: they
+//! then evict what needs no room there, and let one after another of the rest wait in the queue like everybody else.
+//!
 //! Invariant: granted + free + pot = capacity, unless replicas adopted at boot exceed a capacity that was lowered.
 
 mod waiters;
@@ -58,6 +62,9 @@ struct Member {
     order: Option<Order>,
     /// It has confirmed that the tier is under pressure: it holds no spare, and reports what it could evict.
     pressed: bool,
+    /// What it was told to be free of the full tier, or less when some of that is gone. `None`: it has asked since, or the
+    /// tier was not full.
+    told: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -72,6 +79,10 @@ struct Budget {
     pressure: bool,
     /// The high watermark was passed, and the low one is not reached yet.
     draining: bool,
+    /// There is a faster tier, whose replicas may move here.
+    is_destination: bool,
+    /// Nobody who waits can be served by what is on its way. Until the pressure is over.
+    full: bool,
     recall: u64,
     members: Vec<Member>,
 }
@@ -102,6 +113,8 @@ impl Arbiter {
         let budget = |tier| {
             let Watermarks { low, high } = watermarks[tier];
             assert!(low < high && high <= 100, "{tier}: watermarks of {low} % and {high} %");
+            let mut faster = Tier::ALL.into_iter().filter(|other| other.is_faster_than(tier));
+            let is_destination = faster.any(|other| capacity[other].is_some());
             let capacity = capacity[tier].unwrap_or_default().0;
             let share = |percent: u8| (u128::from(capacity) * u128::from(percent) / 100) as u64;
             Budget {
@@ -113,6 +126,8 @@ impl Arbiter {
                 waiters: Waiters::default(),
                 pressure: false,
                 draining: false,
+                is_destination,
+                full: false,
                 recall: 0,
                 members: vec![Member::default(); usize::from(shard_count)],
             }
@@ -168,6 +183,7 @@ impl Arbiter {
                 let limit = limits::BUDGET_ASKS_PER_SHARD_MAX * budget.members.len();
                 assert!(budget.waiters.len() < limit, "each ask belongs to an operation");
                 budget.waiters.push(Waiter { shard, op, bytes: bytes.0 });
+                budget.members[usize::from(shard.0)].told = None;
                 tier
             }
             BudgetRequest::Cancel { shard, op, tier } => {
@@ -241,6 +257,7 @@ impl Budget {
         let waits = !self.waiters.is_empty();
         self.pressure = waits || granted > if self.pressure { self.low } else { self.high };
         self.draining &= self.pressure && granted > self.low;
+        self.full &= self.pressure;
     }
 
     /// Tells shards what they do not know yet, and who shall evict.
@@ -269,6 +286,26 @@ impl Budget {
             let bound: Option<Rank> = others.filter_map(|(_, member)| head(member)).min();
             let leaving = ByteCount(self.members[shard].supply.leaving);
             self.send(tier, shard, Some(EvictOrder { bytes: ByteCount(need), bound, leaving }), out);
+        } else {
+            self.tell_room(tier, leaving, out);
+        }
+    }
+
+    /// Nobody can be told to evict: is the tier full, and do all shards know?
+    fn tell_room(&mut self, tier: Tier, leaving: u64, out: &mut Replies) {
+        let lacks = self.waiters.lack() > self.free + leaving;
+        self.full |= lacks && self.is_destination;
+        if !self.full {
+            return;
+        }
+        for shard in 0..self.members.len() {
+            let free = self.free;
+            let told = &mut self.members[shard].told;
+            if told.map_or(lacks || self.waiters.is_empty(), |told| free > told) {
+                self.send(tier, shard, None, out);
+            } else {
+                *told = told.map(|told| told.min(free));
+            }
         }
     }
 
@@ -281,8 +318,11 @@ impl Budget {
     fn send(&mut self, tier: Tier, shard: usize, evict: Option<EvictOrder>, out: &mut Replies) {
         self.recall += 1;
         let (recall, pressure) = (self.recall, self.pressure);
-        self.members[shard].order = Some(Order { recall, pressure });
-        out.push((ShardIndex(shard as u16), BudgetReply::Recall { tier, recall, pressure, evict }));
+        let room = self.full.then_some(ByteCount(self.free));
+        let member = &mut self.members[shard];
+        member.order = Some(Order { recall, pressure });
+        member.told = room.map(|room| room.0);
+        out.push((ShardIndex(shard as u16), BudgetReply::Recall { tier, recall, pressure, room, evict }));
     }
 }
 

@@ -13,6 +13,8 @@ struct World {
     orders: Vec<(u16, u64, Option<EvictOrder>)>,
     granted: Vec<(u16, u64)>,
     denied: Vec<(u16, TierUsage)>,
+    /// In pages, as shards were told.
+    rooms: Vec<(u16, Option<u64>)>,
 }
 
 fn rank(used_at: u64) -> Rank {
@@ -27,8 +29,10 @@ impl World {
     fn new(pages: u64, shards: u16) -> Self {
         let mut capacity = PerTier::default();
         capacity[Tier::Ram] = Some(ByteCount(pages * PAGE));
+        // From there payloads move down to RAM.
+        capacity[Tier::Gpu] = Some(ByteCount(PAGE));
         let arbiter = Arbiter::new(capacity, shards);
-        Self { arbiter, orders: Vec::new(), granted: Vec::new(), denied: Vec::new() }
+        Self { arbiter, orders: Vec::new(), granted: Vec::new(), denied: Vec::new(), rooms: Vec::new() }
     }
 
     fn step(&mut self, request: BudgetRequest) {
@@ -38,7 +42,10 @@ impl World {
             match reply {
                 BudgetReply::Granted { bytes, .. } => self.granted.push((shard.0, bytes.0 / PAGE)),
                 BudgetReply::Denied { usage, .. } => self.denied.push((shard.0, usage)),
-                BudgetReply::Recall { recall, evict, .. } => self.orders.push((shard.0, recall, evict)),
+                BudgetReply::Recall { recall, room, evict, .. } => {
+                    self.orders.push((shard.0, recall, evict));
+                    self.rooms.push((shard.0, room.map(|room| room.0 / PAGE)));
+                }
             }
         }
     }
@@ -227,4 +234,32 @@ fn given_waiters_when_they_come_and_go_then_what_is_wanted_is_what_the_next_one_
     assert_eq!(wanted(&world), 96 - 80, "down to the low watermark, which 96 of 100 are above");
     world.give(0, 16, None, supply(None, 0));
     assert_eq!(wanted(&world), 0);
+}
+
+#[test]
+fn given_a_tier_in_which_nothing_moves_when_waited_for_then_shards_are_told_what_is_free_and_that_it_grows() {
+    let mut world = World::full(100, 2);
+    let told = |world: &mut World| std::mem::take(&mut world.rooms);
+    world.ask(0, 1, 20);
+    assert_eq!(told(&mut world), [(0, None), (1, None)], "not known yet");
+    world.answer(&[0, 0], &[supply(None, 0), supply(Some(3), 0)]);
+    assert_eq!(told(&mut world), [(1, None)], "somebody can go");
+    world.answer(&[0, 0], &[supply(None, 0), supply(None, 20)]);
+    assert!(told(&mut world).is_empty(), "and is on his way");
+    world.give(1, 0, None, supply(None, 5));
+    assert_eq!(told(&mut world), [(0, Some(0)), (1, Some(0))]);
+    world.answer(&[0, 0], &[supply(None, 0), supply(None, 5)]);
+    world.give(1, 2, None, supply(None, 3));
+    assert_eq!(told(&mut world), [(0, Some(1)), (1, Some(1))], "of two freed one is collected for the first");
+    world.answer(&[0, 0], &[supply(None, 0); 2]);
+    world.ask(1, 2, 4);
+    assert_eq!(told(&mut world), [(1, Some(1))], "who asks anew is told");
+    world.answer(&[0, 0], &[supply(None, 0); 2]);
+    assert!(told(&mut world).is_empty());
+    world.cancel(1, 2);
+    world.cancel(0, 1);
+    assert_eq!(told(&mut world), [(0, Some(2)), (1, Some(2))], "what was collected is free");
+    world.answer(&[0, 0], &[supply(None, 0); 2]);
+    world.give(0, 18, None, supply(None, 0));
+    assert_eq!(told(&mut world), [(0, None), (1, None)], "the pressure is over");
 }

@@ -230,8 +230,14 @@ impl Shard {
             return;
         }
         match result {
-            Ok(Copied { checksum, .. }) => self.copy_arrived(step, op, copy, checksum),
+            Ok(Copied { checksum, .. }) => {
+                self.doors[copy.to.tier].works();
+                self.copy_arrived(step, op, copy, checksum);
+            }
             Err(TransferError::Destination(error)) => {
+                if copy.evicts {
+                    self.destination_failed(step.now, copy.to.tier);
+                }
                 let refusal = destination_error(copy.to.tier, &error);
                 self.copy_failed(step.now, op, &refusal);
             }
@@ -391,14 +397,21 @@ impl Shard {
         }
     }
 
-    /// Leaves everything as it was before the copy, and tells who joined it why.
+    /// As below; if it was an eviction its payload is left alone for a while.
     pub(crate) fn copy_failed(&mut self, now: Now, op: SlotKey, error: &PayloadError) {
+        if let Some(Op { payload, kind: Kind::Copy(copy), .. }) = self.ops.get(op)
+            && copy.evicts
+        {
+            self.pass_over(now, *payload);
+        }
+        self.copy_undone(op, error);
+    }
+
+    /// Leaves everything as it was before the copy, and tells who joined it why.
+    pub(crate) fn copy_undone(&mut self, op: SlotKey, error: &PayloadError) {
         let ended = self.ops.get(op).expect("the copy has not ended");
         let slot = ended.payload;
         let Kind::Copy(copy) = ended.kind else { unreachable!("only copies fail like this") };
-        if copy.evicts {
-            self.pass_over(now, slot);
-        }
         if matches!(self.table.at(slot).state, PayloadState::Spilling | PayloadState::Evicting) {
             self.table.update(slot, |payload| {
                 payload.set_state(payload.settled_state());

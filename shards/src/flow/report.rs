@@ -15,7 +15,7 @@ use payload_types::{
     WallMs, limits,
 };
 
-use crate::evict::{self, Exit};
+use crate::evict::{self, Exit, Way};
 use crate::lease::Lease;
 use crate::op::{Copy, Kind};
 use crate::payload::Payload;
@@ -55,17 +55,19 @@ impl Shard {
 
     /// Who goes next from `tier`, and how many before `rank`.
     pub(crate) fn outlook(&self, tier: Tier, rank: Option<Rank>) -> Reply {
-        let victim = |(rank, key, _): (Rank, PayloadKey, u64)| {
-            let size = self.table.at(self.table.find(key).expect("listed payloads exist")).size;
-            Victim { id: key.id, size, rank }
+        // Who would go to a tier that is full, or fails, does not go next.
+        let victims = || self.table.victims(tier, |to| self.takes_evictions(to));
+        let victim = |(rank, slot)| {
+            let payload = self.table.at(slot);
+            Victim { id: payload.key.id, size: payload.size, rank }
         };
         let counted = |rank: Rank| {
-            let looked_at = self.victims(tier).take(limits::ITEMS_PER_TURN_MAX);
-            let before = looked_at.take_while(|(other, ..)| *other < rank).count();
+            let looked_at = victims().take(limits::ITEMS_PER_TURN_MAX);
+            let before = looked_at.take_while(|(other, _)| *other < rank).count();
             (before < limits::ITEMS_PER_TURN_MAX).then_some(before as u32)
         };
         Reply::Outlook(Outlook {
-            victims: self.victims(tier).take(VICTIMS_SHOWN).map(victim).collect(),
+            victims: victims().take(VICTIMS_SHOWN).map(victim).collect(),
             before: rank.and_then(counted),
             under_pressure: self.budget[tier].on,
         })
@@ -225,7 +227,9 @@ impl Shard {
             keep(true, Kept::Busy(work));
         }
         keep(payload.passed_over, Kept::PassedOver);
-        if let Some(faster) = payload.fastest().filter(|fastest| fastest.is_faster_than(tier)) {
+        let faster = payload.fastest().filter(|fastest| fastest.is_faster_than(tier));
+        let way = |faster| evict::way(payload, faster, &self.config.capacity);
+        if let Some(faster) = faster.filter(|faster| way(*faster) != Some(Way::Twin(tier))) {
             keep(true, Kept::Behind(faster));
         }
         let exit = evict::exit(payload, tier, &self.config.capacity);

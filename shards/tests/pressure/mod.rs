@@ -1,5 +1,7 @@
 //! Full tiers, one situation at a time: who is evicted, what it costs, and who waits for it.
 
+mod full_disk;
+
 use crate::world::{CAPACITY, World, acquire, allocation, kind, promote};
 use payload_types::event::{DriverError, DriverErrorKind, TransferError};
 use payload_types::reply::Reply;

@@ -110,6 +110,11 @@ impl Agenda {
         self.heap.peek().map(|entry| entry.at)
     }
 
+    /// Everything that will happen, in no order.
+    pub(super) fn tasks(&self) -> impl Iterator<Item = &Task> {
+        self.heap.iter().map(|entry| &entry.task)
+    }
+
     /// The server dies.
     pub(super) fn crash(&mut self) {
         self.heap.retain(|entry| !entry.task.dies_with_server());

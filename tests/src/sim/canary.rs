@@ -59,6 +59,10 @@ pub enum Canary {
     PackedForAll,
     /// Compaction does not hear who waits for space.
     DeafCompaction,
+    /// Shards never hear that the disk is full: what waits for it counts as on its way out of RAM.
+    DeafToRoom,
+    /// While the disk is full nothing leaves RAM, not even what needs no room there.
+    FullStopsAll,
     /// Payloads are appended that nobody has asked their shards to hold.
     AppendsUnheld,
     /// Shards are told that a stream has come two entries further than it has.
@@ -69,7 +73,7 @@ pub enum Canary {
 
 impl Canary {
     /// Each of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::LeaseSpillRace,
         Self::EarlyFree,
         Self::AcknowledgementBeforeTransaction,
@@ -95,6 +99,8 @@ impl Canary {
         Self::SplitBatch,
         Self::PackedForAll,
         Self::DeafCompaction,
+        Self::DeafToRoom,
+        Self::FullStopsAll,
         Self::AppendsUnheld,
         Self::FloorsAhead,
         Self::LostFloor,
@@ -128,7 +134,7 @@ impl Canary {
             Self::SalvagedAsSound => &[Rule::Row],
             Self::SplitBatch => &[Rule::Batch],
             Self::PackedForAll => &[Rule::SharedFile],
-            Self::DeafCompaction => &[Rule::Starved],
+            Self::DeafCompaction | Self::DeafToRoom | Self::FullStopsAll => &[Rule::Starved],
             Self::AppendsUnheld | Self::FloorsAhead => &[Rule::Held, Rule::CommitLost, Rule::Listing],
             Self::LostFloor => &[Rule::Leak],
         }
@@ -137,6 +143,11 @@ impl Canary {
     /// True for bugs that only show where much is evicted.
     pub const fn needs_overload(self) -> bool {
         matches!(self, Self::EvictsLeased | Self::OverEviction)
+    }
+
+    /// True for bugs that only show on a full disk.
+    pub const fn needs_crammed(self) -> bool {
+        matches!(self, Self::DeafToRoom | Self::FullStopsAll)
     }
 
     /// Whether a bug of low frequency strikes now. Draws only when it is planted, so that a healthy run is the same

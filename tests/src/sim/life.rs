@@ -312,7 +312,8 @@ impl World {
         for tier in Tier::ALL {
             let Some(capacity) = self.plan.capacity[tier] else { continue };
             for shard in 0..self.cores.len() {
-                let recall = BudgetReply::Recall { tier, recall: RECALL_OWN, pressure: true, evict: None };
+                let recall =
+                    BudgetReply::Recall { tier, recall: RECALL_OWN, pressure: true, room: None, evict: None };
                 self.step(shard, Event::Completion(Completion::Budget(recall)))?;
             }
             self.run_for(SECONDS)?;

@@ -11,7 +11,7 @@
 //!   clients that may not be shown them (`apart`)
 //! - streams that retain payloads, the front's part of them (`streams`)
 //! - batches of commits, the front's part of them (`batches`)
-//! - the arbiter, evictions and who waits, with the books that are kept of them: `pressure`
+//! - the arbiter and evictions, with the books that are kept of them (`pressure`), and who waits (`waits`)
 //! - the oracle: its model of what was promised (`oracle`), each reply (`answers`), the node after each step (`audit`)
 //! - [`Canary`]: planted bugs that the oracle must notice; [`Coverage`]: situations that runs must meet; `trace`: the
 //!   hash by which two runs are compared
@@ -37,6 +37,7 @@ mod segments;
 mod storage;
 mod streams;
 mod trace;
+mod waits;
 mod world;
 
 use std::fmt;

@@ -3,21 +3,20 @@
 //!
 //! Checked at each message of the arbiter: granted + free + pot = capacity, nobody waits whom it does not know, and no
 //! order asks for more than what waits or what is above the low watermark lacks. Checked at each order that reaches a
-//! shard: who leaves was allowed to, left in the order of ranks, and not more than was ordered plus one payload. Checked
-//! when the node is quiet: nobody waits for what is free or evictable.
+//! shard: who leaves was allowed to, left in the order of ranks but for those who have to wait for room elsewhere, and not
+//! more than was ordered plus one payload. Who waits is looked at by `waits`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use payload_shards::Candidate;
 use payload_types::effect::BudgetRequest;
 use payload_types::event::{BudgetReply, Completion, EvictOrder};
 use payload_types::tier::SpillTarget;
-use payload_types::{
-    EvictionPriority, Monotonic, OpId, PayloadId, PayloadKey, PerTier, Rank, ShardIndex, Tier,
-};
+use payload_types::{EvictionPriority, Monotonic, OpId, PayloadId, PayloadKey, PerTier, ShardIndex, Tier};
 
 use super::canary::Canary;
-use super::faults::MILLIS;
 use super::oracle::{Breach, Rule, breach};
+use super::waits::Watch;
 use super::world::{RECALL_OWN, World};
 
 /// An ask that waits.
@@ -42,6 +41,7 @@ pub(super) struct Books {
     after_eviction: BTreeSet<(u16, u32, u32)>,
     /// Payloads that are being copied down under pressure.
     pub(super) evicting: BTreeSet<PayloadId>,
+    pub(super) watch: Watch,
 }
 
 fn name((tier, shard, op): AskName) -> (u8, u16, u32, u32) {
@@ -54,23 +54,10 @@ const WALK_MAX: usize = 64;
 /// What a shard lists before an order reaches it.
 #[derive(Debug)]
 pub(super) struct Before {
-    victims: Vec<Victim>,
+    victims: Vec<Candidate>,
     /// No other work of the step blurs the picture.
     is_exact: bool,
 }
-
-/// Longer than a shard's report to the arbiter and the order that it answers with: two hops, pumps and a timer.
-const MESSAGES_NS: u64 = 20 * MILLIS;
-
-/// Somebody waits for what could be his.
-struct Idle {
-    /// The payload that could be evicted for him, where there is nothing else.
-    payload: Option<PayloadKey>,
-    breach: Breach,
-}
-
-/// A victim as a shard lists it.
-type Victim = (Rank, PayloadKey, u64);
 
 impl World {
     /// A message reaches the arbiter.
@@ -148,6 +135,15 @@ impl World {
         {
             (order.bytes.0, order.bound) = (u64::MAX, None);
         }
+        if let BudgetReply::Recall { tier, room, evict, .. } = &mut reply {
+            match self.canary {
+                Some(Canary::DeafToRoom) => *room = None,
+                Some(Canary::FullStopsAll) if *tier == Tier::Ram && self.asked(Tier::Disk) > 0 => {
+                    *evict = None
+                }
+                _ => {}
+            }
+        }
         let delay = self.plan.hop_delay(&mut self.rng);
         let core = usize::from(shard.0);
         let at = self.budget_reply_arrival(core, delay);
@@ -183,14 +179,12 @@ impl World {
 
     /// The arbiter orders an eviction: not more than what is wanted and not yet on its way.
     fn note_order(&mut self, tier: Tier, recall: u64, order: EvictOrder) -> Result<(), Breach> {
-        let asks = || self.books.asks.iter().filter(|((of, ..), _)| *of == tier as u8);
-        let asked: u64 = asks().map(|(_, ask)| ask.bytes).sum();
+        let asked = self.asked(tier);
         let at_hand = self.arbiter.free(tier).0 + self.arbiter.pot(tier).0;
         let capacity = self.plan.capacity[tier].unwrap_or_default().0;
         let low = capacity * u64::from(self.plan.watermarks.low) / 100;
         let wanted = asked.saturating_sub(at_hand).max(self.granted[tier].saturating_sub(low));
-        let told: u64 =
-            self.books.leaving.iter().filter(|((of, _), _)| *of == tier as u8).map(|(_, bytes)| bytes).sum();
+        let told = self.told_leaving(tier);
         if order.bytes.0 + told > wanted {
             return breach(
                 Rule::Eviction,
@@ -244,20 +238,28 @@ impl World {
         let allowed = self.books.ordered.remove(&(tier as u8, recall)).unwrap_or(order.bytes.0);
         let Some(Before { victims, is_exact }) = before else { return Ok(()) };
         let is_sorted = victims.len() <= WALK_MAX;
-        let stay: BTreeSet<PayloadKey> =
-            self.cores[shard].shard.victims(tier).map(|(_, key, _)| key).collect();
-        let (left, stayed): (Vec<Victim>, Vec<Victim>) =
-            victims.into_iter().partition(|(_, key, _)| !stay.contains(key));
-        let sum: u64 = left.iter().map(|(_, _, bytes)| bytes).sum();
-        let last = left.last().map_or(0, |(_, _, bytes)| *bytes);
+        let after = &self.cores[shard].shard;
+        let stay: BTreeSet<PayloadKey> = after.victims(tier).map(|victim| victim.key).collect();
+        let (gone, stayed): (Vec<_>, Vec<_>) =
+            victims.into_iter().partition(|victim| !stay.contains(&victim.key));
+        // One that waits for room, or cannot go now, is taken out of the list, and the next one goes.
+        let gone = gone.into_iter().filter(|victim| !after.is_passed_over(victim.key));
+        let (waits, left): (Vec<_>, Vec<_>) = gone.partition(|victim| after.is_stuck(victim.key));
+        let has_room =
+            |victim: &&Candidate| victim.needs.is_none_or(|to| victim.bytes <= after.room_for_evictions(to));
+        let first_stayed = stayed.iter().filter(has_room).map(|victim| victim.rank).min();
+        let sum: u64 = left.iter().map(|victim| victim.bytes).sum();
+        let last = left.last().map_or(0, |victim| victim.bytes);
         if is_exact && !left.is_empty() && sum - last >= allowed {
             return breach(
                 Rule::Eviction,
                 format!("{sum} bytes of {tier} leave, the last {last}, ordered {allowed}: {left:?}"),
             );
         }
-        let first_stayed = stayed.iter().map(|(rank, ..)| *rank).min();
-        for (rank, key, _) in &left {
+        for victim in &waits {
+            self.judge_victim(tier, victim.key)?;
+        }
+        for Candidate { rank, key, .. } in &left {
             let behind = first_stayed.is_some_and(|other| other < *rank);
             let bound =
                 self.canary != Some(Canary::OverEviction) && order.bound.is_some_and(|bound| bound < *rank);
@@ -333,70 +335,23 @@ impl World {
         }
     }
 
-    /// Quiet: nobody waits for what is free, or could be made free. One look proves nothing: an eviction to a full disk
-    /// fails and is tried again later, and between the moment at which its payload may be evicted again and the order of
-    /// the arbiter a few messages pass. Whoever stays where he is beyond those is overlooked.
-    pub(super) fn audit_waiters(&mut self) -> Result<(), Breach> {
-        let Err(Idle { payload, .. }) = self.look_at_waiters() else { return Ok(()) };
-        let end = Monotonic(self.now.0 + MESSAGES_NS);
-        while self.turn(end)? {}
-        self.now = end;
-        match self.look_at_waiters() {
-            Err(still) if payload.is_none() || still.payload == payload => Err(still.breach),
-            _ => Ok(()),
-        }
+    /// What is asked for on a tier and not granted yet.
+    pub(super) fn asked(&self, tier: Tier) -> u64 {
+        self.asks_on(tier).map(|ask| ask.bytes).sum()
     }
 
-    fn look_at_waiters(&self) -> Result<(), Idle> {
-        for tier in Tier::ALL {
-            let (free, pot) = (self.arbiter.free(tier).0, self.arbiter.pot(tier).0);
-            let waiting = || self.books.asks.iter().filter(|((of, ..), _)| *of == tier as u8);
-            if waiting().next().is_none() {
-                let wanted = self.arbiter.wanted(tier).0;
-                let capacity = self.plan.capacity[tier].unwrap_or_default().0;
-                let low = capacity * u64::from(self.plan.watermarks.low) / 100;
-                if wanted > self.granted[tier].saturating_sub(low) {
-                    let detail = format!("{wanted} bytes of {tier} are wanted, and nobody waits");
-                    return Err(Idle { payload: None, breach: Breach { rule: Rule::Budget, detail } });
-                }
-                continue;
-            }
-            let least = waiting().map(|(_, ask)| ask.bytes).min().unwrap_or_default();
-            let mut victims = self.cores.iter().flat_map(|core| core.shard.victims(tier));
-            let victim = victims.find(|(_, key, bytes)| self.could_go(tier, *key, *bytes));
-            let dead =
-                (tier == Tier::Disk).then(|| self.dead_and_not_freed(least.saturating_sub(free))).flatten();
-            let fits = least <= free || waiting().count() == 1 && least <= free + pot;
-            if fits || dead.is_some() || victim.is_some() {
-                let detail = format!(
-                    "{least} bytes of {tier} are waited for, {free} free, {pot} collected, {victim:?} {dead:?}"
-                );
-                let payload = victim.map(|(_, key, _)| key).filter(|_| !fits && dead.is_none());
-                return Err(Idle { payload, breach: Breach { rule: Rule::Starved, detail } });
-            }
-        }
-        Ok(())
+    /// The least of those asks, and how many there are.
+    pub(super) fn least_asked(&self, tier: Tier) -> Option<(u64, usize)> {
+        Some((self.asks_on(tier).map(|ask| ask.bytes).min()?, self.asks_on(tier).count()))
     }
 
-    /// True when a victim can leave RAM: it is discarded, has a twin, or finds room on disk. On a full disk the others are
-    /// tried in turn, and come back.
-    fn could_go(&self, tier: Tier, key: PayloadKey, bytes: u64) -> bool {
-        let discarded = self
-            .oracle
-            .facts
-            .get(&key)
-            .is_some_and(|fact| fact.policy.spill_target == Some(SpillTarget::Void) && !fact.held);
-        let on_disk =
-            |row: &payload_types::PayloadRow| row.replicas.iter().any(|replica| replica.tier == Tier::Disk);
-        tier != Tier::Ram
-            || discarded
-            || self.catalog.rows.get(&key).is_some_and(on_disk)
-            || bytes <= self.arbiter.free(Tier::Disk).0
+    fn asks_on(&self, tier: Tier) -> impl Iterator<Item = &Ask> {
+        self.books.asks.iter().filter(move |((of, ..), _)| *of == tier as u8).map(|(_, ask)| ask)
     }
 
-    /// True while somebody waits for space.
-    pub(super) fn anybody_waits(&self) -> bool {
-        !self.books.asks.is_empty()
+    /// What shards said to be on its way out of a tier.
+    pub(super) fn told_leaving(&self, tier: Tier) -> u64 {
+        self.books.leaving.iter().filter(|((of, _), _)| *of == tier as u8).map(|(_, bytes)| bytes).sum()
     }
 
     /// The server died.

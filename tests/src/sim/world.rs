@@ -209,6 +209,9 @@ impl World {
         let (at, task) = self.agenda.pop().expect("just seen");
         self.now = self.now.max(at);
         self.tasks += 1;
+        if self.is_up() {
+            self.watch_waiters()?;
+        }
         self.handle(task)?;
         if self.is_up() {
             self.audit()?;

@@ -5,8 +5,8 @@
 //! not. Every operation costs O(1), except that coming back out of order walks at most `WALK_MAX` entries from
 //! either end.
 
-/// Lists there may be.
-const LISTS: usize = 16;
+/// Lists there may be: of each of four tiers, three priorities and six ways out, and the one that stays empty.
+const LISTS: usize = 4 * 3 * 6 + 1;
 /// Entries of a chunk: growing never copies what is there.
 const CHUNK_LEN: u32 = 4096;
 const NONE: u32 = u32::MAX;

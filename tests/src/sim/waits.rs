@@ -1,0 +1,146 @@
+//! Who waits for capacity, and must not: nobody waits for what is free, or for what somebody could leave to him.
+//!
+//! Watched at each step: while somebody waits on a tier, and what is free there and on its way out is less than he lacks,
+//! no shard has anybody who could go for longer than the messages take that would tell him to; and nothing counts as on its
+//! way out as long that itself waits for a tier in which nothing moves. So a waiter meets his deadline only when nobody
+//! could have gone, however full the disk is. Looked at when the node is quiet and nobody speaks with the arbiter: what is
+//! free, or fits where it would go, is not waited for.
+
+use std::collections::BTreeMap;
+
+use payload_shards::Candidate;
+use payload_types::event::{Completion, Event};
+use payload_types::{Monotonic, Tier};
+
+use super::agenda::Task;
+use super::faults::MILLIS;
+use super::oracle::{Breach, Rule, breach};
+use super::world::World;
+
+/// Longer than a recall of every shard, their answers, and the orders that follow: hops of at most 2 ms, and pumps that
+/// sleep.
+const MESSAGES_NS: u64 = 20 * MILLIS;
+
+/// What should be over soon.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Idle {
+    /// Somebody could go, and is not told to.
+    Victim,
+    /// What waits itself counts as on its way out.
+    Hope,
+}
+
+/// Since when things are so that should be over soon. See the module.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    since: BTreeMap<(u8, Idle), Monotonic>,
+    /// When the node was as it is now.
+    seen: Monotonic,
+}
+
+impl World {
+    /// Before a task is handled: as it left things until now.
+    pub(super) fn watch_waiters(&mut self) -> Result<(), Breach> {
+        let since = std::mem::replace(&mut self.books.watch.seen, self.now);
+        for tier in Tier::ALL {
+            let lack = self.lack(tier);
+            for idle in [Idle::Victim, Idle::Hope] {
+                let found = if lack > 0 { self.find_idle(tier, idle) } else { None };
+                let name = (tier as u8, idle);
+                let Some(found) = found else {
+                    self.books.watch.since.remove(&name);
+                    continue;
+                };
+                let first = *self.books.watch.since.entry(name).or_insert(since);
+                if self.now.0 > first.0 + MESSAGES_NS {
+                    let lasted = (self.now.0 - first.0) / MILLIS;
+                    return breach(
+                        Rule::Starved,
+                        format!("{lack} bytes of {tier} are lacked, and for {lasted} ms {idle:?}: {found}"),
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What those who wait on a tier lack, with what the arbiter has and was told to be on its way.
+    fn lack(&self, tier: Tier) -> u64 {
+        let asked = self.asked(tier);
+        let at_hand = self.arbiter.free(tier).0 + self.arbiter.pot(tier).0 + self.told_leaving(tier);
+        asked.saturating_sub(at_hand)
+    }
+
+    fn find_idle(&self, tier: Tier, idle: Idle) -> Option<String> {
+        let shards = || self.cores.iter().map(|core| &core.shard);
+        match idle {
+            Idle::Victim => shards().enumerate().find_map(|(index, shard)| {
+                let free = shard.victim_without_room(tier);
+                let head = free.map(|victim| victim.rank).or(shard.supply(tier).head)?;
+                Some(format!("shard {index} has {head:?}, without room {free:?}"))
+            }),
+            Idle::Hope => {
+                let faster = |other: &Tier| other.is_faster_than(tier);
+                let hopes = |from: Tier| shards().map(|shard| shard.hopes(from, tier)).sum::<u64>();
+                let sum: u64 = Tier::ALL.into_iter().filter(faster).map(hopes).sum();
+                (sum > 0).then(|| format!("{sum} bytes hope for it"))
+            }
+        }
+    }
+
+    /// Quiet: nobody waits for what is free, or could be made free.
+    pub(super) fn audit_waiters(&mut self) -> Result<(), Breach> {
+        while self.somebody_speaks() {
+            self.turn(Monotonic(u64::MAX))?;
+        }
+        for tier in Tier::ALL {
+            let (free, pot) = (self.arbiter.free(tier).0, self.arbiter.pot(tier).0);
+            let Some((least, waiting)) = self.least_asked(tier) else {
+                let wanted = self.arbiter.wanted(tier).0;
+                let capacity = self.plan.capacity[tier].unwrap_or_default().0;
+                let low = capacity * u64::from(self.plan.watermarks.low) / 100;
+                if wanted > self.granted[tier].saturating_sub(low) {
+                    return breach(
+                        Rule::Budget,
+                        format!("{wanted} bytes of {tier} are wanted, and nobody waits"),
+                    );
+                }
+                continue;
+            };
+            let mut victims = self.cores.iter().flat_map(|core| core.shard.victims(tier));
+            let victim = victims.find(|victim| self.lack(tier) > 0 && self.could_go(victim));
+            let dead =
+                (tier == Tier::Disk).then(|| self.dead_and_not_freed(least.saturating_sub(free))).flatten();
+            let fits = least <= free || waiting == 1 && least <= free + pot;
+            if fits || dead.is_some() || victim.is_some() {
+                return breach(
+                    Rule::Starved,
+                    format!(
+                        "{least} bytes of {tier} are waited for, {free} free, {pot} collected, {victim:?} {dead:?}"
+                    ),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// True while a message to or from the arbiter is on its way.
+    fn somebody_speaks(&self) -> bool {
+        self.agenda.tasks().any(|task| {
+            matches!(
+                task,
+                Task::Arbiter(_) | Task::Deliver { event: Event::Completion(Completion::Budget(_)), .. }
+            )
+        }) || self.cores.iter().any(|core| !core.outbox.is_empty())
+    }
+
+    /// True when a victim needs no room, or there is room where it needs some.
+    fn could_go(&self, victim: &Candidate) -> bool {
+        victim.needs.is_none_or(|to| victim.bytes <= self.arbiter.free(to).0)
+    }
+
+    /// True while somebody waits for space.
+    pub(super) fn anybody_waits(&self) -> bool {
+        Tier::ALL.into_iter().any(|tier| self.least_asked(tier).is_some())
+    }
+}
