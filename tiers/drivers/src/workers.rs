@@ -129,31 +129,87 @@ pub(crate) fn run_transfers(
     syncers: &[Sender<Written>],
 ) {
     let mut copier = Copier { stores, engine, sink, syncers, pipeline: None };
-    let mut taken = None;
-    while let Some(op) = taken.take().or_else(|| lane.recv().ok()) {
-        let way_of = |op: &TransferOp| stores.packed().and_then(|packed| packed.way(op));
-        let Some(way) = way_of(&op) else {
-            copier.copy_alone(&op);
-            continue;
-        };
+    let mut queue = Queue { stores, lane, taken: None, group: None };
+    while let Some(work) = queue.next() {
+        match work {
+            Work::Alone(op) => copier.copy_alone(&op),
+            Work::Together(way, ops) => copier.write_together(way, ops, &mut || queue.more(way)),
+        }
+    }
+}
+
+/// What a transfer thread does next.
+enum Work {
+    Alone(TransferOp),
+    /// Into a segment file.
+    Together(Way, Vec<TransferOp>),
+}
+
+/// The lane, and what this thread took from it and has not begun.
+struct Queue<'thread> {
+    stores: &'thread Stores,
+    lane: &'thread Receiver<TransferOp>,
+    /// It belongs to no group, or to the next one.
+    taken: Option<TransferOp>,
+    group: Option<(Way, Vec<TransferOp>)>,
+}
+
+impl Queue<'_> {
+    /// `None`: the lane is closed and empty.
+    fn next(&mut self) -> Option<Work> {
+        // A promotion, or a copy for a lease, is not kept behind a group: a client waits for it.
+        if let Some(op) = self.taken.take_if(|op| op.to.tier != Tier::Disk || op.alone) {
+            return Some(Work::Alone(op));
+        }
+        if let Some((way, ops)) = self.group.take() {
+            return Some(Work::Together(way, ops));
+        }
+        let op = self.taken.take().or_else(|| self.lane.recv().ok())?;
+        match self.way(&op) {
+            Some(way) => {
+                self.gather(way, op);
+                self.next()
+            }
+            None => Some(Work::Alone(op)),
+        }
+    }
+
+    /// What waits for the same way, unless something else comes first.
+    fn more(&mut self, way: Way) -> Option<Vec<TransferOp>> {
+        if self.group.is_none() {
+            let op = self.taken.take().or_else(|| self.lane.try_recv().ok())?;
+            if self.way(&op) != Some(way) {
+                self.taken = Some(op);
+                return None;
+            }
+            self.gather(way, op);
+        }
+        if self.taken.as_ref().is_some_and(|op| self.way(op).is_none()) {
+            return None;
+        }
+        self.group.take().map(|(_, ops)| ops)
+    }
+
+    /// Makes a group of an operation and of what waits behind it. Nobody waits for a group to fill: it is what came while
+    /// the thread was busy.
+    fn gather(&mut self, way: Way, op: TransferOp) {
         let mut bytes = op.to.size.0;
         let mut ops = vec![op];
-        // Nobody waits for a group to fill: it is what came while the thread was busy.
         while ops.len() < GROUP_OPS_MAX
-            && let Ok(op) = lane.try_recv()
+            && let Ok(op) = self.lane.try_recv()
         {
             bytes += op.to.size.0;
-            if way_of(&op) != Some(way) || bytes > GROUP_BYTES_MAX {
-                taken = Some(op);
+            if self.way(&op) != Some(way) || bytes > GROUP_BYTES_MAX {
+                self.taken = Some(op);
                 break;
             }
             ops.push(op);
         }
-        // A promotion, or a copy for a lease, is not kept behind it: a client waits for it.
-        if let Some(op) = taken.take_if(|op| op.to.tier != Tier::Disk || op.alone) {
-            copier.copy_alone(&op);
-        }
-        copier.write_together(way, ops);
+        self.group = Some((way, ops));
+    }
+
+    fn way(&self, op: &TransferOp) -> Option<Way> {
+        self.stores.packed().and_then(|packed| packed.way(op))
     }
 }
 
@@ -175,14 +231,20 @@ impl Copier<'_> {
         answer(self.stores, self.sink, op, result.map(|checksum| Copied { checksum, extent: None }));
     }
 
-    fn write_together(&mut self, way: Way, ops: Vec<TransferOp>) {
+    /// Writes a group, and what comes meanwhile for the same way.
+    fn write_together(
+        &mut self,
+        way: Way,
+        ops: Vec<TransferOp>,
+        more: &mut dyn FnMut() -> Option<Vec<TransferOp>>,
+    ) {
         let (stores, sink) = (self.stores, self.sink);
         let packed = stores.packed().expect("only it has a way for them");
         let answer = |op: &TransferOp, result| answer(stores, sink, op, result);
         let mut group = Group::new(ops, &answer, self.syncers);
         let written = catch_unwind(AssertUnwindSafe(|| {
             let pipeline = prepared(&mut self.pipeline, self.engine)?;
-            packed.write(stores, way, &mut group, pipeline);
+            packed.write(stores, way, &mut group, more, pipeline);
             Ok(())
         }));
         drained(&mut self.pipeline);

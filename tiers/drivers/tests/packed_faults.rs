@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::fs::{self, OpenOptions};
 use std::num::NonZeroU32;
 use std::os::unix::fs::FileExt;
@@ -136,6 +137,47 @@ fn given_a_failing_sync_when_many_are_packed_then_all_of_them_are_told_and_the_f
             names.map(|entry| entry.path()).collect::<Vec<_>>()
         };
         common::eventually("nothing but the sound file", || files() == [rig.path(disk)]);
+    }
+}
+
+#[test]
+fn given_groups_that_follow_each_other_when_any_write_or_sync_fails_then_what_was_acknowledged_is_there_at_places_of_its_own()
+ {
+    let cases =
+        (0..16).map(|passing| (passing, Call::Write)).chain([0, 1].map(|passing| (passing, Call::Sync)));
+    for (io, (passing, call)) in
+        engines().into_iter().flat_map(|io| cases.clone().map(move |case| (io, case)))
+    {
+        let what = format!("{io:?} {call:?} after {passing}");
+        let (place, mut rig, faults) = faulty(io);
+        let bytes = sample(30_000);
+        let ram = committed(&mut rig, Tier::Ram, &bytes);
+        let copies: Vec<_> = (0..200).map(|_| (ram, twin(ram, Tier::Disk), Some(checksum(&bytes)))).collect();
+        let mut acknowledged = Vec::new();
+        for turn in 0..2 {
+            if turn == 0 {
+                faults.fail_after(passing, call, Answer::Io);
+            } else {
+                faults.end();
+                faults.advance(PAUSE);
+            }
+            for ((_, target, _), result) in copies.iter().zip(rig.copy_all(&copies)) {
+                match result {
+                    Ok(copied) => acknowledged.push(ReplicaRef { extent: copied.extent, ..*target }),
+                    Err(error) => assert!(turn == 0, "{what}: {error:?}"),
+                }
+            }
+        }
+        assert!(acknowledged.len() >= copies.len(), "{what}: the second turn is sound");
+        let mut places = HashSet::new();
+        for replica in &acknowledged {
+            let extent = replica.extent.expect("packed");
+            assert!((0..8).all(|page| places.insert((extent.file, extent.page + page))), "{what}");
+            assert!(read(&rig, *replica) == bytes, "{what}");
+        }
+        drop(rig);
+        let again = place.open();
+        assert!(acknowledged.iter().all(|replica| again.verify(replica)), "{what}: its record is there");
     }
 }
 

@@ -6,7 +6,7 @@
 //! ```
 //! What the files say is in `payload_ledger::segments` (pure); this does it with real ones, for the disk's `FileStore`.
 //! - [`file`]: making, recycling and opening a segment file
-//! - [`writer`]: a group of payloads into one file, as one [`stream`]
+//! - [`writer`]: groups of payloads into a lane's file ([`held`]), as one [`stream`]
 //! - [`syncer`]: what was written onto stable storage
 //! - [`upkeep`]: recycling and compaction
 //! - [`boot`]: what an earlier run left
@@ -18,6 +18,7 @@
 
 pub(crate) mod boot;
 pub(crate) mod file;
+mod held;
 mod stream;
 pub(crate) mod syncer;
 pub(crate) mod upkeep;
@@ -72,6 +73,8 @@ pub(crate) struct Packed {
     turns: AtomicUsize,
     /// The writers' lanes, and the mover's last. `None`: nothing is open.
     lanes: Vec<Mutex<Option<LaneFile>>>,
+    /// Threads that wait for one.
+    lanes_wanted: AtomicUsize,
     /// What upkeep did.
     figures: Figures,
     news: Mutex<News>,
@@ -125,6 +128,7 @@ impl Packed {
             turns: AtomicUsize::new(0),
             books: Mutex::new(Books::new(parts.geometry)),
             lanes,
+            lanes_wanted: AtomicUsize::new(0),
             figures: Figures::default(),
             news: Mutex::default(),
             told: Condvar::new(),
@@ -138,7 +142,15 @@ impl Packed {
 
     /// Waits until nobody writes to the lane's file. Taken before the books, never after.
     pub(crate) fn lane(&self, lane: Lane) -> MutexGuard<'_, Option<LaneFile>> {
-        self.lanes[self.lane_index(lane)].lock().unwrap_or_else(PoisonError::into_inner)
+        self.lanes_wanted.fetch_add(1, Ordering::Relaxed);
+        let held = self.lanes[self.lane_index(lane)].lock().unwrap_or_else(PoisonError::into_inner);
+        self.lanes_wanted.fetch_sub(1, Ordering::Relaxed);
+        held
+    }
+
+    /// True while somebody waits for a lane: a writer that could go on and on lets go of its own.
+    pub(crate) fn is_lane_wanted(&self) -> bool {
+        self.lanes_wanted.load(Ordering::Relaxed) > 0
     }
 
     /// The lane, unless somebody writes to its file.

@@ -1,9 +1,9 @@
-//! Bytes into a segment file: from many sources in turn, one stream of 1 MiB writes.
+//! Bytes into segment files: from many sources in turn, one stream of 1 MiB writes.
 //!
 //! ```text
 //! source --pread--> the chunk that is being filled --full--> io_uring write     `IO_DEPTH` of them under way
 //! ```
-//! Used by [`super::writer`], one stream a group. Payloads begin on page boundaries and lie back to back, so a chunk may
+//! Used by [`super::writer`]. Payloads begin on page boundaries and lie back to back, so a chunk may
 //! hold the end of one, many whole ones, and the beginning of another; padding is zeroes.
 
 use std::fs::File;
@@ -65,45 +65,77 @@ pub(super) enum Failure {
     Destination(io::Error),
 }
 
-/// One stream of bytes into a file, front to back, a MiB at a time.
-pub(super) struct Stream<'pipeline> {
-    pub(super) pipeline: &'pipeline mut Pipeline,
-    pub(super) file: Arc<File>,
+/// Where a stream goes.
+pub(super) struct Target {
+    file: Arc<File>,
     pub(super) header: Header,
-    /// Where it began.
-    pub(super) first: Spot,
     /// Where the next payload goes.
-    pub(super) next: Spot,
-    /// The chunk that is being filled, counted from the first; where it goes, and how much of it is full.
-    chunk: usize,
-    offset: u64,
-    filled: usize,
-    /// Bytes that were put in.
-    pub(super) bytes: u64,
+    next: Spot,
 }
 
-impl<'pipeline> Stream<'pipeline> {
-    pub(super) fn new(pipeline: &'pipeline mut Pipeline, file: &LaneFile, first: Spot) -> Self {
-        Self {
-            pipeline,
-            file: Arc::clone(&file.file),
-            header: file.header,
-            first,
-            next: first,
-            chunk: 0,
-            offset: first.extent.offset_bytes(),
-            filled: 0,
-            bytes: 0,
-        }
-    }
-
+impl Target {
     pub(super) fn has_room(&self, size: ByteCount) -> bool {
         let end = self.next.extent.page.saturating_add(pages_of(size));
         end <= self.header.end_page() && self.next.slot < self.header.slots()
     }
+}
 
-    /// Puts a payload behind what is there, padded with zeroes to whole pages.
-    pub(super) fn put(&mut self, source: &Source, op: &TransferOp) -> Result<Checksum, Failure> {
+/// One stream of bytes into a file, front to back, a MiB at a time; then into another one.
+pub(super) struct Stream<'pipeline> {
+    pipeline: &'pipeline mut Pipeline,
+    target: Option<Target>,
+    /// The chunk that is being filled, counted from the first; where it goes, and how much of it is full.
+    chunk: usize,
+    offset: u64,
+    filled: usize,
+    /// So many chunks are written.
+    written: usize,
+}
+
+impl<'pipeline> Stream<'pipeline> {
+    pub(super) fn new(pipeline: &'pipeline mut Pipeline) -> Self {
+        Self { pipeline, target: None, chunk: 0, offset: 0, filled: 0, written: 0 }
+    }
+
+    /// Where it goes, once it was aimed.
+    pub(super) fn target(&self) -> Option<&Target> {
+        self.target.as_ref()
+    }
+
+    /// The next payload goes there: behind the last one, or to a file that it was not aimed at yet.
+    pub(super) fn aim(&mut self, to: &LaneFile, next: Spot) {
+        let (file, header) = (&to.file, to.header);
+        self.target.get_or_insert_with(|| Target { file: Arc::clone(file), header, next });
+        if self.filled == 0 {
+            self.offset = next.extent.offset_bytes(); // records may have been written since
+        }
+    }
+
+    /// A payload of so many pages is in.
+    pub(super) fn passed(&mut self, pages: u32) {
+        let next = &mut self.target.as_mut().expect("it was put somewhere").next;
+        next.extent.page += pages;
+        next.slot += 1;
+    }
+
+    /// Nothing more goes to that file.
+    pub(super) fn leave(&mut self) {
+        self.target = None;
+    }
+
+    /// Chunks that were begun.
+    pub(super) fn chunks(&self) -> usize {
+        self.chunk
+    }
+
+    /// Puts a payload behind what is there, padded with zeroes to whole pages. `written` is told how many chunks are, each
+    /// time that one is full.
+    pub(super) fn put(
+        &mut self,
+        source: &Source,
+        op: &TransferOp,
+        written: &mut dyn FnMut(usize),
+    ) -> Result<Checksum, Failure> {
         let size = op.to.size.0;
         let mut hasher = Xxh3::new();
         let mut done = 0;
@@ -119,48 +151,68 @@ impl<'pipeline> Stream<'pipeline> {
             done += length as u64;
             if self.filled == IO_BYTES_MAX {
                 self.submit().map_err(Failure::Destination)?;
+                written(self.reap().map_err(Failure::Destination)?);
             }
         }
-        self.bytes += size;
         Ok(Checksum(hasher.digest()))
     }
 
     /// Starts writing the chunk. Its slot was waited for when the one before it was started.
     fn submit(&mut self) -> io::Result<()> {
-        if self.chunk >= IO_DEPTH {
-            self.pipeline.finish((self.chunk - IO_DEPTH) % SLOTS)?;
-        }
+        self.wait((self.chunk + 1).saturating_sub(IO_DEPTH))?;
         let slot = self.chunk % SLOTS;
-        self.pipeline.start(slot, Direction::Write, &self.file, self.offset, self.filled)?;
+        let file = &self.target.as_ref().expect("it was aimed before").file;
+        self.pipeline.start(slot, Direction::Write, file, self.offset, self.filled)?;
         self.offset += self.filled as u64;
         self.chunk += 1;
         self.filled = 0;
         Ok(())
     }
 
+    /// How many chunks are written, without waiting.
+    fn reap(&mut self) -> io::Result<usize> {
+        self.pipeline.reap_ready()?;
+        while self.written < self.chunk && self.pipeline.is_finished(self.written % SLOTS) {
+            self.wait(self.written + 1)?;
+        }
+        Ok(self.written)
+    }
+
     /// What follows goes to `offset` on: behind the last payload that is whole.
     pub(super) fn rewind(&mut self, offset: u64) -> io::Result<()> {
         if offset < self.offset {
             // Else the old bytes could be written over the new ones.
-            self.wait()?;
+            self.wait(self.chunk)?;
             self.offset = offset;
         }
         self.filled = (offset - self.offset) as usize;
         Ok(())
     }
 
-    /// Writes whole pages elsewhere in the file, behind all payloads.
+    /// Starts writing what is there.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        if self.filled > 0 { self.submit() } else { Ok(()) }
+    }
+
+    /// Starts writing whole pages elsewhere in the file, after a [`flush`](Self::flush).
     pub(super) fn write(&mut self, pages: &[u8], offset: u64) -> io::Result<()> {
-        if self.filled > 0 {
-            self.submit()?;
-        }
         self.pipeline.buffer(self.chunk % SLOTS)[..pages.len()].copy_from_slice(pages);
         (self.offset, self.filled) = (offset, pages.len());
         self.submit()
     }
 
-    /// Waits until everything that was started is written.
-    pub(super) fn wait(&mut self) -> io::Result<()> {
-        (0..SLOTS).try_for_each(|slot| self.pipeline.finish(slot).map(drop))
+    /// Waits until so many chunks are written.
+    pub(super) fn wait(&mut self, chunks: usize) -> io::Result<()> {
+        while self.written < chunks {
+            self.pipeline.finish(self.written % SLOTS)?;
+            self.written += 1;
+        }
+        Ok(())
+    }
+
+    /// Waits until nothing is under way, whatever came of it. An error means that the pipeline is of no more use.
+    pub(super) fn abandon(&mut self) -> io::Result<()> {
+        (self.target, self.filled, self.written) = (None, 0, self.chunk);
+        self.pipeline.drain()
     }
 }

@@ -1,28 +1,32 @@
-//! Writes a group of payloads into one segment file: one stream of bytes.
+//! Writes groups of payloads into the file of a lane: one stream of bytes.
 //!
 //! ```text
 //! sources --pread--> 1 MiB buffers, filled across payloads' borders --hash--> io_uring writes, 8 under way
-//!         records --> a write of whole table pages beside the last of them --> [`super::syncer`]
+//!         records --> a write of whole table pages behind the last of them
+//! group 1:  put, put, put, records | on its way ............. written --> [`super::syncer`]
+//! group 2:                         | put, put, (group 1 is written) put, records | on its way ...
 //! ```
-//! Run by transfer threads; each holds a lane while it writes. A place is taken when a payload's turn comes, so a source
+//! Run by transfer threads; each holds a lane while it writes. While the disk works on what is left of a group, the next
+//! one is put into the same file behind it, so that neither waits for the other; its records wait until those of the one
+//! before are written, because they may share a page. A place is taken when a payload's turn comes, so a source
 //! that fails costs nothing but itself: the next payload is written over what was written of it. Records may reach the
 //! disk before their bytes do: nothing is acknowledged before both have, and a record without a row is nobody's.
-//! Whatever else fails, fails for the whole group.
+//! Whatever else fails, fails for the whole group, and for the one before if that is still on its way.
 //! What there is no place for is left in the group, for a file of its own.
 
 use std::io;
-use std::sync::MutexGuard;
+use std::sync::Arc;
 
 use crossbeam::channel::Sender;
-use payload_ledger::segments::table::{Header, Record, pages_of};
-use payload_ledger::segments::{Lane, Room, Spot};
+use payload_ledger::segments::table::{Record, pages_of};
+use payload_ledger::segments::{Room, Spot};
 use payload_types::effect::TransferOp;
 use payload_types::event::{Copied, DriverError, DriverErrorKind, TransferError};
 use payload_types::limits::IO_BYTES_MAX;
 use payload_types::{ByteCount, Tier};
 
 use super::Packed;
-use super::file::LaneFile;
+use super::held::Held;
 use super::stream::{Failure, Source, Stream};
 use super::syncer::Written;
 use crate::fault::{fault, finding};
@@ -34,11 +38,12 @@ use crate::transfer::vouched;
 /// Payloads of one group: their records are one page of the table.
 pub(crate) const GROUP_OPS_MAX: usize = 64;
 
-/// Bytes of one group: what a payload may have at most, and 50 ms of a disk that writes 1.3 GB/s (FACTS.md).
-pub(crate) const GROUP_BYTES_MAX: u64 = 64 << 20;
+/// Bytes of one group, unless a single payload has more: 12 ms of a disk that writes 1.3 GB/s (FACTS.md). With larger ones
+/// one thread takes what two could work on.
+pub(crate) const GROUP_BYTES_MAX: u64 = 16 << 20;
 
-/// Numbers that are tried for a new file, if files that nobody named have them.
-const NUMBERS_TRIED_MAX: usize = 64;
+/// Groups that one thread writes before it lets go of its lane: 100 bytes for each of 1,024 copies.
+const GROUPS_MAX: usize = 16;
 
 /// The most table that a group writes: its records begin anywhere in a page.
 const _: () = assert!((GROUP_OPS_MAX * 64).next_multiple_of(4096) + 4096 <= IO_BYTES_MAX);
@@ -52,7 +57,7 @@ pub(crate) enum Way {
     Move,
 }
 
-/// Copies that are written together.
+/// Copies that are written together, and those that were written behind them.
 pub(crate) struct Group<'sink> {
     /// `None`: answered.
     ops: Vec<Option<TransferOp>>,
@@ -75,47 +80,58 @@ impl<'sink> Group<'sink> {
         self.ops.iter_mut().filter_map(Option::take)
     }
 
+    /// An operation that was not answered yet fails.
+    fn refuse(&mut self, index: usize, error: &DriverError) {
+        if self.ops[index].is_some() {
+            self.answer(index, Err(TransferError::Destination(error.clone())));
+        }
+    }
+
     fn answer(&mut self, index: usize, result: Result<Copied, TransferError>) {
         let op = self.ops[index].take().expect("an operation is answered once");
         (self.answer)(&op, result);
     }
 }
 
-/// A lane that this thread holds.
-struct Held<'packed> {
-    packed: &'packed Packed,
-    lane: Lane,
-    file: MutexGuard<'packed, Option<LaneFile>>,
-    /// Places that were taken and are not handed to the syncer yet.
-    taken: u32,
-}
-
-impl Held<'_> {
-    /// Gives the lane's file up, with the places that were taken: what was under way may still be written there.
-    fn give_up(&mut self) {
-        if let Some(file) = self.file.take() {
-            self.packed.books().spoil(file.header.number, std::mem::take(&mut self.taken));
-            self.packed.wake();
-        }
-    }
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.give_up();
-        }
-        // A sync that failed meanwhile closed it in the books.
-        let number = self.packed.books().lane_file(self.lane).map(|(number, _)| number);
-        self.file.take_if(|file| Some(file.header.number) != number);
-    }
-}
-
-/// A payload whose bytes are on their way to the disk.
+/// A payload in the stream.
 struct Placed {
     index: usize,
     spot: Spot,
     record: Record,
+}
+
+/// Payloads that share their fate, in one file.
+struct Run {
+    /// The first place that was taken for them.
+    first: Spot,
+    placed: Vec<Placed>,
+    bytes: u64,
+}
+
+/// A run of which every byte and record is on its way to the disk.
+struct Begun {
+    run: Run,
+    /// Chunks of the stream that it is in: it is written when so many are.
+    chunks: usize,
+    /// The table's pages as they are being written.
+    pages: Vec<u8>,
+    /// The record's place behind it.
+    next_slot: u32,
+}
+
+/// What one thread is writing.
+struct Writing<'thread, 'sink> {
+    packed: &'thread Packed,
+    stores: &'thread Stores,
+    held: Held<'thread>,
+    group: &'thread mut Group<'sink>,
+    stream: Stream<'thread>,
+    /// What is put into the stream.
+    run: Option<Run>,
+    /// What was put into it before.
+    begun: Option<Begun>,
+    /// No other group is to follow: something has no place, or the engine is of no more use.
+    is_last: bool,
 }
 
 impl Packed {
@@ -129,263 +145,31 @@ impl Packed {
         }
     }
 
-    /// Writes what has a place, and answers it; the rest stays in the group.
-    pub(crate) fn write(&self, stores: &Stores, way: Way, group: &mut Group<'_>, pipeline: &mut Pipeline) {
-        let mut held = self.hold(way);
-        let mut first = 0;
-        while first < group.ops.len() {
-            let bytes = group.ops[first..].iter().flatten().map(|op| op.to.size.0).sum();
-            match self.health.begin(Work::Bytes(ByteCount(bytes))) {
-                // It has succeeded when it is on stable storage, which the syncer says.
-                Ok(_attempt) => first = self.write_file(stores, &mut held, group, first, pipeline),
-                Err(refusal) => {
-                    for index in first..group.ops.len() {
-                        if group.ops[index].is_some() {
-                            group.answer(index, Err(TransferError::Destination(refusal.clone())));
-                        }
-                    }
-                    return;
-                }
-            }
-        }
-    }
-
-    fn hold(&self, way: Way) -> Held<'_> {
-        let idle = |lane| Some(Held { packed: self, lane, file: self.lane_if_idle(lane)?, taken: 0 });
-        let waited = |lane| Held { packed: self, lane, file: self.lane(lane), taken: 0 };
-        match way {
-            Way::Move => waited(Lane::Mover),
-            Way::Spill => {
-                let lanes = (0..self.writers()).map(Lane::Writer);
-                lanes.clone().find_map(idle).unwrap_or_else(|| waited(Lane::Writer(self.turn())))
-            }
-        }
-    }
-
-    /// Writes payloads from `first` on, as many as one file has room for. The index of the next one.
-    fn write_file(
+    /// Writes what has a place, and answers it; the rest stays in the group. So does it with what has come meanwhile, as
+    /// `more` says, until that is nothing, or somebody waits for a lane.
+    pub(crate) fn write(
         &self,
         stores: &Stores,
-        held: &mut Held<'_>,
+        way: Way,
         group: &mut Group<'_>,
-        first: usize,
+        more: &mut dyn FnMut() -> Option<Vec<TransferOp>>,
         pipeline: &mut Pipeline,
-    ) -> usize {
-        let mut placed: Vec<Placed> = Vec::new();
-        let mut stream: Option<Stream<'_>> = None;
-        let mut pipeline = Some(pipeline);
-        let mut index = first;
-        while index < group.ops.len() {
-            let Some(op) = group.ops[index] else {
-                index += 1;
-                continue;
-            };
-            if stream.as_ref().is_some_and(|stream| !self.goes_on(held.lane, stream, op.to.size)) {
+    ) {
+        let (held, stream) = (self.hold(way), Stream::new(pipeline));
+        let mut writing =
+            Writing { packed: self, stores, held, group, stream, run: None, begun: None, is_last: false };
+        let mut first = 0;
+        for _ in 0..GROUPS_MAX {
+            while first < writing.group.ops.len() {
+                first = writing.write_file(first);
+            }
+            if writing.is_last || self.is_lane_wanted() {
                 break;
             }
-            match self.put(stores, held, &op, &mut stream, &mut pipeline) {
-                Ok(Some((spot, record))) => placed.push(Placed { index, spot, record }),
-                Ok(None) => {} // it gets a file of its own
-                Err(TransferError::Source(error)) => group.answer(index, Err(TransferError::Source(error))),
-                Err(TransferError::Destination(error)) => {
-                    group.answer(index, Err(TransferError::Destination(error.clone())));
-                    fail(held, group, &placed, stream, &error);
-                    return index + 1;
-                }
-            }
-            index += 1;
+            let Some(ops) = more() else { break };
+            writing.group.ops.extend(ops.into_iter().map(Some));
         }
-        let Some(mut stream) = stream.filter(|_| !placed.is_empty()) else { return index };
-        if let Err(error) = self.complete(held, &placed, &mut stream) {
-            fail(held, group, &placed, Some(stream), &error);
-            return index;
-        }
-        let ops = placed.iter().map(|Placed { index, spot, record }| {
-            let op = group.ops[*index].take().expect("it was not answered yet");
-            (op, Copied { checksum: record.checksum, extent: Some(spot.extent) })
-        });
-        held.taken = 0;
-        let is_first = held.file.as_mut().is_some_and(|file| std::mem::take(&mut file.is_new));
-        let Stream { header: Header { number, .. }, file, .. } = stream;
-        let written = Written { number, file, is_first, ops: ops.collect() };
-        group.syncers[self.lane_index(held.lane)].send(written).expect("the syncers outlive the writers");
-        index
-    }
-
-    /// True when the stream's file has room for another payload. A sync that failed meanwhile has closed it.
-    fn goes_on(&self, lane: Lane, stream: &Stream<'_>, size: ByteCount) -> bool {
-        let number = self.books().lane_file(lane).map(|(number, _)| number);
-        number == Some(stream.header.number) && stream.has_room(size)
-    }
-
-    /// One payload into the stream. `None`: there is no place for it.
-    fn put<'pipeline>(
-        &self,
-        stores: &Stores,
-        held: &mut Held<'_>,
-        op: &TransferOp,
-        stream: &mut Option<Stream<'pipeline>>,
-        pipeline: &mut Option<&'pipeline mut Pipeline>,
-    ) -> Result<Option<(Spot, Record)>, TransferError> {
-        assert_eq!(op.from.size, op.to.size, "a copy has the size of what it is a copy of");
-        let source = Source::open(stores, op).map_err(|error| self.unreadable(op, error))?;
-        let spot = match stream {
-            Some(stream) => match self.more(held.lane, stream, op.to.size) {
-                Some(spot) => spot,
-                None => return Ok(None),
-            },
-            None => {
-                let unwritten = |error: io::Error| TransferError::Destination(self.unwritten(op, &error));
-                match self.place(held, op.to.size).map_err(unwritten)? {
-                    Some(spot) => spot,
-                    None => return Ok(None),
-                }
-            }
-        };
-        held.taken += 1;
-        let lane_file = held.file.as_ref().expect("a place is in an open file");
-        assert_eq!(spot.extent.file, lane_file.header.number, "a lane is filled in the file that it has");
-        let stream = stream.get_or_insert_with(|| {
-            let pipeline = pipeline.take().expect("a stream is begun once");
-            Stream::new(pipeline, lane_file, spot)
-        });
-        let copied = stream.put(&source, op);
-        let checksum = copied.and_then(|checksum| vouched(op, checksum).map_err(Failure::Source));
-        let unwritten = |error: io::Error| TransferError::Destination(self.unwritten(op, &error));
-        match checksum {
-            Ok(checksum) => {
-                stream.next = Spot {
-                    extent: payload_types::Extent {
-                        page: spot.extent.page + pages_of(op.to.size),
-                        ..spot.extent
-                    },
-                    slot: spot.slot + 1,
-                };
-                let (id, generation, size) = (op.to.id, op.to.generation, op.to.size);
-                Ok(Some((spot, Record { id, generation, size, checksum, page: spot.extent.page })))
-            }
-            Err(Failure::Source(error)) => {
-                stream.rewind(spot.extent.offset_bytes()).map_err(unwritten)?;
-                self.books().give_back(spot);
-                held.taken -= 1;
-                Err(self.unreadable(op, error))
-            }
-            Err(Failure::Destination(error)) => Err(unwritten(error)),
-        }
-    }
-
-    /// The place behind the stream's last one, if its file is still the lane's.
-    fn more(&self, lane: Lane, stream: &Stream<'_>, size: ByteCount) -> Option<Spot> {
-        let mut books = self.books();
-        let number = books.lane_file(lane).map(|(number, _)| number);
-        if number != Some(stream.header.number) || !stream.has_room(size) {
-            return None;
-        }
-        match books.reserve(lane, size) {
-            Room::Here(spot) => Some(spot),
-            Room::Open | Room::None => None,
-        }
-    }
-
-    /// A place in the lane's file, or in another one that is opened for it.
-    fn place(&self, held: &mut Held<'_>, size: ByteCount) -> io::Result<Option<Spot>> {
-        loop {
-            let (room, header) = {
-                let mut books = self.books();
-                let room = books.reserve(held.lane, size);
-                (room, books.lane_file(held.lane).and_then(|(number, _)| books.header(number)))
-            };
-            match (room, header) {
-                (Room::Here(spot), Some(header)) => {
-                    if held.file.as_ref().is_some_and(|file| file.header.number == header.number) {
-                        return Ok(Some(spot));
-                    }
-                    *held.file = None;
-                    self.wake(); // what was closed may have nothing that lives
-                    match self.reopen(header, spot.slot) {
-                        Ok(file) => {
-                            *held.file = Some(file);
-                            return Ok(Some(spot));
-                        }
-                        Err(error) => {
-                            tracing::warn!(
-                                file = header.number,
-                                "a segment file cannot be filled further: {error}"
-                            );
-                            let mut books = self.books();
-                            books.give_back(spot);
-                            books.spoil(header.number, 0);
-                        }
-                    }
-                }
-                (Room::Open, _) => {
-                    *held.file = None;
-                    if !self.open(held)? {
-                        return Ok(None);
-                    }
-                }
-                (Room::Here(_) | Room::None, _) => {
-                    self.wake();
-                    return Ok(None);
-                }
-            }
-        }
-    }
-
-    /// Opens an empty file for the lane. False: the file system has no room for one, which says nothing about smaller
-    /// files.
-    fn open(&self, held: &mut Held<'_>) -> io::Result<bool> {
-        drop(self.remove_surplus(ByteCount::ZERO));
-        for _ in 0..NUMBERS_TRIED_MAX {
-            let (old, header) = {
-                let mut books = self.books();
-                let data_bytes = books.geometry().data_bytes();
-                (books.take_free(), Header { number: books.number_next(), data_bytes, root: self.root })
-            };
-            let made = match old {
-                Some(old) => self.take_over(old, header),
-                None => self.make(header),
-            };
-            match made {
-                Ok(file) => {
-                    self.books().opened(held.lane, header, old);
-                    *held.file = Some(file);
-                    self.wake();
-                    return Ok(true);
-                }
-                Err(error) => {
-                    if let Some(old) = old {
-                        tracing::warn!(file = old, "a free segment file cannot be used again: {error}");
-                        self.books().removed(old);
-                    } else if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) {
-                        return Ok(false);
-                    } else if error.kind() != io::ErrorKind::AlreadyExists {
-                        return Err(error);
-                    }
-                }
-            }
-        }
-        Err(io::Error::other("no number is free for a new segment file"))
-    }
-
-    /// Waits until all bytes and records are with the disk.
-    fn complete(
-        &self,
-        held: &mut Held<'_>,
-        placed: &[Placed],
-        stream: &mut Stream<'_>,
-    ) -> Result<(), DriverError> {
-        let file = held.file.as_mut().expect("a stream writes to an open file");
-        let records: Vec<Record> = placed.iter().map(|placed| placed.record).collect();
-        let mut pages = Vec::new();
-        let offset = file.table_pages(stream.first.slot, &records, &mut pages);
-        let written = stream.write(&pages, offset).and_then(|()| stream.wait());
-        written.map_err(|error| {
-            self.health.failed(&error, ByteCount(stream.bytes));
-            fault("writing a segment file", &error)
-        })?;
-        file.table_written(&pages, stream.next.slot);
-        Ok(())
+        writing.end_file();
     }
 
     fn unwritten(&self, op: &TransferOp, error: &io::Error) -> DriverError {
@@ -398,6 +182,11 @@ impl Packed {
         failed
     }
 
+    fn unwritten_group(&self, error: &io::Error, bytes: u64) -> DriverError {
+        self.health.failed(error, ByteCount(bytes));
+        fault("writing a segment file", error)
+    }
+
     fn unreadable(&self, op: &TransferOp, error: DriverError) -> TransferError {
         if op.from.tier == Tier::Disk && error.kind == DriverErrorKind::Io {
             self.health.read_failed();
@@ -406,25 +195,173 @@ impl Packed {
     }
 }
 
-/// What was placed and not acknowledged fails, and its places are given back once nothing is on its way to them.
-fn fail(
-    held: &mut Held<'_>,
-    group: &mut Group<'_>,
-    placed: &[Placed],
-    stream: Option<Stream<'_>>,
-    error: &DriverError,
-) {
-    if let Some(stream) = stream {
-        let first = stream.first;
-        match stream.pipeline.drain() {
-            Ok(()) => {
-                held.packed.books().give_back(first);
-                held.taken = 0;
+impl Writing<'_, '_> {
+    /// Writes payloads from `first` on, as many as one file has room for. The index of the next one.
+    fn write_file(&mut self, first: usize) -> usize {
+        let bytes = self.group.ops[first..].iter().flatten().map(|op| op.to.size.0).sum();
+        // It has succeeded when it is on stable storage, which the syncer says.
+        if let Err(refusal) = self.packed.health.begin(Work::Bytes(ByteCount(bytes))) {
+            for index in first..self.group.ops.len() {
+                self.group.refuse(index, &refusal);
             }
-            Err(_) => held.give_up(), // and the engine is replaced
+            return self.group.ops.len();
+        }
+        for index in first..self.group.ops.len() {
+            let Some(op) = self.group.ops[index] else { continue };
+            if self.stream.target().is_some() && !self.goes_on(op.to.size) {
+                self.end_file();
+                return index;
+            }
+            match self.put(index, &op) {
+                Ok(()) => {}
+                Err(TransferError::Source(error)) => {
+                    self.group.answer(index, Err(TransferError::Source(error)))
+                }
+                Err(TransferError::Destination(error)) => {
+                    self.group.refuse(index, &error);
+                    self.fail(&error);
+                    return index + 1;
+                }
+            }
+        }
+        if let Err(error) = self.begin() {
+            self.fail(&error);
+        }
+        self.group.ops.len()
+    }
+
+    /// True when the stream's file has room for another payload. A sync that failed meanwhile has closed it.
+    fn goes_on(&self, size: ByteCount) -> bool {
+        let number = self.packed.books().lane_file(self.held.lane).map(|(number, _)| number);
+        self.stream.target().is_some_and(|to| number == Some(to.header.number) && to.has_room(size))
+    }
+
+    /// One payload into the stream, if there is a place for it.
+    fn put(&mut self, index: usize, op: &TransferOp) -> Result<(), TransferError> {
+        assert_eq!(op.from.size, op.to.size, "a copy has the size of what it is a copy of");
+        let packed = self.packed;
+        let unwritten = |error: io::Error| TransferError::Destination(packed.unwritten(op, &error));
+        let source = Source::open(self.stores, op).map_err(|error| packed.unreadable(op, error))?;
+        let place = match self.stream.target() {
+            Some(_) => self.next_place(op.to.size),
+            None => packed.place(&mut self.held, op.to.size).map_err(unwritten)?,
+        };
+        let Some(spot) = place else {
+            self.is_last = true;
+            return Ok(());
+        };
+        self.held.taken += 1;
+        let file = self.held.file.as_ref().expect("a place is in an open file");
+        assert_eq!(spot.extent.file, file.header.number, "a lane is filled in the file that it has");
+        self.stream.aim(file, spot);
+        self.run.get_or_insert(Run { first: spot, placed: Vec::new(), bytes: 0 });
+        let Self { stream, begun, group, held, .. } = self;
+        let copied = stream.put(&source, op, &mut |chunks| {
+            if let Some(begun) = begun.take_if(|begun| begun.chunks <= chunks) {
+                hand_over(begun, group, held);
+            }
+        });
+        match copied.and_then(|checksum| vouched(op, checksum).map_err(Failure::Source)) {
+            Ok(checksum) => {
+                let (id, generation, size) = (op.to.id, op.to.generation, op.to.size);
+                let record = Record { id, generation, size, checksum, page: spot.extent.page };
+                let run = self.run.as_mut().expect("it was begun above");
+                run.placed.push(Placed { index, spot, record });
+                run.bytes += size.0;
+                self.stream.passed(pages_of(size));
+                Ok(())
+            }
+            Err(Failure::Source(error)) => {
+                self.stream.rewind(spot.extent.offset_bytes()).map_err(unwritten)?;
+                packed.books().give_back(spot);
+                self.held.taken -= 1;
+                Err(packed.unreadable(op, error))
+            }
+            Err(Failure::Destination(error)) => Err(unwritten(error)),
         }
     }
-    for placed in placed {
-        group.answer(placed.index, Err(TransferError::Destination(error.clone())));
+
+    /// The place behind the stream's last one, if its file is still the lane's.
+    fn next_place(&self, size: ByteCount) -> Option<Spot> {
+        if !self.goes_on(size) {
+            return None;
+        }
+        match self.packed.books().reserve(self.held.lane, size) {
+            Room::Here(spot) => Some(spot),
+            Room::Open | Room::None => None,
+        }
     }
+
+    /// Starts writing what is left of the run, and its records behind those of the one before.
+    fn begin(&mut self) -> Result<(), DriverError> {
+        let Some(bytes) = self.run.as_ref().filter(|run| !run.placed.is_empty()).map(|run| run.bytes) else {
+            self.run = None;
+            return Ok(());
+        };
+        self.stream.flush().map_err(|error| self.packed.unwritten_group(&error, bytes))?;
+        self.settle()?; // they may have records in the same page
+        let run = self.run.take().expect("looked at above");
+        let file = self.held.file.as_ref().expect("a stream writes to an open file");
+        let records: Vec<Record> = run.placed.iter().map(|placed| placed.record).collect();
+        let mut pages = Vec::new();
+        let offset = file.table_pages(run.first.slot, &records, &mut pages);
+        let next_slot = run.first.slot + records.len() as u32;
+        let chunks = self.stream.chunks() + 1;
+        let begun = self.begun.insert(Begun { run, chunks, pages, next_slot });
+        let written = self.stream.write(&begun.pages, offset);
+        written.map_err(|error| self.packed.unwritten_group(&error, bytes))
+    }
+
+    /// Waits until what was begun is with the disk, and hands it over.
+    fn settle(&mut self) -> Result<(), DriverError> {
+        let Some(Begun { run, chunks, .. }) = &self.begun else { return Ok(()) };
+        let written = self.stream.wait(*chunks);
+        written.map_err(|error| self.packed.unwritten_group(&error, run.bytes))?;
+        let begun = self.begun.take().expect("looked at above");
+        hand_over(begun, self.group, &mut self.held);
+        Ok(())
+    }
+
+    /// Everything that was put into the file is with the disk, or has failed. What follows may go to another file.
+    fn end_file(&mut self) {
+        if let Err(error) = self.begin().and_then(|()| self.settle()) {
+            self.fail(&error);
+        }
+        self.stream.leave();
+    }
+
+    /// What was placed and not handed over fails, and its places are given back once nothing is on its way to them.
+    fn fail(&mut self, error: &DriverError) {
+        let runs = [self.begun.take().map(|begun| begun.run), self.run.take()];
+        let mut runs = runs.into_iter().flatten().peekable();
+        match (self.stream.abandon(), runs.peek()) {
+            (Ok(()), Some(Run { first, .. })) => {
+                self.packed.books().give_back(*first);
+                self.held.taken = 0;
+            }
+            (Ok(()), None) => {}
+            (Err(_), _) => {
+                self.held.give_up(); // and the engine is replaced
+                self.is_last = true;
+                (0..self.group.ops.len()).for_each(|index| self.group.refuse(index, error));
+            }
+        }
+        runs.flat_map(|run| run.placed).for_each(|placed| self.group.refuse(placed.index, error));
+    }
+}
+
+/// A run is with the disk: its lane's syncer goes on with it.
+fn hand_over(Begun { run, pages, next_slot, .. }: Begun, group: &mut Group<'_>, held: &mut Held<'_>) {
+    let ops = run.placed.iter().map(|Placed { index, spot, record }| {
+        let op = group.ops[*index].take().expect("it was not answered yet");
+        (op, Copied { checksum: record.checksum, extent: Some(spot.extent) })
+    });
+    let ops: Vec<_> = ops.collect();
+    held.taken -= ops.len() as u32;
+    let lane_file = held.file.as_mut().expect("a stream writes to an open file");
+    lane_file.table_written(&pages, next_slot);
+    let (number, file) = (lane_file.header.number, Arc::clone(&lane_file.file));
+    let is_first = std::mem::take(&mut lane_file.is_new);
+    let syncer = &group.syncers[held.packed.lane_index(held.lane)];
+    syncer.send(Written { number, file, is_first, ops }).expect("the syncers outlive the writers");
 }

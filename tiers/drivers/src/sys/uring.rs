@@ -115,14 +115,8 @@ impl Engine for UringEngine {
 
     fn next(&mut self) -> io::Result<(usize, io::Result<usize>)> {
         loop {
-            if let Some(completion) = self.ring.completion().next() {
-                let slot = completion.user_data() as usize;
-                self.in_flight[slot] = None;
-                let result = completion.result();
-                return Ok((
-                    slot,
-                    usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(result.wrapping_neg())),
-                ));
+            if let Some(completed) = self.next_ready()? {
+                return Ok(completed);
             }
             assert!(
                 self.in_flight.iter().any(Option::is_some),
@@ -135,6 +129,15 @@ impl Engine for UringEngine {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    fn next_ready(&mut self) -> io::Result<Option<(usize, io::Result<usize>)>> {
+        let Some(completion) = self.ring.completion().next() else { return Ok(None) };
+        let slot = completion.user_data() as usize;
+        self.in_flight[slot] = None;
+        let result = completion.result();
+        let passed = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(result.wrapping_neg()));
+        Ok(Some((slot, passed)))
     }
 }
 

@@ -53,6 +53,11 @@ pub(crate) trait Engine {
     /// Waits for a finished operation: its slot and what came of it, possibly less than was asked for. An outer
     /// error means that the engine is of no more use.
     fn next(&mut self) -> io::Result<(usize, io::Result<usize>)>;
+
+    /// As [`next`](Self::next), if that would not wait. An engine may leave everything to `next`.
+    fn next_ready(&mut self) -> io::Result<Option<(usize, io::Result<usize>)>> {
+        Ok(None)
+    }
 }
 
 /// Plain pread and pwrite, one at a time: slower, and everywhere available.

@@ -108,6 +108,19 @@ impl Pipeline {
         }
     }
 
+    /// Takes in what has completed, without waiting.
+    pub(crate) fn reap_ready(&mut self) -> io::Result<()> {
+        while let Some((slot, result)) = self.engine.next_ready()? {
+            self.completed(slot, result)?;
+        }
+        Ok(())
+    }
+
+    /// True when [`finish`](Self::finish) would not wait.
+    pub(crate) fn is_finished(&self, slot: usize) -> bool {
+        self.slots[slot].as_ref().is_none_or(|work| work.outcome.is_some())
+    }
+
     /// Waits until every slot is idle, whatever came of it. An error means that the pipeline is of no more use.
     pub(crate) fn drain(&mut self) -> io::Result<()> {
         while self.slots.iter().flatten().any(|work| work.outcome.is_none()) {
@@ -133,6 +146,10 @@ impl Pipeline {
 
     fn reap(&mut self) -> io::Result<()> {
         let (slot, result) = self.engine.next()?;
+        self.completed(slot, result)
+    }
+
+    fn completed(&mut self, slot: usize, result: io::Result<usize>) -> io::Result<()> {
         let work = self.slots[slot].as_mut().expect("only started slots complete");
         match result {
             Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
