@@ -257,7 +257,8 @@ impl Shard {
             Completion::Budget(BudgetReply::Denied { op, tier, free, usage }) => {
                 self.budget_denied(step, op, &Refusal { tier, free, others: usage });
             }
-            Completion::Budget(BudgetReply::Recall { tier, recall, pressure, evict }) => {
+            Completion::Budget(BudgetReply::Recall { tier, recall, pressure, room, evict }) => {
+                self.room_told(tier, room);
                 self.budget_ordered(step, work_left, (tier, recall), pressure, evict);
             }
         }
