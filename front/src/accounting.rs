@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use payload_drivers::{DiskWatch, Locator};
+use payload_reactor::SessionList;
 use payload_types::reply::Reply;
 use payload_types::request::Request as Ask;
 use payload_types::{PayloadError, PerTier, Tier};
@@ -34,6 +35,8 @@ const FOOTPRINT_REST: u32 = 9;
 pub struct Accounting {
     router: Arc<Router>,
     connections: Connections,
+    /// `None`: native sessions are not served.
+    sessions: Option<SessionList>,
     physical: Arc<Physical>,
     started: Instant,
     disk: DiskWatch,
@@ -44,8 +47,8 @@ impl Accounting {
     /// Figures of the shards of `node`, which are behind `router`, of its files and disk root, and of `connections`.
     pub fn new(router: Arc<Router>, node: &Node, connections: Connections) -> Self {
         let physical = Physical::new(node.locator());
-        let (disk, overhead) = (node.disk(), node.overhead());
-        Self { router, connections, physical, started: Instant::now(), disk, overhead }
+        let (disk, overhead, sessions) = (node.disk(), node.overhead(), node.sessions());
+        Self { router, connections, sessions, physical, started: Instant::now(), disk, overhead }
     }
 
     /// All figures, now.
@@ -63,6 +66,7 @@ impl Accounting {
             physical,
             overhead: self.overhead,
             connections: self.connections.count() as u64,
+            native_sessions: self.sessions.as_ref().map_or(0, SessionList::count) as u64,
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             disk: self.disk.look(),
             segments: self.disk.segments(),

@@ -10,9 +10,10 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use comfy_table::{ContentArrangement, Table, presets};
+use payload_reactor::SocketError;
 use payload_reactor::preflight::{self, Check, Status};
 
-use crate::config::{Config, DatabaseConfig, ServerConfig};
+use crate::config::{Config, DatabaseConfig, LocalConfig, ServerConfig};
 
 /// Width of the table; longer sentences are wrapped.
 const TABLE_COLUMNS: u16 = 120;
@@ -32,6 +33,7 @@ pub fn checks(config: &Config) -> Vec<Check> {
     checks.push(address(&config.server));
     checks.push(database(&config.database));
     checks.push(disk_root(&config.storage.disk.root_path));
+    checks.push(native_sessions(&config.local));
     checks
 }
 
@@ -105,6 +107,25 @@ fn address(server: &ServerConfig) -> Check {
             "nothing, if that is this server; else stop that program, or set server.bind_address to a free port",
         ),
         Err(error) => Check::fault(NAME, format!("{address} cannot be bound: {error}"), FIX),
+    }
+}
+
+/// Programs on this host can reach the server's memory.
+fn native_sessions(local: &LocalConfig) -> Check {
+    const NAME: &str = "native sessions";
+    let shown = local.socket_path.display();
+    if !local.enabled {
+        let detail = "native sessions are switched off: programs on this host go through gRPC, too";
+        return Check::warning(NAME, detail, "remove local.enabled: false unless that is wanted");
+    }
+    match payload_reactor::probe_socket(&local.socket_path, local.socket_group.as_deref()) {
+        Ok(()) => Check::ok(NAME, format!("the socket {shown} can be made")),
+        Err(error @ SocketError::Served { .. }) => Check::warning(
+            NAME,
+            error.to_string(),
+            "nothing, if that is this server; else stop that program, or set local.socket_path",
+        ),
+        Err(error) => Check::fault(NAME, error.to_string(), "set local.socket_path, or local.enabled: false"),
     }
 }
 

@@ -44,6 +44,7 @@ pub use mailbox::{Envelope, Mailboxes, ReactorHandle, ReplySink};
 pub use pump::Ports;
 pub use session::{
     Allowed, SESSIONS_MAX, SessionConfig, SessionError, SessionInfo, SessionList, SessionServer, SocketError,
+    probe_socket,
 };
 pub use spin::SpinPolicy;
 pub use stall::{Handled, Turn, TurnStats};

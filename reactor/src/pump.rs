@@ -445,7 +445,8 @@ fn ends_an_op(completion: &Completion) -> bool {
         Completion::Storage(_)
         | Completion::Transfer(_)
         | Completion::Catalog(_)
-        | Completion::BatchRefused(_) => true,
+        | Completion::BatchRefused(_)
+        | Completion::Claimed { .. } => true,
     }
 }
 

@@ -81,6 +81,7 @@ fn node(text: &mut Text, stats: &StatsResponse, in_flight: usize) {
     one("requests_parked", Kind::Gauge, "Requests that wait for a payload.", node.requests_parked);
     one("requests_in_flight", Kind::Gauge, "Calls admitted and not answered.", in_flight as u64);
     one("connections", Kind::Gauge, "Open client connections.", node.connections);
+    one("native_sessions", Kind::Gauge, "Open native sessions.", node.native_sessions);
     let uptime = node.uptime_ms as f64 / 1000.0;
     let help = "Seconds since this start.";
     text.family("payload_manager_uptime_seconds", Kind::Gauge, help, [(Vec::new(), uptime)]);

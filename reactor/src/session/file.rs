@@ -99,7 +99,9 @@ impl SocketFile {
             return Err(SocketError::TooLong { path: path.to_owned() });
         }
         let group = group.map(group_number).transpose()?;
-        remove_stale(path)?;
+        if is_stale(path)? {
+            fs::remove_file(path).map_err(failed("removing the dead server's socket"))?;
+        }
         let listener = socket::listen(path, WAITING_MAX).map_err(failed("making the socket"))?;
         let file = Self { path: path.to_owned() };
         if let Some(group) = group {
@@ -121,11 +123,25 @@ impl Drop for SocketFile {
     }
 }
 
-fn remove_stale(path: &Path) -> Result<(), SocketError> {
-    let failed = |what| move |error| SocketError::System { what, path: path.to_owned(), error };
+/// Whether a server could make its socket there; changes nothing.
+///
+/// # Errors
+/// [`SocketError`]: why it could not.
+pub fn probe_socket(path: &Path, group: Option<&str>) -> Result<(), SocketError> {
+    if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+        return Err(SocketError::TooLong { path: path.to_owned() });
+    }
+    group.map(group_number).transpose()?;
+    is_stale(path).map(|_| ())
+}
+
+/// True when a dead server's socket is there, false when nothing is.
+fn is_stale(path: &Path) -> Result<bool, SocketError> {
     match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed("looking at")(error)),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(error) => {
+            return Err(SocketError::System { what: "looking at", path: path.to_owned(), error });
+        }
         Ok(metadata) if !metadata.file_type().is_socket() => {
             return Err(SocketError::Foreign { path: path.to_owned() });
         }
@@ -133,9 +149,7 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
     }
     // A socket of whole messages that is served refuses a stream as of the wrong kind.
     match UnixStream::connect(path) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(failed("removing the dead server's socket"))
-        }
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(true),
         _ => Err(SocketError::Served { path: path.to_owned() }),
     }
 }
@@ -161,10 +175,12 @@ mod tests {
         assert_eq!(mode & 0o777, 0o640);
         let served = SocketFile::listen(&path, 0o640, None).expect_err("refused");
         assert!(matches!(served, SocketError::Served { .. }), "{served}");
+        assert!(matches!(probe_socket(&path, None), Err(SocketError::Served { .. })));
 
         // As a server that was killed leaves it.
         drop(listener);
         std::mem::forget(file);
+        probe_socket(&path, Some("root")).expect("it would be replaced");
         let (file, _listener) = SocketFile::listen(&path, 0o600, None).expect("replaced");
         drop(file);
         assert!(!path.exists(), "removed at the end");

@@ -40,7 +40,7 @@ use crate::session::registry::Registry;
 use crate::sys;
 use crate::sys::poll::Bell;
 
-pub use file::SocketError;
+pub use file::{SocketError, probe_socket};
 pub(crate) use share::{Identity, NodePage, Session};
 
 /// The most sessions that `local.sessions_max` may allow: with 16 shards they are 0.8 GiB of rings.

@@ -83,12 +83,13 @@ const FIGURES: [Figure; 20] = [
 
 type NodeFigure = (&'static str, fn(&NodeAccounting) -> u64);
 
-const NODE_FIGURES: [NodeFigure; 6] = [
+const NODE_FIGURES: [NodeFigure; 7] = [
     ("leases", |node| node.leases),
     ("leases_granted_total", |node| node.leases_granted_total),
     ("operations", |node| node.operations),
     ("requests_parked", |node| node.requests_parked),
     ("connections", |node| node.connections),
+    ("native_sessions", |node| node.native_sessions),
     ("uptime_ms", |node| node.uptime_ms),
 ];
 
@@ -240,6 +241,7 @@ impl Block for Stats {
             ));
         }
         fields.push(("connections", number("connections")));
+        fields.push(("native sessions", number("native_sessions")));
         // Whole seconds: nobody reads more of an uptime.
         fields.push(("up for", time::format_millis(self.node["uptime_ms"] / 1_000 * 1_000)));
         fields

@@ -18,6 +18,8 @@ pub struct NodeFigures {
     pub overhead: PerTier<u64>,
     /// Open connections.
     pub connections: u64,
+    /// Open native sessions.
+    pub native_sessions: u64,
     /// Since this start.
     pub uptime_ms: u64,
     /// How the disk root is doing, where there is one.
@@ -48,6 +50,7 @@ pub fn stats(shards: &[ShardStats], node: &NodeFigures) -> pb::StatsResponse {
             requests_parked: sum(&|shard| shard.parked),
             connections: node.connections,
             uptime_ms: node.uptime_ms,
+            native_sessions: node.native_sessions,
         }),
         disk: node.disk.as_ref().map(disk),
         disk_segments: node.segments.map(segments),
@@ -177,7 +180,8 @@ mod tests {
             peak: 90,
             moved,
         };
-        let mut node = NodeFigures { connections: 6, uptime_ms: 7, ..NodeFigures::default() };
+        let mut node =
+            NodeFigures { connections: 6, uptime_ms: 7, native_sessions: 2, ..NodeFigures::default() };
         node.physical[Tier::Ram] = Some(160);
         node.overhead[Tier::Ram] = 24;
         let sum = stats(&[shard.clone(), shard], &node);
@@ -208,7 +212,8 @@ mod tests {
         assert_eq!(*ram, expected);
         assert_eq!(ram.capacity_bytes, ram.free_bytes + ram.reserved_bytes + ram.allocated_bytes);
         let node = sum.node.expect("always there");
-        assert_eq!((node.leases, node.leases_granted_total, node.connections), (4, 18, 6));
+        assert_eq!((node.leases, node.leases_granted_total), (4, 18));
+        assert_eq!((node.connections, node.native_sessions), (6, 2));
     }
 
     #[test]
