@@ -1,6 +1,19 @@
 //! Why a store could not do what it was asked. Every message is a sentence for an operator: what was wrong, what to
 //! do. Only errors of opening name a file; those of running operations may travel to clients and name none.
 
+use payload_types::PayloadKey;
+
+/// A payload id that was to be stored here, and that a row of another node has.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Taken {
+    /// Whose row it is.
+    pub key: PayloadKey,
+    /// The other node's name.
+    pub node: String,
+    /// Where that node's gRPC is reached.
+    pub address: String,
+}
+
 /// What went wrong, as the caller must tell it apart.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum StoreError {
@@ -34,6 +47,9 @@ pub enum StoreError {
     /// The database server does not let this one in: user, password, database, privileges.
     #[error("{0}")]
     Refused(String),
+    /// Rows of other nodes have ids that were to be put, and stay as they are: nothing of the batch was stored. Never empty.
+    #[error("payload ids are taken by other nodes: {0:?}")]
+    Taken(Vec<Taken>),
 }
 
 impl StoreError {
@@ -57,6 +73,7 @@ impl StoreError {
             Self::Locked(text) => Self::Locked(join(text)),
             Self::Fenced(text) => Self::Fenced(join(text)),
             Self::Refused(text) => Self::Refused(join(text)),
+            Self::Taken(taken) => Self::Taken(taken),
         }
     }
 }

@@ -3,11 +3,12 @@
 
 use std::collections::VecDeque;
 
+use payload_types::effect::CatalogChange;
 use payload_types::record::RecordOutcome;
 use payload_types::{Epoch, Health, NamespaceId, PayloadKey, PayloadRow, WallMs};
 
 use crate::change::Change;
-use crate::error::StoreError;
+use crate::error::{StoreError, Taken};
 use crate::store::{Reader, Store};
 
 /// What becomes of one call.
@@ -33,6 +34,8 @@ pub struct Faulty<S> {
     applies: VecDeque<Fault>,
     reads: VecDeque<Fault>,
     flushes: VecDeque<Fault>,
+    /// Keys that another node has.
+    claimed: Vec<PayloadKey>,
     /// The last apply was made and its caller left in doubt: what it met, and whether it was durable.
     doubt: Option<(Vec<RecordOutcome>, bool)>,
 }
@@ -45,6 +48,7 @@ impl<S: Store> Faulty<S> {
             applies: VecDeque::new(),
             reads: VecDeque::new(),
             flushes: VecDeque::new(),
+            claimed: Vec::new(),
             doubt: None,
         }
     }
@@ -62,6 +66,22 @@ impl<S: Store> Faulty<S> {
     /// Adds to what becomes of the coming `flush` calls.
     pub fn plan_flushes(&mut self, faults: impl IntoIterator<Item = Fault>) {
         self.flushes.extend(faults);
+    }
+
+    /// Another node, `two` at two:1, has a payload of this id: no batch that puts it is made.
+    pub fn claim(&mut self, key: PayloadKey) {
+        self.claimed.push(key);
+    }
+
+    fn claims(&self, batch: &[Change]) -> Result<(), StoreError> {
+        let key = |change: &Change| match change {
+            Change::Row(CatalogChange::Put(row)) => Some(row.key),
+            Change::Row(CatalogChange::Remove { .. }) | Change::Record(_) => None,
+        };
+        let claimed = batch.iter().filter_map(key).filter(|key| self.claimed.contains(key));
+        let taken = |key| Taken { key, node: "two".to_owned(), address: "two:1".to_owned() };
+        let taken: Vec<Taken> = claimed.map(taken).collect();
+        if taken.is_empty() { Ok(()) } else { Err(StoreError::Taken(taken)) }
     }
 
     /// The store inside: what is durable.
@@ -113,10 +133,12 @@ impl<S: Store> Store for Faulty<S> {
     }
 
     fn apply(&mut self, batch: &[Change]) -> Result<Vec<RecordOutcome>, StoreError> {
+        self.claims(batch)?;
         self.make(|inner| Ok((inner.apply(batch)?, true))).map(|(outcomes, _)| outcomes)
     }
 
     fn apply_late(&mut self, batch: &[Change]) -> Result<bool, StoreError> {
+        self.claims(batch)?;
         self.make(|inner| Ok((Vec::new(), inner.apply_late(batch)?))).map(|(_, durable)| durable)
     }
 
@@ -126,10 +148,6 @@ impl<S: Store> Store for Faulty<S> {
             Fault::Broken => Err(broken()),
             Fault::Refused | Fault::LostBefore | Fault::LostAfter => Err(refused()),
         }
-    }
-
-    fn taken_elsewhere(&self) -> &[PayloadKey] {
-        self.inner.taken_elsewhere()
     }
 
     fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {

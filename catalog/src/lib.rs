@@ -32,7 +32,7 @@ mod synchronous;
 mod writer;
 
 pub use change::{Change, storable};
-pub use error::StoreError;
+pub use error::{StoreError, Taken};
 pub use faulty::{Fault, Faulty};
 pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]

@@ -44,7 +44,8 @@ pub trait Store: Send {
     ///
     /// # Errors
     /// [`StoreError::Unknown`] when they may have been made: then the next call is `apply` (or `apply_late`) of the same
-    /// batch again, or [`Store::resolve`]. After every other error none was.
+    /// batch again, or [`Store::resolve`]. After every other error none was. [`StoreError::Taken`] when rows of other nodes
+    /// have ids that were to be put: the batch without these may be given next.
     fn apply(&mut self, batch: &[Change]) -> Result<Vec<RecordOutcome>, StoreError>;
 
     /// As [`Store::apply`] for changes that may be late ([`Change::may_be_late`]), but may return `Ok(false)` before the
@@ -63,13 +64,6 @@ pub trait Store: Send {
     /// # Errors
     /// What [`StoreError::is_temporary`]: it cannot be said now; ask again. [`StoreError::Corrupt`].
     fn resolve(&mut self, batch: &[Change]) -> Result<Option<Vec<RecordOutcome>>, StoreError>;
-
-    /// The keys of rows that the last successful `apply` or `resolve` was to put, and that rows of another node have: these
-    /// stayed as they were, and nothing of ours was stored under them. Ids are minted to be unique, so it takes a copied
-    /// disk root or a restored database to get here.
-    fn taken_elsewhere(&self) -> &[PayloadKey] {
-        &[]
-    }
 
     /// Opens another way to ask about records, which may be used from another thread. It sees at least what was applied
     /// before each question.

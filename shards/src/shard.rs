@@ -17,6 +17,7 @@ use crate::limbo::Limbo;
 use crate::op::{Class, Ops};
 use crate::outbox::Outbox;
 use crate::parked::{Caller, ParkedRequests, Why};
+use crate::sessions::Sessions;
 use crate::table::Table;
 use crate::usage::{Pressure, Refusal};
 
@@ -62,6 +63,7 @@ pub struct Shard {
     pub(crate) wheel: Wheel<Timer>,
     pub(crate) accounts: PerTier<Account>,
     pub(crate) budget: PerTier<Pressure>,
+    pub(crate) sessions: Sessions,
     /// What is known of the room on the tiers to which payloads move down.
     pub(crate) doors: PerTier<Door>,
     /// False when the end of a step has nothing to say to the arbiter.
@@ -93,6 +95,7 @@ impl Shard {
             wheel: Wheel::new(TIMERS_MAX),
             accounts: PerTier::default(),
             budget: PerTier::default(),
+            sessions: Sessions::default(),
             doors: PerTier::default(),
             budget_is_busy: false,
             moved: PerTier::default(),
@@ -126,7 +129,11 @@ impl Shard {
                 }
             }
             Event::Completion(completion) => self.completion(&mut step, completion, &mut work_left),
+            Event::SessionClosed { session } => self.sessions.close(session),
             Event::Timer => self.timers(&mut step, &mut work_left),
+        }
+        if self.sessions.has_closed() {
+            self.run_closed(&mut step, &mut work_left);
         }
         // Most steps, leases above all, leave nothing of this to do.
         if self.parked.has_ready() {
@@ -148,7 +155,11 @@ impl Shard {
 
     /// When the next `Event::Timer` is wanted: at a timer's moment, or at once while bounded work is left over.
     pub fn next_timer(&self) -> Option<Monotonic> {
-        if self.parked.has_ready() || self.limbo.has_drop() || self.table.holds_drain() {
+        if self.parked.has_ready()
+            || self.limbo.has_drop()
+            || self.table.holds_drain()
+            || self.sessions.has_closed()
+        {
             return Some(Monotonic(0));
         }
         self.wheel.next_due()
@@ -161,7 +172,16 @@ impl Shard {
 
     /// True when nothing is under way: no operation, no parked request, no drop that a driver was not told about.
     pub fn is_quiet(&self) -> bool {
-        self.ops.is_empty() && self.parked.is_empty() && !self.limbo.has_drop() && !self.table.holds_drain()
+        self.ops.is_empty()
+            && self.parked.is_empty()
+            && !self.limbo.has_drop()
+            && !self.table.holds_drain()
+            && !self.sessions.has_closed()
+    }
+
+    /// Leases and uncommitted allocations of native sessions that are noted here.
+    pub fn held_by_sessions(&self) -> usize {
+        self.sessions.held()
     }
 
     /// True when whatever is under way waits for capacity: nothing happens until some is freed.
@@ -186,6 +206,7 @@ impl Shard {
             Request::Delete { key, force, expected_version } => {
                 self.delete(step, caller, key, force, expected_version)
             }
+            Request::Abort { key, owner } => self.abort(step, caller, key, owner),
             Request::Resolve { key } => self.resolve(step, key),
             Request::Enrol { key } => self.enrol(step, caller, key),
             Request::Acquire(request) => self.acquire(step, caller, request),
@@ -250,6 +271,7 @@ impl Shard {
             Completion::Relocate(replica) => self.relocate(step, replica),
             Completion::Catalog(ack) => self.catalog_ack(step, ack),
             Completion::BatchRefused(op) => self.commit_put_back(step, op),
+            Completion::Claimed { op, reason } => self.row_claimed(step, op, reason),
             Completion::Durable { sequence } => self.limbo.transactions_durable(sequence),
             Completion::Budget(BudgetReply::Granted { op, tier, bytes }) => {
                 self.budget_granted(step, op, tier, bytes);

@@ -54,6 +54,25 @@ fn given_a_part_when_another_is_refused_then_allocated_again_without_its_checksu
 }
 
 #[test]
+fn given_a_part_that_another_node_has_when_told_then_refused_with_the_reason_and_allocated_again() {
+    let mut world = World::new();
+    let key = world.allocate(Tier::Ram, 5000);
+    let before = world.describe(key);
+    for ask in [part(key), plain(key)] {
+        let (number, joined) = (world.send(ask), world.send(plain(key)));
+        world.store_one();
+        let op = world.catalog.pop_front().expect("a row waits").op;
+        world.complete(Completion::Claimed { op, reason: "node `two` has it".to_owned() });
+        for number in [number, joined] {
+            let Some(Err(error)) = world.answer(number) else { panic!("refused") };
+            assert_eq!(error, PayloadError::precondition("node `two` has it"));
+        }
+        assert_eq!(world.describe(key), before, "as it was");
+    }
+    assert!(world.shard.is_quiet());
+}
+
+#[test]
 fn given_a_plain_commit_that_joined_a_part_when_that_is_put_back_then_it_is_made_by_itself() {
     let mut world = World::new();
     let key = world.allocate(Tier::Ram, 5000);

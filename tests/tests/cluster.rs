@@ -396,6 +396,33 @@ async fn given_a_payload_of_another_node_when_in_a_batch_or_a_retaining_stream_t
     refused(one.delete(&mine, false).await, Code::FailedPrecondition, &["shared"]);
 }
 
+/// Gives node two's row `theirs` the id of `claimed`, too: as after a restore of its rows from another time.
+fn claim(cluster: &Cluster, theirs: &PayloadId, claimed: &PayloadId) {
+    let [theirs, claimed] = [theirs, claimed].map(text);
+    let copy = format!(
+        "CREATE TEMP TABLE copy AS SELECT * FROM payload_manager.payload WHERE id = '{theirs}';
+         UPDATE copy SET id = '{claimed}'; INSERT INTO payload_manager.payload SELECT * FROM copy"
+    );
+    cluster.postgres.sql(&cluster.database, &copy).expect("copied");
+}
+
+fn text(id: &PayloadId) -> String {
+    ids::payload_id(Some(id)).expect("an id").to_string()
+}
+
+/// The row with this id, as one value.
+fn row_of(cluster: &Cluster, id: &PayloadId) -> String {
+    let query = format!("SELECT md5(p::text) FROM payload_manager.payload AS p WHERE id = '{}'", text(id));
+    cluster.postgres.sql(&cluster.database, &query).expect("read").trim().to_owned()
+}
+
+/// Allocated at a node and written, not committed.
+async fn written(v1: &V1, seed: u64) -> PayloadId {
+    let descriptor = v1.allocated(RAM, SIZE as u64).await;
+    v1.map(&descriptor).copy_from_slice(&content(seed, SIZE));
+    id(&descriptor)
+}
+
 #[tokio::test]
 async fn given_two_nodes_that_claim_one_id_when_the_second_commits_then_refused_and_the_first_ones_row_stays()
 {
@@ -403,25 +430,72 @@ async fn given_two_nodes_that_claim_one_id_when_the_second_commits_then_refused_
     let servers = cluster.start();
     let [one, two] = connected(&servers).await;
     let theirs = id(&two.put(DISK, &content(1, SIZE)).await);
-    let claimed = one.allocated(RAM, SIZE as u64).await;
-    one.map(&claimed).copy_from_slice(&content(2, SIZE));
-    let [text, theirs_text] =
-        [&id(&claimed), &theirs].map(|id| ids::payload_id(Some(id)).expect("an id").to_string());
-    // As after a restore of node two's rows from another time.
-    let copy = format!(
-        "CREATE TEMP TABLE copy AS SELECT * FROM payload_manager.payload WHERE id = '{theirs_text}';
-         UPDATE copy SET id = '{text}'; INSERT INTO payload_manager.payload SELECT * FROM copy;
-         SELECT md5(copy::text) FROM copy"
-    );
-    let before = cluster.postgres.sql(&cluster.database, &copy).expect("copied");
-    refused(one.commit(&id(&claimed)).await, Code::Unavailable, &["another node", &text]);
+    let claimed = written(&one, 2).await;
+    claim(&cluster, &theirs, &claimed);
+    let before = row_of(&cluster, &claimed);
+    let words = ["`two`", &servers[1].address, &text(&claimed), "allocate it anew"];
+    refused(one.commit(&claimed).await, Code::FailedPrecondition, &words);
     // The rest goes on, and what was refused is as it was: it may be deleted, which leaves the other's row alone.
     one.put(RAM, &content(3, SIZE)).await;
-    refused(one.lease(&id(&claimed)).await, Code::FailedPrecondition, &[]);
-    one.delete(&id(&claimed), false).await.expect("deleted");
-    let row = format!("SELECT md5(kept::text) FROM payload_manager.payload AS kept WHERE id = '{text}'");
-    assert_eq!(cluster.postgres.sql(&cluster.database, &row).expect("found"), before);
-    refused(one.lease(&id(&claimed)).await, Code::FailedPrecondition, &["`two`"]);
+    refused(one.lease(&claimed).await, Code::FailedPrecondition, &[]);
+    one.delete(&claimed, false).await.expect("deleted");
+    assert_eq!(row_of(&cluster, &claimed), before);
+    refused(one.lease(&claimed).await, Code::FailedPrecondition, &["`two`"]);
+    assert_eq!(two.bytes(&theirs).await.1, content(1, SIZE));
+}
+
+#[tokio::test]
+async fn given_a_batch_with_an_id_of_another_node_when_committed_then_nothing_of_it_is_and_the_owner_is_named()
+ {
+    let cluster = Cluster::new(false);
+    let servers = cluster.start();
+    let [one, two] = connected(&servers).await;
+    let theirs = id(&two.put(DISK, &content(1, SIZE)).await);
+    let mut parts = Vec::new();
+    for seed in 10..15 {
+        parts.push(written(&one, seed).await);
+    }
+    claim(&cluster, &theirs, &parts[2]);
+    let before = row_of(&cluster, &parts[2]);
+    let mut batches = PayloadBatchServiceClient::new(one.channel());
+    let commit = |id: &PayloadId| rt::CommitPayloadRequest { id: Some(id.clone()), ..Default::default() };
+    let request = own::BatchCommitRequest { items: parts.iter().map(commit).collect() };
+    // Others commit and describe at the same time, and none of them is harmed.
+    let others = async {
+        for seed in 20..40 {
+            let put = id(&one.put(RAM, &content(seed, SIZE)).await);
+            let update = catalog::UpdatePayloadMetadataRequest {
+                id: Some(put.clone()),
+                metadata: Some(rt_metadata(&put, b"{}")),
+                ..Default::default()
+            };
+            one.catalog().update_payload_metadata(update).await.expect("updated");
+        }
+    };
+    let (answer, ()) = tokio::join!(batches.batch_commit(request), others);
+    let answer = answer.expect("answered").into_inner();
+    assert!(!answer.committed, "{answer:?}");
+    for (place, (result, part)) in answer.results.iter().zip(&parts).enumerate() {
+        let Some(own::batch_commit_result::Outcome::Error(error)) = &result.outcome else {
+            panic!("{result:?}")
+        };
+        let (code, words) = if place == 2 {
+            (Code::FailedPrecondition, vec!["`two`".to_owned(), servers[1].address.clone(), text(part)])
+        } else {
+            (Code::Aborted, vec![text(part), "another one of its batch".to_owned()])
+        };
+        assert_eq!(error.code, code as i32, "{error:?}");
+        assert!(words.iter().all(|word| error.message.contains(word)), "{error:?}");
+        refused(one.lease(part).await, Code::FailedPrecondition, &[]);
+    }
+    assert_eq!(row_of(&cluster, &parts[2]), before);
+    // Without it the batch is committed, and only once.
+    one.delete(&parts.remove(2), false).await.expect("deleted");
+    let request = own::BatchCommitRequest { items: parts.iter().map(commit).collect() };
+    assert!(batches.batch_commit(request).await.expect("answered").into_inner().committed);
+    for (seed, part) in [10, 11, 13, 14].into_iter().zip(&parts) {
+        assert_eq!(one.bytes(part).await.1, content(seed, SIZE));
+    }
     assert_eq!(two.bytes(&theirs).await.1, content(1, SIZE));
 }
 

@@ -25,12 +25,11 @@ mod terms;
 use std::str::FromStr as _;
 use std::time::{Duration, Instant};
 
-use payload_types::effect::CatalogChange;
 use payload_types::record::{RecordChange, RecordOutcome};
 use payload_types::{Epoch, Health, NamespaceId, PayloadKey, PayloadRow, WallMs};
 use tokio_postgres::config::SslMode;
 use tokio_postgres::types::Type;
-use tokio_postgres::{Config, Row};
+use tokio_postgres::Config;
 
 use crate::change::{Change, storable};
 use crate::error::StoreError;
@@ -105,8 +104,6 @@ pub struct PostgresStore {
     group: i64,
     /// The last group's outcomes, when it ended in `Unknown`, and whether it took effect, once that is known.
     doubt: Option<(Vec<RecordOutcome>, Option<bool>)>,
-    /// See [`Store::taken_elsewhere`].
-    taken: Vec<PayloadKey>,
 }
 
 impl PostgresStore {
@@ -129,7 +126,6 @@ impl PostgresStore {
             heart: None,
             group: 0,
             doubt: None,
-            taken: Vec::new(),
         };
         store.ask(look_at).map_err(named)?;
         store.ask(migrate::migrate).map_err(named)?;
@@ -204,33 +200,15 @@ impl PostgresStore {
         Ok(link)
     }
 
-    /// Whether the group in doubt, which is `batch`, took effect: its outcomes if so, and then `taken` is right. No group is in
-    /// doubt afterwards.
-    fn settle(&mut self, batch: &[Change]) -> Result<Option<Vec<RecordOutcome>>, StoreError> {
+    /// Whether the group in doubt took effect: its outcomes if so. No group is in doubt afterwards.
+    fn settle(&mut self) -> Result<Option<Vec<RecordOutcome>>, StoreError> {
         if self.doubt.is_some() {
             // Where the connection was given up with the error, a new one tells.
             self.link = Some(self.take_link()?);
         }
-        if matches!(self.doubt, Some((_, Some(true)))) {
-            self.taken = self.taken_of(batch)?;
-        }
         Ok(self.doubt.take().and_then(|(outcomes, took_effect)| {
             took_effect.expect("whoever connects settles what is in doubt").then_some(outcomes)
         }))
-    }
-
-    /// The keys of rows in `batch` that rows of other nodes have.
-    fn taken_of(&mut self, batch: &[Change]) -> Result<Vec<PayloadKey>, StoreError> {
-        let own = self.own()?;
-        let keys = batch.iter().filter_map(|change| match change {
-            Change::Row(CatalogChange::Put(row)) => {
-                Some((i64::from(row.key.namespace.0), row::uuid(row.key.id)))
-            }
-            Change::Row(CatalogChange::Remove { .. }) | Change::Record(_) => None,
-        });
-        let (namespaces, ids): (Vec<i64>, Vec<_>) = keys.unzip();
-        let found = self.ask(async |session| session.query(&row::TAKEN, &[&own, &namespaces, &ids]).await)?;
-        found.iter().map(row::key).collect()
     }
 
     fn write(&mut self, batch: &[Change]) -> Result<Vec<RecordOutcome>, StoreError> {
@@ -238,31 +216,29 @@ impl PostgresStore {
         let mut link = self.take_link()?;
         let fence = self.fence.ok_or_else(unregistered)?;
         self.group += 1;
-        self.taken.clear();
         let group = self.group;
         let steps = steps(batch);
         let mut outcomes = Vec::new();
-        let result = if let [Step::Rows(rounds)] = &steps[..]
+        let alone = if let [Step::Rows(rounds)] = &steps[..]
             && let [round] = &rounds[..]
         {
             link.run(Doing::Committing, async |session| write_round(session, round, fence, group).await)
         } else {
-            write_all(&mut link, &steps, fence, group).and_then(|(made, is_whole)| {
-                outcomes = made;
-                link.run(Doing::Committing, Session::commit).map(|()| is_whole)
-            })
+            Ok(false)
         };
-        if result.is_ok() {
+        let result = alone.and_then(|is_made| {
+            if is_made {
+                return Ok(());
+            }
+            outcomes = write_all(&mut link, &steps, fence, group)?;
+            link.run(Doing::Committing, Session::commit)
+        });
+        // `Taken` was rolled back in good order; after any other error the connection is given up.
+        if matches!(result, Ok(()) | Err(StoreError::Taken(_))) {
             self.link = Some(link);
         }
         match result {
-            Ok(true) => Ok(outcomes),
-            Ok(false) => {
-                // Made; it is said so once it is known whose rows the others are.
-                self.doubt = Some((outcomes, Some(true)));
-                let settled = self.settle(batch).map_err(|error| StoreError::Unknown(error.to_string()))?;
-                Ok(settled.expect("the group took effect"))
-            }
+            Ok(()) => Ok(outcomes),
             Err(error) => {
                 if matches!(error, StoreError::Unknown(_)) {
                     self.doubt = Some((outcomes, None));
@@ -313,7 +289,7 @@ fn steps(batch: &[Change]) -> Vec<Step<'_>> {
     steps
 }
 
-/// One statement, which is a transaction where none is open. False: not every row was put.
+/// One statement, which is a transaction as none is open. False: not every row would have been put, so none was.
 async fn write_round(
     session: &mut Session,
     round: &Round,
@@ -321,44 +297,57 @@ async fn write_round(
     group: i64,
 ) -> Result<bool, StoreError> {
     session.prepare(&row::WRITE).await?;
-    let written = session.query_prepared(&row::WRITE, &round.values(&fence, &group)).await;
-    let rows = written.map_err(|error| translate(&error, Doing::Committing))?;
-    is_whole(&rows, round)?.ok_or_else(node::fenced)
+    let all = round.puts() as i64;
+    match session.query_prepared(&row::WRITE, &round.values(&fence, &group, &all)).await {
+        Ok(rows) if rows.is_empty() => Err(node::fenced()),
+        Ok(_) => Ok(true),
+        Err(error) if row::too_few(&error) => Ok(false),
+        Err(error) => Err(translate(&error, Doing::Committing)),
+    }
 }
 
-/// What [`row::WRITE`] answered: whether every row was put, or `None` when the fence does not stand.
-fn is_whole(rows: &[Row], round: &Round) -> Result<Option<bool>, StoreError> {
-    let put = rows.first().map(|row| cell::<i64>(row, 0)).transpose()?;
-    Ok(put.map(|put| put == round.puts() as i64))
-}
-
-/// A transaction, but for its COMMIT. With the outcomes: whether every row was put.
+/// A transaction, but for its COMMIT. [`StoreError::Taken`]: it was rolled back.
 fn write_all(
     link: &mut Link,
     steps: &[Step<'_>],
     fence: Fence,
     group: i64,
-) -> Result<(Vec<RecordOutcome>, bool), StoreError> {
+) -> Result<Vec<RecordOutcome>, StoreError> {
     let update = node::fence_update(fence, group);
     if !link.run(Doing::Asking, async |session| session.begin(&update).await)? {
         return Err(node::fenced());
     }
     records::streams_lock(link, steps.iter().filter_map(Step::record))?;
-    let (mut outcomes, mut all) = (Vec::new(), true);
+    let mut outcomes = Vec::new();
     for step in steps {
         match step {
             Step::Rows(rounds) => {
                 for round in rounds {
-                    let values = round.values(&fence, &group);
-                    let rows =
-                        link.run(Doing::Asking, async |session| session.query(&row::WRITE, &values).await)?;
-                    all &= is_whole(&rows, round)?.unwrap_or(true);
+                    let values = round.values(&fence, &group, &0);
+                    let put: i64 =
+                        link.run(Doing::Asking, async |session| session.one(&row::WRITE, &values).await)?;
+                    if put < round.puts() as i64 {
+                        // Newer rows of our own stay, too, and are no harm.
+                        none_taken(link, round, fence)?;
+                    }
                 }
             }
             Step::Record(change) => outcomes.push(records::apply(link, fence.node, change)?),
         }
     }
-    Ok((outcomes, all))
+    Ok(outcomes)
+}
+
+/// Rolls back when rows of other nodes have ids of `round`. What is committed by now is seen: the statement that put the
+/// round has waited for whoever wrote the same ids.
+fn none_taken(link: &mut Link, round: &Round, fence: Fence) -> Result<(), StoreError> {
+    let values = round.keys(&fence);
+    let found = link.run(Doing::Asking, async |session| session.query(&row::TAKEN, &values).await)?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    link.run(Doing::Asking, async |session| session.run("ROLLBACK").await)?;
+    Err(StoreError::Taken(found.iter().map(row::taken).collect::<Result<_, StoreError>>()?))
 }
 
 /// Refuses a server on which the promises of the catalog would not hold.
@@ -449,19 +438,15 @@ impl Store for PostgresStore {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        match self.settle(batch)? {
+        match self.settle()? {
             // The same batch again, which was made.
             Some(outcomes) => Ok(outcomes),
             None => self.write(batch),
         }
     }
 
-    fn resolve(&mut self, batch: &[Change]) -> Result<Option<Vec<RecordOutcome>>, StoreError> {
-        self.settle(batch)
-    }
-
-    fn taken_elsewhere(&self) -> &[PayloadKey] {
-        &self.taken
+    fn resolve(&mut self, _batch: &[Change]) -> Result<Option<Vec<RecordOutcome>>, StoreError> {
+        self.settle()
     }
 
     fn reader(&self) -> Result<Box<dyn Reader>, StoreError> {

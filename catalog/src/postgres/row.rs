@@ -10,12 +10,13 @@
 use payload_types::effect::CatalogChange;
 use payload_types::{NamespaceId, PayloadId, PayloadKey, PayloadRow};
 use tokio_postgres::Row;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::link::{Sql, Value, cell};
 use crate::columns;
-use crate::error::{RESTORE, StoreError};
+use crate::error::{RESTORE, StoreError, Taken};
 
 /// Who writes: what every write is fenced by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,7 +42,8 @@ pub(super) use numbers;
 /// Arrays are unnested in a list of outputs: each as a table of its own, joined by `FROM unnest($5, $6, ...)`, took 2.2 ms
 /// for 512 rows where this takes 0.3, more than all else of the statement.
 /// `$1` to `$4`: node, epoch, session, number of the group. `$5` to `$26`: rows to put. `$27` to `$29`: namespaces, ids
-/// and epochs of removals.
+/// and epochs of removals. `$30`: where fewer rows than so many are put the statement fails, by a division by zero
+/// ([`too_few`]), and with it the transaction; 0: it does not.
 pub(super) static WRITE: Sql = Sql {
     text: concat!(
         "WITH fence AS (
@@ -90,7 +92,7 @@ pub(super) static WRITE: Sql = Sql {
                     WHERE edge.namespace = gone.namespace AND edge.parent = gone.id)
             ON CONFLICT DO NOTHING
         )
-        SELECT (SELECT count(*) FROM put) FROM fence"
+        SELECT made.rows / (made.rows >= $30)::integer FROM fence, (SELECT count(*) FROM put) AS made (rows)"
     ),
     types: &[
         Type::INT4,
@@ -122,16 +124,31 @@ pub(super) static WRITE: Sql = Sql {
         Type::INT8_ARRAY,
         Type::UUID_ARRAY,
         Type::INT8_ARRAY,
+        Type::INT8,
     ],
 };
 
-/// Which of these keys rows of other nodes have. `$1`: this node.
+/// True when [`WRITE`] failed because it put fewer rows than it was to.
+pub(super) fn too_few(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::DIVISION_BY_ZERO)
+}
+
+/// Which of these keys rows of other nodes have, and who they are. `$1`: this node.
 pub(super) static TAKEN: Sql = Sql {
-    text: "SELECT kept.namespace, kept.id FROM unnest($2, $3) AS own (namespace, id), LATERAL (
-            SELECT namespace, id FROM payload_manager.payload AS payload
-            WHERE payload.namespace = own.namespace AND payload.id = own.id AND payload.owner <> $1 OFFSET 0) AS kept",
+    text: "SELECT kept.namespace, kept.id, node.name, node.address
+        FROM (SELECT unnest($2), unnest($3)) AS own (namespace, id), LATERAL (
+            SELECT namespace, id, owner FROM payload_manager.payload AS payload
+            WHERE payload.namespace = own.namespace AND payload.id = own.id AND payload.owner <> $1 OFFSET 0) AS kept
+        LEFT JOIN payload_manager.node AS node ON node.id = kept.owner",
     types: &[Type::INT4, Type::INT8_ARRAY, Type::UUID_ARRAY],
 };
+
+/// Reads a row selected by [`TAKEN`].
+pub(super) fn taken(row: &Row) -> Result<Taken, StoreError> {
+    // A node's row goes after its payloads' when it is removed by hand.
+    let text = |column| Ok(cell::<Option<String>>(row, column)?.unwrap_or_else(|| "unknown".to_owned()));
+    Ok(Taken { key: key(row)?, node: text(2)?, address: text(3)? })
+}
 
 /// Every row of a node, in the order of keys.
 pub(super) static ALL: Sql = Sql {
@@ -235,18 +252,28 @@ impl Round {
         }
     }
 
+    /// The parameters of [`TAKEN`].
+    pub fn keys<'value>(&'value self, fence: &'value Fence) -> [Value<'value>; 3] {
+        [&fence.node, &self.namespaces, &self.ids]
+    }
+
     /// How many rows it puts.
     pub fn puts(&self) -> usize {
         self.ids.len()
     }
 
-    /// The parameters of [`WRITE`].
-    pub fn values<'value>(&'value self, fence: &'value Fence, group: &'value i64) -> Vec<Value<'value>> {
+    /// The parameters of [`WRITE`], which fails unless it puts so many rows.
+    pub fn values<'value>(
+        &'value self,
+        fence: &'value Fence,
+        group: &'value i64,
+        puts_min: &'value i64,
+    ) -> Vec<Value<'value>> {
         let mut values: Vec<Value<'value>> = Vec::with_capacity(WRITE.types.len());
         values.extend([&fence.node as Value<'_>, &fence.epoch, &fence.session, group, &self.namespaces]);
         values.push(&self.ids);
         values.extend(self.numbers.iter().map(|column| column as Value<'_>));
-        values.extend([&self.gone_namespaces as Value<'_>, &self.gone_ids, &self.gone_epochs]);
+        values.extend([&self.gone_namespaces as Value<'_>, &self.gone_ids, &self.gone_epochs, puts_min]);
         values
     }
 }

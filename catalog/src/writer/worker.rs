@@ -12,13 +12,13 @@ use crossbeam::channel::{Receiver, RecvTimeoutError};
 use payload_types::effect::{CatalogChange, CatalogOp};
 use payload_types::event::{CatalogAck, Completion};
 use payload_types::record::{RecordChange, RecordOutcome};
-use payload_types::{ErrorKind, OpId, PayloadError, ShardIndex, WallMs};
+use payload_types::{BatchId, ErrorKind, OpId, PayloadError, ShardIndex, WallMs};
 
 use super::waiting::Share;
 use super::watch::Watch;
 use super::{AckSink, Counters, Message, RecordReply, SweepSink, WaitingRecord};
 use crate::change::{Change, storable};
-use crate::error::StoreError;
+use crate::error::{StoreError, Taken};
 use crate::store::Store;
 
 /// Changes in one transaction. 4,096 rows at the 60 k rows/s of a slow disk (FACTS.md) are 70 ms, the longest that an
@@ -75,8 +75,8 @@ enum Ticket {
     Row {
         shard: ShardIndex,
         op: OpId,
-        /// Why it was not made though its group was.
-        refused: Option<String>,
+        /// What it is made together with, or not at all.
+        batch: Option<BatchId>,
     },
     Record {
         reply: RecordReply,
@@ -84,6 +84,15 @@ enum Ticket {
     },
     /// The writer's own.
     Sweep,
+}
+
+impl Ticket {
+    fn batch(&self) -> Option<BatchId> {
+        match self {
+            Self::Row { batch, .. } => *batch,
+            Self::Record { .. } | Self::Sweep => None,
+        }
+    }
 }
 
 pub(super) struct Worker {
@@ -250,7 +259,7 @@ impl Worker {
         match storable(&change) {
             Ok(()) => {
                 self.changes.push(change);
-                self.tickets.push(Ticket::Row { shard: op.shard, op: op.op, refused: None });
+                self.tickets.push(Ticket::Row { shard: op.shard, op: op.op, batch: None });
             }
             Err(error) => {
                 let ack = CatalogAck { op: op.op, result: Err(error.to_string()), sequence: 0 };
@@ -261,6 +270,7 @@ impl Worker {
 
     /// Puts a batch into the group; one with a part that no store can keep is refused whole.
     fn take_batch(&mut self, parts: Vec<CatalogOp>) {
+        let batch = parts.first().and_then(|part| part.batch).map(|mark| mark.batch);
         let parts = parts.into_iter().map(|part| ((part.shard, part.op), Change::Row(part.change)));
         let (askers, changes): (Vec<_>, Vec<_>) = parts.unzip();
         if let Some(error) = changes.iter().find_map(|change| storable(change).err()) {
@@ -271,7 +281,7 @@ impl Worker {
             return;
         }
         self.changes.extend(changes);
-        self.tickets.extend(askers.into_iter().map(|(shard, op)| Ticket::Row { shard, op, refused: None }));
+        self.tickets.extend(askers.into_iter().map(|(shard, op)| Ticket::Row { shard, op, batch }));
     }
 
     /// As [`Self::take`].
@@ -316,11 +326,12 @@ impl Worker {
         self.counters.rows.fetch_add(self.changes.len() as u64, Ordering::Relaxed);
         let nanoseconds = u64::try_from(taken.as_nanos()).unwrap_or(u64::MAX);
         self.counters.group_ns_max.fetch_max(nanoseconds, Ordering::Relaxed);
-        if matches!(outcome, Some(Ok(_))) {
-            self.refuse_taken();
-        }
         self.changes.clear();
         self.record_bytes = 0;
+        if self.tickets.is_empty() {
+            // All of them were claimed by other nodes, and answered.
+            return;
+        }
         let Some(outcome) = outcome else {
             tracing::error!(
                 ops = self.tickets.len(),
@@ -340,24 +351,39 @@ impl Worker {
         }
     }
 
-    /// Refuses the rows of the group that were not stored because another node has their ids: alone, the rest was made.
-    fn refuse_taken(&mut self) {
-        let taken = self.store.taken_elsewhere();
-        if taken.is_empty() {
-            return;
-        }
-        for (ticket, change) in self.tickets.iter_mut().zip(&self.changes) {
-            let Change::Row(CatalogChange::Put(row)) = change else { continue };
-            if let Ticket::Row { refused, .. } = ticket
-                && taken.contains(&row.key)
-            {
-                let id = row.key.id;
-                tracing::error!(%id, "two nodes claim one payload id; the row of the other one stays");
-                *refused = Some(format!(
-                    "another node of this catalog has a payload of the id {id}, which stays as it is; delete this one and make it anew, and see that no two nodes run on copies of one disk root or database"
-                ));
+    /// Takes out of the group the rows whose ids other nodes have, each with the batch that it is a part of, and answers
+    /// them: the rest can be made without them. False: none of them was in the group.
+    fn refuse_taken(&mut self, taken: &[Taken]) -> bool {
+        let claim = |change: &Change| match change {
+            Change::Row(CatalogChange::Put(row)) => taken.iter().find(|taken| taken.key == row.key),
+            Change::Row(CatalogChange::Remove { .. }) | Change::Record(_) => None,
+        };
+        let claimed = self.tickets.iter().zip(&self.changes).filter(|(_, change)| claim(change).is_some());
+        let batches: BTreeSet<BatchId> = claimed.filter_map(|(ticket, _)| ticket.batch()).collect();
+        let len = self.changes.len();
+        let (tickets, changes) = (std::mem::take(&mut self.tickets), std::mem::take(&mut self.changes));
+        for (ticket, change) in tickets.into_iter().zip(changes) {
+            let claim = claim(&change);
+            match ticket {
+                Ticket::Row { shard, op, .. } if let Some(taken) = claim => {
+                    let Taken { key, node, address } = taken;
+                    let id = key.id;
+                    tracing::error!(%id, %node, "two nodes claim one payload id; the row of the other one stays");
+                    let reason = format!(
+                        "payload {id} was not committed: node `{node}` at {address}, another node of this catalog, has a payload of this id, which stays as it is; delete this one and allocate it anew, and see that no two nodes run on copies of one disk root or database"
+                    );
+                    (self.sink)(shard, Completion::Claimed { op, reason });
+                }
+                Ticket::Row { shard, op, batch: Some(batch) } if batches.contains(&batch) => {
+                    (self.sink)(shard, Completion::BatchRefused(op));
+                }
+                ticket => {
+                    self.tickets.push(ticket);
+                    self.changes.push(change);
+                }
             }
         }
+        self.changes.len() < len
     }
 
     /// Tells everybody of the group how it ended.
@@ -378,12 +404,11 @@ impl Worker {
         };
         for ticket in self.tickets.drain(..) {
             match ticket {
-                Ticket::Row { shard, op, refused } => {
+                Ticket::Row { shard, op, .. } => {
                     if late {
                         self.waiting.insert(shard);
                     }
-                    let result = refused.map_or_else(|| result.clone(), Err);
-                    let ack = CatalogAck { op, result, sequence };
+                    let ack = CatalogAck { op, result: result.clone(), sequence };
                     (self.sink)(shard, Completion::Catalog(ack));
                 }
                 Ticket::Record { reply, .. } => reply(outcome()),
@@ -400,7 +425,8 @@ impl Worker {
         }
     }
 
-    /// Tries the group until its outcome is known: made, or refused with the reason. `None`: not known at shutdown.
+    /// Tries the group until its outcome is known: made, or refused with the reason. `None`: not known at shutdown, or nothing
+    /// is left of it because other nodes have all of its ids.
     fn outcome(&mut self, started: Instant) -> Option<Result<Made, String>> {
         let patience = if self.down { Duration::ZERO } else { self.patience };
         let may_be_late = self.changes.iter().all(Change::may_be_late);
@@ -416,6 +442,16 @@ impl Worker {
                 Ok(made) => return Some(Ok(self.made(made))),
                 Err(error) => error,
             };
+            if let StoreError::Taken(taken) = &error
+                && self.refuse_taken(taken)
+            {
+                // Nothing was made, of an earlier try neither; the rest is a group of its own.
+                in_doubt = false;
+                if self.changes.is_empty() {
+                    return None;
+                }
+                continue;
+            }
             in_doubt |= matches!(error, StoreError::Unknown(_));
             if !error.is_temporary() || started.elapsed() >= patience {
                 if !in_doubt {

@@ -27,6 +27,7 @@ fn heard(answers: &Receiver<Completion>) -> (u32, Result<(), bool>) {
     match answers.recv_timeout(HANG).expect("an answer") {
         Completion::Catalog(ack) => (ack.op.index, ack.result.map_err(|_| false)),
         Completion::BatchRefused(op) => (op.index, Err(true)),
+        Completion::Claimed { op, .. } => (op.index, Err(false)),
         other => panic!("nobody asked for {other:?}"),
     }
 }
@@ -106,6 +107,37 @@ fn given_a_part_that_no_store_can_keep_when_the_batch_is_whole_then_none_of_it_i
         .expect("room");
     assert_eq!([heard(&answers), heard(&answers)], [(1, Err(false)), (2, Err(false))]);
     assert_eq!(ids(writer.shutdown().as_mut()), 0);
+}
+
+#[test]
+fn given_ids_that_another_node_has_when_stored_then_their_batch_goes_back_and_nobody_else_is_harmed() {
+    let (sink, answers) = sink();
+    let mut store = Faulty::new(MemoryStore::new());
+    [2, 8].into_iter().for_each(|number| store.claim(row(number).key));
+    // The first tries are left in doubt: nobody may hear before it is known that they were not made.
+    store.plan_applies([Fault::LostBefore, Fault::LostAfter]);
+    let writer = Writer::start_patient(Box::new(store), 100, sink, Duration::from_millis(50));
+    for number in 1..=3 {
+        writer.submit(part(number, 3)).expect("room");
+    }
+    assert_eq!(
+        [heard(&answers), heard(&answers), heard(&answers)],
+        [(1, Err(true)), (2, Err(false)), (3, Err(true))]
+    );
+    // As the front does when it hears the first of these.
+    writer.handle().batch_refused(BATCH);
+    writer.handle().batch_answered(BATCH);
+    for number in [8, 9] {
+        writer.submit(op(number, put(row(u64::from(number))))).expect("room");
+    }
+    let mut told = [heard(&answers), heard(&answers)];
+    told.sort_unstable();
+    assert_eq!(told, [(8, Err(false)), (9, Ok(()))]);
+    writer.submit(op(8, put(row(8)))).expect("room");
+    assert_eq!(heard(&answers), (8, Err(false)), "alone in its group");
+    writer.submit(op(10, put(row(10)))).expect("room");
+    assert_eq!(heard(&answers), (10, Ok(())));
+    assert_eq!(ids(writer.shutdown().as_mut()), 2);
 }
 
 #[test]

@@ -3,13 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use payload_catalog::{AckSink, Change, PostgresConfig, PostgresStore, Reader, Store, Writer};
+use crossbeam::channel::{Receiver, bounded};
+use payload_catalog::{
+    AckSink, Change, PostgresConfig, PostgresStore, Reader, Store, StoreError, Taken, Writer,
+};
+use payload_types::effect::CatalogOp;
 use payload_types::event::Completion;
-use payload_types::record::{RecordAnswer, RecordChange, RecordQuery, StreamLimits, StreamName};
+use payload_types::record::{
+    RecordAnswer, RecordChange, RecordOutcome, RecordQuery, StreamItem, StreamLimits, StreamName,
+};
 use payload_types::request::List;
 use payload_types::{
-    ByteCount, Epoch, Foreign, ForeignPage, Health, NamespaceId, PayloadId, PayloadRow, PayloadState, Tier,
-    WallMs,
+    BatchId, BatchPart, ByteCount, Epoch, Foreign, ForeignPage, Health, NamespaceId, PayloadId, PayloadRow,
+    PayloadState, Tier, WallMs,
 };
 
 use crate::backends::{Backend, Memory, Sqlite, postgres_config, server};
@@ -212,59 +218,141 @@ fn given_streams_when_their_ends_are_asked_for_then_they_come_in_order_on_every_
     assert_eq!(ends_of::<Postgres>(&Postgres::home()), wanted);
 }
 
+/// A writer over `store`, and what each op of it was told: `Ok`, or whether it was claimed, with the reason.
+type Told = (u32, Result<(), (bool, String)>);
+
+fn writer(store: PostgresStore) -> (Writer, Receiver<Told>) {
+    let (sender, told) = bounded(64);
+    let sink: AckSink = Arc::new(move |_, completion| {
+        let told = match completion {
+            Completion::Catalog(ack) => (ack.op.index, ack.result.map_err(|reason| (false, reason))),
+            Completion::Claimed { op, reason } => (op.index, Err((true, reason))),
+            Completion::BatchRefused(op) => (op.index, Err((false, String::new()))),
+            other => panic!("nothing is late here: {other:?}"),
+        };
+        sender.send(told).expect("the test listens");
+    });
+    (Writer::start(Box::new(store), 64, sink), told)
+}
+
+fn next(told: &Receiver<Told>) -> Told {
+    told.recv_timeout(Duration::from_secs(60)).expect("every op is answered")
+}
+
+/// That op `number` was told that node one has the payload `claimed`.
+fn assert_claimed((number, told): Told, expected: u32, claimed: u64) {
+    let Err((true, reason)) = told else { panic!("{told:?}") };
+    let id = key(claimed).id.to_string();
+    assert!(
+        number == expected && ["`one`", "one:1", &id].iter().all(|word| reason.contains(word)),
+        "{reason}"
+    );
+}
+
+fn rows_of(store: &mut PostgresStore) -> Vec<PayloadRow> {
+    let mut rows = Vec::new();
+    store.load(&mut |row| rows.push(row)).expect("rows load");
+    rows
+}
+
 #[test]
 fn given_two_nodes_that_claim_one_id_when_the_second_stores_it_then_it_alone_is_refused_and_the_first_row_stays()
  {
     let uri = server().database();
     let (mut one, two) = (started(&uri, "one"), started(&uri, "two"));
     one.apply(&[put(row(2)), put(row(4))]).expect("stored");
-    let (sender, acks) = crossbeam::channel::bounded(8);
-    let sink: AckSink = Arc::new(move |_, completion| match completion {
-        Completion::Catalog(ack) => sender.send(ack).expect("the test listens"),
-        other => panic!("nothing is late here: {other:?}"),
-    });
-    let writer = Writer::start(Box::new(two), 64, sink);
+    let (writer, told) = writer(two);
     let mut theirs = row(2);
     (theirs.epoch, theirs.size) = (Epoch(900), ByteCount(7));
     let ops = [put(row(1)), put(theirs), put(row(3)), remove(4, 900), put(row(5))];
     for (number, change) in (0..).zip(ops) {
         writer.submit(op(number, change)).expect("there is room");
     }
-    for _ in 0..5 {
-        let ack = acks.recv_timeout(Duration::from_secs(60)).expect("every op is answered");
-        match (ack.op.index, ack.result) {
-            (1, Err(reason)) => {
-                assert!(
-                    reason.contains("another node") && reason.contains(&key(2).id.to_string()),
-                    "{reason}"
-                );
-            }
-            (number, result) => assert_eq!((number != 1, result), (true, Ok(()))),
-        }
-    }
+    let mut all: Vec<Told> = (0..5).map(|_| next(&told)).collect();
+    all.sort_by_key(|(number, _)| *number);
+    assert_claimed(all.remove(1), 1, 2);
+    assert_eq!(all, [0, 2, 3, 4].map(|number| (number, Ok(()))));
     drop(writer.shutdown());
-    let rows_of = |store: &mut PostgresStore| {
-        let mut rows = Vec::new();
-        store.load(&mut |row| rows.push(row)).expect("rows load");
-        rows
-    };
     assert_eq!(rows_of(&mut one), [row(2), row(4)]);
     assert_eq!(rows_of(&mut started(&uri, "two")), [row(1), row(3), row(5)]);
 }
 
 #[test]
-fn given_a_claimed_id_in_a_transaction_of_several_statements_when_stored_then_it_is_told_too_and_only_once() {
+fn given_a_batch_with_an_id_of_another_node_when_stored_then_nothing_of_it_is_and_the_rest_of_its_group_is() {
+    let uri = server().database();
+    let (mut one, mut two) = (started(&uri, "one"), started(&uri, "two"));
+    one.apply(&[put(row(2))]).expect("stored");
+    let name = StreamName { namespace: String::new(), name: "s".to_owned() };
+    let create =
+        RecordChange::StreamCreate { stream: name.clone(), limits: StreamLimits::default(), at: NOW };
+    two.apply(&[put(row(9)), create.into()]).expect("stored");
+    let mut reader = two.reader().expect("a reader");
+    // The row of the node is held, so that all of this waits and is one group.
+    let hold = "BEGIN; SELECT FROM payload_manager.node FOR UPDATE; SELECT pg_sleep(1); COMMIT";
+    let (writer, told) = writer(two);
+    let appended = std::thread::scope(|scope| {
+        scope.spawn(|| server().sql(name_of(&uri), hold).expect("held"));
+        std::thread::sleep(Duration::from_millis(300));
+        writer.submit(op(0, put(row(7)))).expect("room");
+        std::thread::sleep(Duration::from_millis(50));
+        let part = |number: u32, batch, len| {
+            let mark = BatchPart { batch: BatchId(batch), len };
+            CatalogOp { batch: Some(mark), ..op(number, put(row(u64::from(number)))) }
+        };
+        // The second of them is node one's; the other batch has none of its.
+        for (number, batch, len) in [(1, 1, 3), (2, 1, 3), (4, 2, 2), (3, 1, 3), (5, 2, 2)] {
+            writer.submit(part(number, batch, len)).expect("room");
+        }
+        writer.submit(op(6, put(row(6)))).expect("room");
+        let item = StreamItem { payload: key(9).id, event_time: None, duration_ns: 0, tags: Vec::new() };
+        let append =
+            RecordChange::StreamAppend { stream: name.clone(), items: vec![item], held: false, at: NOW };
+        let (reply, answer) = bounded(1);
+        let reply = Box::new(move |made| reply.send(made).expect("the test listens"));
+        writer.handle().submit_record(append, reply).expect("room");
+        answer.recv_timeout(Duration::from_secs(60)).expect("answered")
+    });
+    assert_eq!(appended, Ok(RecordOutcome::Appended { first: 0, last: 0 }));
+    let mut all: Vec<Told> = (0..7).map(|_| next(&told)).collect();
+    all.sort_by_key(|(number, _)| *number);
+    assert_claimed(all.remove(2), 2, 2);
+    let whole = [0, 4, 5, 6].map(|number| (number, Ok(())));
+    let put_back = [1, 3].map(|number| (number, Err((false, String::new()))));
+    let mut expected = [whole.as_slice(), put_back.as_slice()].concat();
+    expected.sort_by_key(|(number, _)| *number);
+    assert_eq!(all, expected);
+    let stats = writer.stats();
+    assert_eq!((stats.groups, stats.rows), (2, 5), "all but the first of them were one group");
+    drop(writer.shutdown());
+    assert_eq!(rows_of(&mut one), [row(2)]);
+    assert_eq!(rows_of(&mut started(&uri, "two")), [4, 5, 6, 7, 9].map(row));
+    let ends = reader.read(&RecordQuery::StreamEnds(vec![name])).expect("answered");
+    assert!(matches!(ends, RecordAnswer::StreamEnds(ends) if ends[0].is_some_and(|(_, end)| end == 1)));
+}
+
+#[test]
+fn given_a_claimed_id_in_a_transaction_when_stored_then_all_of_it_is_rolled_back_and_the_claim_is_told() {
     let uri = server().database();
     let (mut one, mut two) = (started(&uri, "one"), started(&uri, "two"));
     one.apply(&[put(row(1))]).expect("stored");
-    assert!(one.taken_elsewhere().is_empty());
-    // Several changes of one key are several statements.
-    two.apply(&[put(row(2)), remove(2, 9), put(row(1)), put(row(3))]).expect("the rest is made");
-    assert_eq!(two.taken_elsewhere(), [key(1)]);
-    // An older version of an own row is not stored either, and is nobody else's.
+    let claim = Taken { key: key(1), node: "one".to_owned(), address: "one:1".to_owned() };
+    let taken = Err(StoreError::Taken(vec![claim]));
+    // One statement, and several: of one key, and with records.
+    assert_eq!(two.apply(&[put(row(2)), put(row(1)), put(row(3))]), taken);
+    assert_eq!(two.apply(&[put(row(2)), remove(2, 9), put(row(1)), put(row(3))]), taken);
+    let name = StreamName { namespace: String::new(), name: "s".to_owned() };
+    let create =
+        RecordChange::StreamCreate { stream: name.clone(), limits: StreamLimits::default(), at: NOW };
+    assert_eq!(two.apply(&[create.into(), put(row(1)), put(row(3))]), taken);
+    assert_eq!(rows_of(&mut two), []);
+    let ends = two.reader().expect("a reader").read(&RecordQuery::StreamEnds(vec![name]));
+    assert_eq!(ends, Ok(RecordAnswer::StreamEnds(vec![None])));
+    // What was rolled back may be made without it, and an older version of an own row, which is not stored either, is
+    // nobody else's.
     let mut newer = row(3);
     newer.version = newer.version.next();
-    two.apply(&[put(newer)]).expect("stored");
-    two.apply(&[put(row(3))]).expect("nothing to do");
-    assert!(two.taken_elsewhere().is_empty());
+    two.apply(&[put(row(2)), put(newer.clone())]).expect("stored");
+    two.apply(&[put(row(4)), put(row(3))]).expect("one of them is stored");
+    assert_eq!(rows_of(&mut two), [row(2), newer, row(4)]);
+    assert_eq!(rows_of(&mut one), [row(1)]);
 }

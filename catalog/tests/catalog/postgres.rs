@@ -50,7 +50,9 @@ fn given_two_nodes_on_one_database_when_they_write_then_neither_touches_what_the
     two.apply(&[put(row(3))]).expect("stored");
     let mut newer = row(1);
     (newer.epoch, newer.size) = (Epoch(1000), ByteCount(7));
-    two.apply(&[put(newer), remove(2, 1000)]).expect("no change can fail another");
+    let taken = two.apply(&[put(newer), remove(2, 1000)]);
+    assert!(matches!(&taken, Err(StoreError::Taken(taken)) if taken[0].key == key(1)), "{taken:?}");
+    two.apply(&[remove(2, 1000)]).expect("nothing to remove");
     assert_eq!(all(&mut one), [row(1), row(2)]);
     assert_eq!(all(&mut two), [row(3)]);
     assert_eq!((one.count(), two.count()), (Ok(2), Ok(1)));

@@ -5,6 +5,7 @@ use crate::extent::Extent;
 use crate::ids::{Generation, OpId};
 use crate::policy::Rank;
 use crate::request::Request;
+use crate::session::SessionId;
 use crate::tier::Tier;
 use crate::time::Monotonic;
 use crate::units::{ByteCount, Checksum};
@@ -23,6 +24,13 @@ pub enum Event {
     },
     /// Somebody finished work for the shard. Lane: completions.
     Completion(Completion),
+    /// A native session ends: what it holds here is given back, `limits::ITEMS_PER_TURN_MAX` things a step, the rest in
+    /// timer steps. Sent by the pump when it takes nothing more of the session, and again after the last answer to it
+    /// where some were owed: those may have granted more.
+    SessionClosed {
+        /// Which.
+        session: SessionId,
+    },
     /// The moment named by `Shard::next_timer` has come, or work of the last turn is left. Sent by the pump.
     Timer,
 }
@@ -40,6 +48,13 @@ pub enum Completion {
     /// From the catalog writer: the slot's row, a part of a batch, was not stored and never will be, because another part
     /// was refused.
     BatchRefused(OpId),
+    /// From the catalog writer: the slot's row was not stored and never will be, because another node has one of its id.
+    Claimed {
+        /// The slot.
+        op: OpId,
+        /// Which node has it, and what to do: a sentence for the caller.
+        reason: String,
+    },
     /// From the budget arbiter.
     Budget(BudgetReply),
     /// The disk store wants this packed replica in another segment file, so that the one it lies in can be recycled.

@@ -1,6 +1,7 @@
 //! What became of the rows that operations stored.
 
 use payload_ledger::SlotKey;
+use payload_types::OpId;
 use payload_types::event::CatalogAck;
 use payload_types::reply::Reply;
 
@@ -31,6 +32,16 @@ impl Shard {
                 self.rewrite_unsound(step, slot_key(op), tier);
             }
             Kind::Allocate { .. } | Kind::Sync { .. } | Kind::Verify(_) => {}
+        }
+    }
+
+    /// Another node has a row of the id that `op` was to store the first row of.
+    pub(crate) fn row_claimed(&mut self, step: &mut Step<'_>, op: OpId, reason: String) {
+        match self.ops.get(slot_key(op)).map(|waiting| &waiting.kind) {
+            Some(Kind::Commit { .. }) => self.commit_claimed(step, op, reason),
+            // A later row of a payload is claimed only where somebody wrote into the database.
+            Some(_) => self.catalog_ack(step, CatalogAck { op, result: Err(reason), sequence: 0 }),
+            None => {}
         }
     }
 

@@ -136,6 +136,15 @@ impl Shard {
         step.out.reply(reply_to, Ok(Reply::Committed(self.table.at(slot).describe(true))));
     }
 
+    /// Another node has a row of this id: nothing was stored, and repeating the call will not help.
+    pub(crate) fn commit_claimed(&mut self, step: &mut Step<'_>, id: OpId, reason: String) {
+        if let Some(Op { payload, .. }) = self.ops.get(slot_key(id)) {
+            let slot = *payload;
+            self.table.links(slot).set_checksum(None);
+        }
+        self.commit_failed(step, id, PayloadError::precondition(reason));
+    }
+
     /// Another part of the batch was refused: nothing was stored. Commits that joined this one are made by themselves.
     pub(crate) fn commit_put_back(&mut self, step: &mut Step<'_>, id: OpId) {
         let Some(Op { payload, kind: Kind::Commit { reply_to, .. }, .. }) = self.ops.get(slot_key(id)) else {
