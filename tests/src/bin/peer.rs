@@ -9,6 +9,8 @@
 //! session ID       leases it in a lease session, which stays open -> how many are leased so
 //! delete ID        deletes                           -> deleted, or the refusal
 //! write TIER SEED LENGTH   allocates, writes in place, commits -> ID
+//! native-hold ID   leases it over a native session and keeps the lease -> TIER LENGTH XXH3
+//! native-allocate LENGTH   allocates in RAM over a native session, and keeps it uncommitted -> ID
 //! ```
 //! Ids are hexadecimal, tiers numbers. Ends with its standard input; a task that fails ends it with a panic.
 #![forbid(unsafe_code)]
@@ -16,9 +18,9 @@
 use std::io::{BufRead as _, Write as _};
 use std::path::PathBuf;
 
-use payload_client::{AcquireOptions, Client};
+use payload_client::{AcquireOptions, AllocateOptions, Client, blocking};
 use payload_tests::v1::{V1, content, id};
-use payload_types::PayloadId as PayloadKey;
+use payload_types::{ByteCount, PayloadId as PayloadKey};
 use payload_wire::pb::core::v1::PayloadId;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -29,6 +31,9 @@ fn main() {
     let mut held = Vec::new();
     let mut session = None;
     let mut leased = Vec::new();
+    let mut native = None;
+    let mut natively_held = Vec::new();
+    let mut natively_allocated = Vec::new();
     for line in std::io::stdin().lock().lines() {
         let line = line.expect("text");
         let words: Vec<&str> = line.split(' ').collect();
@@ -66,6 +71,23 @@ fn main() {
                 leased.push(wished);
                 leased.len().to_string()
             }
+            ["native-hold", name] => {
+                let id = PayloadKey::from_slice(&from_hex(name).value).expect("16 bytes");
+                let client = native.get_or_insert_with(|| native_client(&address));
+                let lease = client.acquire(id, &AcquireOptions::default()).expect("leased");
+                let answer =
+                    format!("{} {} {:016x}", lease.descriptor().tier as i32, lease.len(), xxh3_64(&lease));
+                natively_held.push(lease);
+                answer
+            }
+            ["native-allocate", length] => {
+                let size = ByteCount(length.parse().expect("a number"));
+                let client = native.get_or_insert_with(|| native_client(&address));
+                let payload = client.allocate(size, &AllocateOptions::default()).expect("allocated");
+                let answer = payload.id().as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+                natively_allocated.push(payload);
+                answer
+            }
             ["delete", name] => match runtime.block_on(v1.delete(&from_hex(name), false)) {
                 Ok(()) => "deleted".to_owned(),
                 Err(status) => status.to_string(),
@@ -75,6 +97,12 @@ fn main() {
         println!("{answer}");
         std::io::stdout().flush().expect("somebody reads");
     }
+}
+
+fn native_client(address: &str) -> blocking::Client {
+    let client = blocking::Client::connect(address).expect("connected");
+    assert!(client.session().is_some(), "the server is on this host");
+    client
 }
 
 fn hex(id: &PayloadId) -> String {
