@@ -36,7 +36,7 @@ pub use error::{StoreError, Taken};
 pub use faulty::{Fault, Faulty};
 pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]
-pub use postgres::{PostgresConfig, PostgresStore};
+pub use postgres::{NodeInfo, PostgresConfig, PostgresStore};
 pub use readers::{QueryReply, Readers, ReadersHandle};
 pub use recovery::{distribute, partition};
 #[cfg(feature = "sqlite")]

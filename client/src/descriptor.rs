@@ -122,6 +122,8 @@ pub struct Lease {
 pub struct Page {
     /// Newest first.
     pub rows: Vec<Summary>,
+    /// The node that holds each of them, where nodes share a catalog; else empty names.
+    pub nodes: Vec<String>,
     /// Where the next page starts; `None` after the last.
     pub next_page_token: Option<String>,
     /// All payloads that match the filter.
@@ -179,9 +181,11 @@ impl Lease {
 
 impl Page {
     pub(crate) fn decode(message: runtime::ListPayloadsResponse) -> Result<Self, ClientError> {
+        let nodes = message.payloads.iter().map(|payload| payload.node_id.clone()).collect();
         let rows = message.payloads.into_iter().map(decode_summary).collect::<Result<_, _>>()?;
         Ok(Self {
             rows,
+            nodes,
             next_page_token: Some(message.next_page_token).filter(|token| !token.is_empty()),
             total_count: u64::try_from(message.total_count).unwrap_or_default(),
         })

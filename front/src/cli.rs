@@ -66,6 +66,18 @@ pub enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// List the nodes that share the catalog, or remove one that is gone for good (PostgreSQL).
+    Nodes {
+        /// The name of the node to remove, with all that the catalog keeps of its payloads.
+        #[arg(long, value_name = "NODE")]
+        remove: Option<String>,
+        /// Remove it; without this, say what would be forgotten, and exit with code 3.
+        #[arg(long, requires = "remove")]
+        yes: bool,
+        /// One JSON object a line instead of a table.
+        #[arg(long, conflicts_with = "remove")]
+        json: bool,
+    },
     /// The demo's second process: leases payloads and reads them in place.
     #[command(hide = true)]
     DemoWorker {
@@ -95,7 +107,7 @@ impl Cli {
                 file.display()
             )),
             (None, Some(file)) if !file.exists() => Err(format!(
-                "`{}` is neither a command (serve, demo, doctor, backup, migrate) nor a configuration file",
+                "`{}` is neither a command (serve, demo, doctor, backup, migrate, nodes) nor a configuration file",
                 file.display()
             )),
             (config, file) => Ok(config.as_deref().or(file.as_deref())),
@@ -157,7 +169,7 @@ mod tests {
     #[test]
     fn given_a_mistyped_command_when_parsed_then_the_sentence_names_the_commands() {
         let sentence = file_of(&["serv"]).expect_err("no such file");
-        assert!(sentence.contains("serve, demo, doctor, backup, migrate"), "{sentence}");
+        assert!(sentence.contains("serve, demo, doctor, backup, migrate, nodes"), "{sentence}");
     }
 
     #[test]

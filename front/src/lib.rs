@@ -26,6 +26,7 @@ pub mod locate;
 pub mod logging;
 pub mod metrics;
 pub mod mint;
+pub mod nodes;
 pub mod owners;
 pub mod ports;
 pub mod records;

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use payload_front::cli::{Cli, Command};
 use payload_front::config::{Config, Loaded};
+use payload_front::nodes::{self, Task};
 use payload_front::serve::{self, FrontLimits, Listeners};
 use payload_front::{bootstrap, database, demo, doctor, logging};
 
@@ -39,6 +40,16 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
             let schema = database::migrate(&checked(cli)?.config, check)?;
             println!("{}", schema.said);
             Ok(if schema.is_current { ExitCode::SUCCESS } else { ExitCode::from(database::PENDING) })
+        }
+        Command::Nodes { remove, yes, json } => {
+            let task = match &remove {
+                None => Task::List { json },
+                Some(name) if yes => Task::Remove(name),
+                Some(name) => Task::Weigh(name),
+            };
+            let (said, is_done) = nodes::run(&checked(cli)?.config.database, task)?;
+            print!("{said}");
+            Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::from(database::PENDING) })
         }
         Command::Doctor { json } => Ok(doctor(cli, json)),
     }

@@ -90,6 +90,30 @@ impl Postgres {
         self.said("pg_ctl", &["-D", "data", "-w", "-t", "60", "-l", "log", "-o", &options, "start"])
     }
 
+    /// Lets the server speak TLS, as `localhost`, by a certificate of an authority of its own; returns that one's
+    /// certificate. Connections that are open are closed.
+    ///
+    /// # Errors
+    /// What openssl or pg_ctl said. PostgreSQL's package brings openssl along.
+    pub fn speak_tls(&self) -> Result<PathBuf, String> {
+        let openssl = |arguments: &str| {
+            let mut command = command(Path::new("openssl"), &self.directory, self.user);
+            command.args(arguments.split(' '));
+            run(command).map(drop)
+        };
+        let authority = "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -subj /CN=test -days 2";
+        openssl(&format!("{authority} -addext basicConstraints=critical,CA:TRUE"))?;
+        openssl("req -newkey rsa:2048 -nodes -keyout data/server.key -out server.csr -subj /CN=localhost")?;
+        fs::write(self.directory.join("san.cnf"), "subjectAltName = DNS:localhost\n")
+            .map_err(|error| error.to_string())?;
+        let signed = "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2";
+        openssl(&format!("{signed} -extfile san.cnf -out data/server.crt"))?;
+        self.sql("postgres", "ALTER SYSTEM SET ssl = on")?;
+        self.stop();
+        self.start_again()?;
+        Ok(self.directory.join("ca.pem"))
+    }
+
     /// Ends every process of the server at once, as a loss of power does, but for what the kernel has in memory.
     ///
     /// # Panics

@@ -1,10 +1,15 @@
 //! PostgreSQL's errors as sentences. None of them names a host or a user: some reach clients. `open` puts the database
 //! in front.
 
+use std::io;
+
 use tokio_postgres::Error;
 use tokio_postgres::error::Severity;
 
 use crate::error::{RESTORE, StoreError};
+
+/// What tokio-postgres says of a server that refuses TLS.
+const NO_TLS: &str = "server does not support TLS";
 
 /// What a call was doing when it failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,6 +22,9 @@ pub(super) enum Doing {
 
 /// Translates an error.
 pub(super) fn translate(error: &Error, doing: Doing) -> StoreError {
+    if let Some(refusal) = distrust(error) {
+        return refusal;
+    }
     let Some(answer) = error.as_db_error() else {
         return broken(&source_of(error), doing);
     };
@@ -48,6 +56,23 @@ pub(super) fn translate(error: &Error, doing: Doing) -> StoreError {
         )),
         _ => StoreError::Unavailable(format!("the catalog's database answered {code}: {text}")),
     }
+}
+
+/// The server's certificate, or that it has none, is not what was asked for.
+fn distrust(error: &Error) -> Option<StoreError> {
+    let source = std::error::Error::source(error)?;
+    let inner = source.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    if let Some(rustls::Error::InvalidCertificate(why)) = inner.and_then(|inner| inner.downcast_ref()) {
+        return Some(StoreError::Refused(format!(
+            "the certificate of the catalog's database is not trusted ({why}); check the host, sslmode and sslrootcert of database.postgres.connection_uri"
+        )));
+    }
+    (source.to_string() == NO_TLS).then(|| {
+        StoreError::Refused(
+            "the catalog's database does not speak TLS, and database.postgres.connection_uri asks for it (sslmode); turn `ssl` on there"
+                .to_owned(),
+        )
+    })
 }
 
 /// The connection broke.

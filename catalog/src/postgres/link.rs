@@ -14,9 +14,10 @@ use std::time::Duration;
 use futures_util::TryStreamExt as _;
 use tokio::runtime::Runtime;
 use tokio_postgres::types::{FromSqlOwned, ToSql, Type};
-use tokio_postgres::{Client, Config, NoTls, Row, RowStream, SimpleQueryMessage, Statement};
+use tokio_postgres::{Client, NoTls, Row, RowStream, SimpleQueryMessage, Statement};
 
 use super::errors::{Doing, silent, strange, translate};
+use super::target::Target;
 use crate::error::StoreError;
 
 /// How long one call to the server may take: a group of 16 MiB of records is written within a second, a sync of a busy
@@ -73,21 +74,31 @@ impl Link {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] when the server cannot be reached now; [`StoreError::Refused`].
-    pub fn connect(config: &Config, pooled: bool) -> Result<Self, StoreError> {
+    pub fn connect(target: &Target, pooled: bool) -> Result<Self, StoreError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| StoreError::Unavailable(format!("no runtime could be made ({error})")))?;
-        let mut config = config.clone();
+        let mut config = target.config.clone();
         config.connect_timeout(CONNECT_WAIT).tcp_user_timeout(ANSWER_WAIT);
         if config.get_application_name().is_none() {
             config.application_name("payload-manager");
         }
         let connecting = async {
-            let (client, connection) =
-                config.connect(NoTls).await.map_err(|error| translate(&error, Doing::Asking))?;
-            // Its errors reach whoever waits for an answer.
-            tokio::spawn(async move { drop(connection.await) });
+            let failed = |error| translate(&error, Doing::Asking);
+            // A connection's errors reach whoever waits for an answer.
+            let client = match &target.tls {
+                None => {
+                    let (client, connection) = config.connect(NoTls).await.map_err(failed)?;
+                    tokio::spawn(async move { drop(connection.await) });
+                    client
+                }
+                Some(tls) => {
+                    let (client, connection) = config.connect(tls.clone()).await.map_err(failed)?;
+                    tokio::spawn(async move { drop(connection.await) });
+                    client
+                }
+            };
             let mut session = Session { client, pooled, prepared: HashMap::new() };
             if !pooled {
                 session.run(SETTINGS).await?;

@@ -18,18 +18,17 @@ mod foreign;
 mod link;
 mod migrate;
 mod node;
+mod nodes;
 mod records;
 mod row;
+mod target;
 mod terms;
 
-use std::str::FromStr as _;
 use std::time::{Duration, Instant};
 
 use payload_types::record::{RecordChange, RecordOutcome};
 use payload_types::{Epoch, Health, NamespaceId, PayloadKey, PayloadRow, WallMs};
-use tokio_postgres::config::SslMode;
 use tokio_postgres::types::Type;
-use tokio_postgres::Config;
 
 use crate::change::{Change, storable};
 use crate::error::StoreError;
@@ -40,8 +39,10 @@ use link::{Link, Session, Sql, Value, cell};
 #[cfg(test)]
 pub(crate) use migrate::MIGRATIONS;
 use node::Heart;
+pub use nodes::NodeInfo;
 use records::PostgresReader;
 use row::{Fence, Round};
+use target::Target;
 
 /// How long a start waits for a server that is not there yet: both may be started together.
 const START_WAIT: Duration = Duration::from_secs(10);
@@ -84,7 +85,7 @@ pub struct PostgresConfig {
 /// What a connection needs to know.
 #[derive(Clone)]
 struct Place {
-    config: Config,
+    target: Target,
     pooled: bool,
     disk_root: Option<String>,
     address: String,
@@ -114,8 +115,8 @@ impl PostgresStore {
     pub fn open(config: PostgresConfig) -> Result<Self, StoreError> {
         let named = |error: StoreError| error.prefixed(DATABASE);
         let PostgresConfig { connection_uri, pooled, node, disk_root, address } = config;
-        let config = parse(&connection_uri).map_err(named)?;
-        let place = Place { config, pooled, disk_root, address };
+        let target = target::read(&connection_uri).map_err(named)?;
+        let place = Place { target, pooled, disk_root, address };
         let link = connect_patiently(&place).map_err(named)?;
         let mut store = Self {
             place,
@@ -137,8 +138,8 @@ impl PostgresStore {
     /// # Errors
     /// As [`PostgresStore::open`], without its patience.
     pub fn probe(connection_uri: &str, pooled: bool) -> Result<(), StoreError> {
-        let config = parse(connection_uri)?;
-        Link::connect(&config, pooled)?.run(Doing::Asking, look_at)
+        let target = target::read(connection_uri)?;
+        Link::connect(&target, pooled)?.run(Doing::Asking, look_at)
     }
 
     /// The names of the migrations that a start would run on this database. Changes nothing.
@@ -147,8 +148,8 @@ impl PostgresStore {
     /// As [`PostgresStore::probe`], and [`StoreError::NewerFormat`].
     pub fn migrations_pending(connection_uri: &str, pooled: bool) -> Result<Vec<&'static str>, StoreError> {
         let named = |error: StoreError| error.prefixed(DATABASE);
-        let config = parse(connection_uri).map_err(named)?;
-        let mut link = Link::connect(&config, pooled).map_err(named)?;
+        let target = target::read(connection_uri).map_err(named)?;
+        let mut link = Link::connect(&target, pooled).map_err(named)?;
         let missing = link.run(Doing::Asking, async |session| migrate::missing(session).await);
         missing.map(names).map_err(named)
     }
@@ -189,7 +190,7 @@ impl PostgresStore {
     }
 
     fn connect(&mut self) -> Result<Link, StoreError> {
-        let mut link = Link::connect(&self.place.config, self.place.pooled)?;
+        let mut link = Link::connect(&self.place.target, self.place.pooled)?;
         if let Some(fence) = &mut self.fence {
             let last = link.run(Doing::Asking, async |session| node::enlist(session, fence).await)?;
             if let Some((_, took_effect)) = &mut self.doubt {
@@ -377,27 +378,11 @@ async fn look_at(session: &mut Session) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn parse(uri: &str) -> Result<Config, StoreError> {
-    // The parser's own message quotes what it was given, which may be a password.
-    let config = Config::from_str(uri).map_err(|_| {
-        StoreError::Refused(
-            "it cannot be read; write it like `postgresql://user:password@host:5432/database`".to_owned(),
-        )
-    })?;
-    if config.get_ssl_mode() == SslMode::Require {
-        return Err(StoreError::Refused(
-            "it asks for TLS (sslmode=require), which this version does not speak to PostgreSQL; use a Unix socket or a trusted network with sslmode=disable"
-                .to_owned(),
-        ));
-    }
-    Ok(config)
-}
-
 fn connect_patiently(place: &Place) -> Result<Link, StoreError> {
     let started = Instant::now();
     let mut pause = BACKOFF_MIN;
     loop {
-        match Link::connect(&place.config, place.pooled) {
+        match Link::connect(&place.target, place.pooled) {
             Err(error) if error.is_temporary() && started.elapsed() < START_WAIT => {
                 tracing::info!(%error, "waiting for the catalog's database");
                 std::thread::sleep(pause);

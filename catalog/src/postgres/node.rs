@@ -23,9 +23,9 @@ use crate::store::{EPOCH_MAX, epochs_exhausted};
 const BEAT: Duration = Duration::from_secs(2);
 
 /// A server that was silent for five beats does not run, or cannot reach the database: its name may be taken.
-const SILENT_SECONDS_MAX: f64 = 10.0;
+pub(super) const SILENT_SECONDS_MAX: f64 = 10.0;
 
-static FIND: Sql = Sql {
+pub(super) static FIND: Sql = Sql {
     text: "SELECT id, epoch, extract(epoch FROM clock_timestamp() - heartbeat)::double precision, address, disk_root
         FROM payload_manager.node WHERE name = $1 FOR UPDATE",
     types: &[Type::TEXT],
@@ -209,7 +209,7 @@ impl Heart {
 /// False: this server is fenced.
 fn beat_once(link: &mut Option<Link>, place: &Place, fence: Fence) -> Result<bool, StoreError> {
     if link.is_none() {
-        *link = Some(Link::connect(&place.config, place.pooled)?);
+        *link = Some(Link::connect(&place.target, place.pooled)?);
     }
     let link = link.as_mut().expect("connected above");
     link.run(Doing::Asking, async |session| {

@@ -17,6 +17,7 @@ mod kill;
 mod kill_appends;
 mod late;
 mod migrations;
+mod nodes;
 mod postgres;
 mod postgres_records;
 #[path = "../../../tests/src/postgres.rs"]
@@ -26,5 +27,6 @@ mod records;
 mod recovery;
 mod rows;
 mod terms;
+mod tls;
 mod writer;
 mod writer_records;

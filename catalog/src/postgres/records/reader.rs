@@ -23,14 +23,14 @@ pub(in super::super) struct PostgresReader {
 impl PostgresReader {
     /// Connects, so that a start finds out what does not work.
     pub fn open(place: Place, own: i32) -> Result<Self, StoreError> {
-        let link = Link::connect(&place.config, place.pooled)?;
+        let link = Link::connect(&place.target, place.pooled)?;
         Ok(Self { place, own, link: Some(link), totals: Totals::default() })
     }
 
     fn ask(&mut self, query: &RecordQuery) -> Result<RecordAnswer, StoreError> {
         let mut link = match self.link.take() {
             Some(link) => link,
-            None => Link::connect(&self.place.config, self.place.pooled)?,
+            None => Link::connect(&self.place.target, self.place.pooled)?,
         };
         let answer = if let RecordQuery::Foreign { namespace, ids, at } = query {
             // One statement: it needs no transaction.

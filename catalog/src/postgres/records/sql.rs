@@ -25,6 +25,15 @@ macro_rules! edge_columns {
     };
 }
 
+/// As [`edge_columns`] has them, with NULL for each text that is longer than `$4` bytes.
+macro_rules! walked_columns {
+    () => {
+        "SELECT child, parent, CASE WHEN octet_length(operation) <= $4 THEN operation END,
+            CASE WHEN octet_length(role) <= $4 THEN role END,
+            CASE WHEN octet_length(parameters) <= $4 THEN parameters END "
+    };
+}
+
 statements! {
     // Payloads.
     STANDINGS(INT8, UUID_ARRAY) = "SELECT found.* FROM unnest($2) AS asked (id), LATERAL (
@@ -90,6 +99,18 @@ statements! {
                 SELECT child FROM payload_manager.lineage WHERE namespace = $1 AND parent = walk.id OFFSET 0) AS edge)
         SELECT edge.* FROM walk, LATERAL (
             ", edge_columns!(), "WHERE namespace = $1 AND parent = walk.id OFFSET 0) AS edge";
+    // The same edges with one look-up each, but one that several paths lead to comes several times, and a cycle has no end
+    // but the limit. Long texts are left out, so that what comes in vain is not much.
+    EDGES_UP_PATHS(INT8, UUID, INT8, INT4) = "WITH RECURSIVE walk (child, parent, operation, role, parameters) AS (
+            ", edge_columns!(), "WHERE namespace = $1 AND child = $2
+            UNION ALL SELECT edge.* FROM walk, LATERAL (
+            ", edge_columns!(), "WHERE namespace = $1 AND child = walk.parent OFFSET 0) AS edge)
+        ", walked_columns!(), "FROM walk LIMIT $3";
+    EDGES_DOWN_PATHS(INT8, UUID, INT8, INT4) = "WITH RECURSIVE walk (child, parent, operation, role, parameters) AS (
+            ", edge_columns!(), "WHERE namespace = $1 AND parent = $2
+            UNION ALL SELECT edge.* FROM walk, LATERAL (
+            ", edge_columns!(), "WHERE namespace = $1 AND parent = walk.child OFFSET 0) AS edge)
+        ", walked_columns!(), "FROM walk LIMIT $3";
     EDGES_PUT(INT8, UUID_ARRAY, UUID_ARRAY, BYTEA_ARRAY, BYTEA_ARRAY, BYTEA_ARRAY) = "INSERT INTO payload_manager.lineage
             (namespace, child, parent, digest, operation, role, parameters)
         SELECT $1, child, parent, sha256(int4send(octet_length(operation)) || operation || role), operation, role,

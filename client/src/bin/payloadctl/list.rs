@@ -5,7 +5,7 @@ use payload_types::limits;
 
 use crate::common::{TierWord, for_each_id};
 use crate::output::Output;
-use crate::view::{Full, Listed};
+use crate::view::{Full, Listed, WithNode};
 
 /// Arguments of `ls`.
 #[derive(clap::Args)]
@@ -26,11 +26,17 @@ pub struct StatArgs {
 /// Lists page after page, printing each as it comes.
 pub async fn run_ls(client: &Client, output: &mut Output, args: LsArgs) -> anyhow::Result<()> {
     const PAGE_SIZE: u16 = limits::LIST_PAGE_MAX as u16;
-    let mut token = None;
+    let (mut token, mut is_shared) = (None, None);
     loop {
         let page = client.list(args.tier.map(Into::into), PAGE_SIZE, token).await?;
-        for summary in &page.rows {
-            output.row(&Listed::from(summary))?;
+        // A table has its columns from the first page on: those of one node alone need none for it.
+        let is_shared = *is_shared.get_or_insert_with(|| {
+            let is_several = page.nodes.windows(2).any(|pair| pair[0] != pair[1]);
+            is_several || (page.next_page_token.is_some() && page.nodes.iter().any(|node| !node.is_empty()))
+        });
+        for (summary, node) in page.rows.iter().zip(&page.nodes) {
+            let listed = Listed::new(summary, node);
+            if is_shared { output.row(&WithNode(listed))? } else { output.row(&listed)? }
         }
         output.flush()?;
         token = page.next_page_token;

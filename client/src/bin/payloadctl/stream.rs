@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use payload_client::{Client, ClientError, Start};
 use payload_types::limits::{LIST_PAGE_MAX, STREAM_READ_MAX};
-use payload_types::record::{StreamEntry, StreamInfo, StreamItem, StreamLimits, StreamName};
+use payload_types::record::{StreamEntry, StreamGroup, StreamInfo, StreamItem, StreamLimits, StreamName};
 use payload_types::time::format_millis;
 use serde::Serialize;
 
@@ -32,8 +32,20 @@ pub enum StreamCommand {
     Range(RangeArgs),
     /// List the streams there are.
     Ls,
+    /// List or remove groups of consumers.
+    #[command(subcommand)]
+    Group(GroupCommand),
     /// Remove a stream, with its entries and what groups have committed.
     Rm(RmArgs),
+}
+
+/// Subcommands of `stream group`.
+#[derive(clap::Subcommand)]
+pub enum GroupCommand {
+    /// List the groups of a stream, and how far each has come.
+    Ls(RmArgs),
+    /// Forget a group that is never heard of again, and let go what only it held.
+    Rm(GroupArgs),
 }
 
 /// Arguments of `stream create`.
@@ -204,6 +216,42 @@ impl Row for Committed {
     }
 }
 
+/// A line of `stream group ls`.
+#[derive(Serialize)]
+struct ListedGroup {
+    stream: String,
+    group: String,
+    offset: u64,
+    committed_at: String,
+}
+
+impl Row for ListedGroup {
+    const COLUMNS: &'static [Column] =
+        &[left("STREAM", 20), left("GROUP", 12), right("OFFSET", 10), left("COMMITTED AT", 24)];
+    fn cells(&self) -> Vec<String> {
+        vec![self.stream.clone(), self.group.clone(), self.offset.to_string(), self.committed_at.clone()]
+    }
+}
+
+/// What `stream group rm` did.
+#[derive(Serialize)]
+struct RemovedGroup {
+    stream: String,
+    group: String,
+    result: &'static str,
+    /// Of a stream that retains payloads.
+    retained_from_offset: Option<u64>,
+}
+
+impl Row for RemovedGroup {
+    const COLUMNS: &'static [Column] =
+        &[left("STREAM", 20), left("GROUP", 12), left("RESULT", 8), left("RETAINS FROM", 12)];
+    fn cells(&self) -> Vec<String> {
+        let from = self.retained_from_offset.map_or_else(|| "-".to_owned(), |offset| offset.to_string());
+        vec![self.stream.clone(), self.group.clone(), self.result.to_owned(), from]
+    }
+}
+
 /// A line of `stream ls`.
 #[derive(Serialize)]
 struct Listed {
@@ -284,6 +332,12 @@ pub async fn run(client: &Client, output: &mut Output, command: StreamCommand) -
             Ok(())
         }
         StreamCommand::Ls => list(client, output).await,
+        StreamCommand::Group(GroupCommand::Ls(RmArgs { stream })) => groups(client, output, &stream).await,
+        StreamCommand::Group(GroupCommand::Rm(GroupArgs { stream, group })) => {
+            let retained_from_offset = client.stream_group_remove(&stream, &group).await?;
+            let stream = shown(&stream);
+            Ok(output.row(&RemovedGroup { stream, group, result: "deleted", retained_from_offset })?)
+        }
         StreamCommand::Rm(RmArgs { stream }) => {
             client.stream_delete(&stream).await?;
             Ok(output.done("stream", &shown(&stream), "deleted")?)
@@ -345,6 +399,21 @@ async fn list(client: &Client, output: &mut Output) -> anyhow::Result<()> {
             output.row(&Listed::from(info))?;
         }
         token = page.next_page_token;
+        if token.is_none() {
+            return Ok(());
+        }
+    }
+}
+
+async fn groups(client: &Client, output: &mut Output, stream: &StreamName) -> anyhow::Result<()> {
+    let mut token = None;
+    loop {
+        let (groups, next) = client.stream_groups(stream, LIST_PAGE_MAX as u16, token).await?;
+        for StreamGroup { name, next, at } in groups {
+            let (stream, committed_at) = (shown(stream), time(at));
+            output.row(&ListedGroup { stream, group: name, offset: next, committed_at })?;
+        }
+        token = next;
         if token.is_none() {
             return Ok(());
         }

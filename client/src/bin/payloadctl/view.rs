@@ -101,7 +101,15 @@ pub struct Listed {
     created_at_ms: u64,
     expires_at_ms: u64,
     active_leases: u32,
+    /// Where nodes share a catalog.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
 }
+
+/// The same, and whose it is.
+#[derive(Serialize)]
+#[serde(transparent)]
+pub struct WithNode(pub Listed);
 
 /// A payload that a spill discarded.
 #[derive(Serialize)]
@@ -216,7 +224,15 @@ impl From<&Summary> for Listed {
             created_at_ms: summary.created_at.as_millis(),
             expires_at_ms: summary.expires_at.map_or(0, WallMs::as_millis),
             active_leases: summary.leases,
+            node: None,
         }
+    }
+}
+
+impl Listed {
+    /// A payload that this node holds; an empty name: nodes share nothing.
+    pub fn new(summary: &Summary, node: &str) -> Self {
+        Self { node: Some(node.to_owned()).filter(|node| !node.is_empty()), ..Self::from(summary) }
     }
 }
 
@@ -264,6 +280,24 @@ impl Row for Listed {
             time(WallMs::from_millis(self.created_at_ms)),
             expires.map_or_else(dash, |millis| time(WallMs::from_millis(millis))),
         ]
+    }
+}
+
+impl Row for WithNode {
+    const COLUMNS: &'static [Column] = &[
+        ID,
+        SIZE,
+        TIER,
+        STATE,
+        right("LEASES", 6),
+        left("CREATED", 24),
+        left("EXPIRES", 24),
+        left("NODE", 0),
+    ];
+    fn cells(&self) -> Vec<String> {
+        let mut cells = self.0.cells();
+        cells.push(self.0.node.clone().unwrap_or_else(dash));
+        cells
     }
 }
 
