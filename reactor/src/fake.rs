@@ -117,7 +117,7 @@ impl Core for FakeCore {
                 | Completion::Catalog(CatalogAck { op, .. })
                 | Completion::Budget(BudgetReply::Granted { op, .. } | BudgetReply::Denied { op, .. }),
             ) => self.reply(u64::from(op.generation) << 32 | u64::from(op.index)),
-            Event::Completion(_) => {}
+            Event::Completion(_) | Event::SessionClosed { .. } => {}
         }
         self.seen.push(event);
     }

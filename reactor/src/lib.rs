@@ -37,7 +37,6 @@ mod stall;
 mod start;
 mod sys;
 pub mod topology;
-mod vocab;
 
 pub use executor::ExecutorChoice;
 pub use mailbox::{Envelope, Mailboxes, ReactorHandle, ReplySink};

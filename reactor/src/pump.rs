@@ -360,14 +360,14 @@ impl<C: Core> Pump<C> {
     }
 
     /// Sessions that come and go.
-    fn take_notes(&mut self, _now: Now) {
+    fn take_notes(&mut self, now: Now) {
         for _ in 0..NOTES_PER_TURN_MAX {
             let Some(note) = self.mailbox().sessions.pop() else { return };
             match self.rings.note(note) {
                 Noted::Attached => {}
                 Noted::Close(slot, session) => {
                     // What it holds already. What is still under way for it may be granted yet: then once more.
-                    let _ = session;
+                    self.step(now, Event::SessionClosed { session });
                     if self.rings.is_settled(slot) {
                         self.rings.let_go(slot);
                     }
@@ -387,7 +387,7 @@ impl<C: Core> Pump<C> {
         self.step_once(now, event);
         while let Some((slot, session)) = self.rings.next_settled() {
             // What was granted to it after it had closed.
-            let _ = session;
+            self.step_once(now, Event::SessionClosed { session });
             self.rings.let_go(slot);
         }
     }

@@ -1,5 +1,6 @@
 //! What a shard is told once, before its first step.
 
+use crate::sessions::SessionCaps;
 use payload_types::{ByteCount, Epoch, PerTier, ShardIndex, Tier};
 
 /// See the module.
@@ -23,6 +24,8 @@ pub struct ShardConfig {
     pub disk_fsync: bool,
     /// `spill_workers.retry_backoff`: the pause before a failed move in the background is tried again; it doubles.
     pub retry_backoff_ms: u64,
+    /// What one native session may lease on this shard.
+    pub session_caps: SessionCaps,
 }
 
 impl ShardConfig {

@@ -13,12 +13,14 @@ pub struct Lease {
     pub tier: Tier,
     /// The replica.
     pub generation: Generation,
-    /// Ends it.
+    /// Ends it; [`TimerId::NEVER`] for a native session's.
     pub timer: TimerId,
     /// Grows with every lease of the shard: older leases have smaller ones.
     pub sequence: u64,
     /// Who has it.
     pub taken: Taken,
+    /// Its place in the list of its session; 0 without one.
+    pub place: u32,
     links: Links,
 }
 
@@ -113,6 +115,7 @@ impl Leases {
             timer: placeholder,
             sequence: self.sequence,
             taken,
+            place: 0,
             links: Links::default(),
         };
         let key = self.slots.insert(lease).expect("the caller checked is_full");
@@ -130,6 +133,14 @@ impl Leases {
     /// The oldest lease of a payload's list.
     pub fn first(&self, ends: Ends) -> Option<SlotKey> {
         ends.first(&self.slots)
+    }
+
+    /// Where a lease stands in the list of its session.
+    ///
+    /// # Panics
+    /// When `key` is stale.
+    pub fn set_place(&mut self, key: SlotKey, place: u32) {
+        self.slots.get_mut(key).expect("sessions list leases that are held").place = place;
     }
 
     /// The lease in a slot.

@@ -81,6 +81,7 @@ impl Node {
             allocation_timeout_ms: 3_600_000,
             disk_fsync: true,
             retry_backoff_ms: 500,
+            session_caps: payload_shards::SessionCaps::default(),
         });
         Self {
             shard,
@@ -163,7 +164,8 @@ impl Node {
         let key = PayloadKey { namespace: NamespaceId::DEFAULT, id };
         let policy = EvictionPolicy::default();
         let size = ByteCount(size);
-        let allocate = Allocate { key, size, tier, ttl_ms: None, no_evict: false, policy };
+        let allocate =
+            Allocate { key, size, tier, ttl_ms: None, no_evict: false, policy, owner: Peer::UNKNOWN };
         match self.ask(Request::Allocate(allocate))? {
             Reply::Allocated(descriptor) => Ok(descriptor),
             other => panic!("{other:?}"),

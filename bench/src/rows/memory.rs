@@ -66,6 +66,7 @@ pub fn probe(with_ttl: bool) -> anyhow::Result<()> {
         allocation_timeout_ms: limits::ALLOCATION_TIMEOUT_MS_DEFAULT,
         disk_fsync: true,
         retry_backoff_ms: 500,
+        session_caps: payload_shards::SessionCaps::default(),
     });
     let now = clock::now();
     let mut random = SmallRng::seed_from_u64(1);

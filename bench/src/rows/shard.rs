@@ -56,6 +56,7 @@ impl World {
             allocation_timeout_ms: limits::ALLOCATION_TIMEOUT_MS_DEFAULT,
             disk_fsync: true,
             retry_backoff_ms: 500,
+            session_caps: payload_shards::SessionCaps::default(),
         };
         let mut world = Self {
             shard: Shard::new(config),
@@ -77,6 +78,7 @@ impl World {
                 ttl_ms: None,
                 no_evict: false,
                 policy,
+                owner: Peer::UNKNOWN,
             }))?;
             world.settle(Request::Commit { key, checksum: None, batch: None })?;
             world.keys.push(key);

@@ -168,6 +168,7 @@ impl Plant {
                 ttl_ms: None,
                 no_evict: false,
                 policy: EvictionPolicy::default(),
+                owner: Peer::UNKNOWN,
             });
             match answer(&self.send(shard, request)?)? {
                 Ok(_) => return Ok((key, shard)),

@@ -25,6 +25,7 @@ pub mod report;
 pub mod request;
 pub mod row;
 pub mod scrub;
+pub mod session;
 pub mod state;
 pub mod tier;
 pub mod time;
@@ -42,6 +43,7 @@ pub use ids::{
 pub use peer::Peer;
 pub use policy::{EvictionPolicy, EvictionPriority, Pin, PromotionPolicy, Rank, SpillPolicy};
 pub use row::{Health, PayloadRow, ReplicaRow};
+pub use session::SessionId;
 pub use state::PayloadState;
 pub use tier::{PerTier, Tier};
 pub use time::{Monotonic, Now, WallMs};

@@ -1,4 +1,4 @@
-//! What a client may ask of one shard. Sender: `front` (later also native sessions); lane: requests; a lost one
+//! What a client may ask of one shard. Senders: `front`, and the rings of native sessions; lane: requests; a lost one
 //! costs its caller a deadline, nothing else.
 
 use crate::batch::BatchPart;
@@ -33,6 +33,13 @@ pub enum Request {
         force: bool,
         /// Version fencing.
         expected_version: Option<Version>,
+    },
+    /// Give an allocation back that this session made and nobody committed.
+    Abort {
+        /// Target.
+        key: PayloadKey,
+        /// Who asks.
+        owner: Peer,
     },
     /// Describe it.
     Resolve {
@@ -133,6 +140,8 @@ pub struct Allocate {
     pub no_evict: bool,
     /// Validated.
     pub policy: EvictionPolicy,
+    /// Who asks: what a native session did not commit goes with it.
+    pub owner: Peer,
 }
 
 /// See [`Request::Acquire`].
@@ -197,6 +206,7 @@ impl Request {
             Self::Scrub(request) => Some(request.key.id),
             Self::Commit { key, .. }
             | Self::Delete { key, .. }
+            | Self::Abort { key, .. }
             | Self::Resolve { key }
             | Self::Enrol { key }
             | Self::Promote { key, .. }

@@ -102,14 +102,13 @@ impl Asker {
                     ttl_ms: expires.then_some(ttl_ms),
                     no_evict,
                     policy,
+                    owner: asker.peer,
                 })
             }
             Submission::Commit { id, checksum, .. } => {
                 Request::Commit { key: own(id)?, checksum, batch: None }
             }
-            Submission::Abort { id } => {
-                Request::Delete { key: own(id)?, force: true, expected_version: None }
-            }
+            Submission::Abort { id } => Request::Abort { key: own(id)?, owner: asker.peer },
         };
         Ok((request, deadline))
     }

@@ -8,12 +8,11 @@
 
 use std::sync::Arc;
 
-use crate::vocab::SessionId;
 use payload_local::entry::{Completion, Op, Outcome, Submission};
 use payload_local::ring::ServerRings;
 use payload_types::reply::ReplyResult;
 use payload_types::request::Request;
-use payload_types::{Monotonic, Now, ShardIndex};
+use payload_types::{Monotonic, Now, SessionId, ShardIndex};
 
 use super::asked::{Asker, answer_of};
 use crate::mailbox::stopping_error;

@@ -6,12 +6,13 @@ use payload_local::entry::{Completion as Answer, Outcome, Submission};
 use payload_local::layout::{ENTRY_WORDS, RING_ENTRIES};
 use payload_local::ring::ClientRings;
 use payload_local::text;
-use payload_types::{Epoch, ErrorKind, LeaseId, LeaseNonce, NamespaceId, Peer, PromotionPolicy, Tier};
+use payload_types::{
+    Epoch, ErrorKind, LeaseId, LeaseNonce, NamespaceId, Peer, PromotionPolicy, SessionId, Tier,
+};
 
 use super::*;
 use crate::session::{Identity, NodePage, Session, SessionNote};
 use crate::sys::poll::Bell;
-use crate::vocab::SessionId;
 
 /// A session, and its client's end of shard 0's rings.
 struct Client {
@@ -45,8 +46,12 @@ impl Client {
     fn attach(node: &Node, number: u32) -> Self {
         let page = Arc::new(NodePage::make(Epoch(1), 7).expect("a page"));
         let id = SessionId::new(number).expect("not 0");
-        let identity =
-            Identity { id, slot: number as u16, peer: Peer::UNKNOWN, namespace: NamespaceId::DEFAULT };
+        let identity = Identity {
+            id,
+            slot: number as u16,
+            peer: Peer::native(1, 2, id),
+            namespace: NamespaceId::DEFAULT,
+        };
         let bell = Arc::new(Bell::new().expect("an eventfd"));
         let (session, _) = Session::make(identity, 1, page, bell).expect("memory");
         let session = Arc::new(session);
@@ -68,10 +73,19 @@ impl Client {
         std::iter::from_fn(|| self.take()).map(|(_, answer)| answer.tag).collect()
     }
 
+    fn close(&self, node: &Node) {
+        node.shared.boxes[0].tell(SessionNote::Close(self.session.identity.id));
+    }
+
     /// True when the shard has let go of it.
     fn is_alone(&self) -> bool {
         Arc::strong_count(&self.session) == 1
     }
+}
+
+fn closed(node: &Node) -> usize {
+    let closed = |event: &&Event| matches!(event, Event::SessionClosed { .. });
+    node.pumps[0].core.seen.iter().filter(closed).count()
 }
 
 fn requests(node: &Node) -> usize {
@@ -237,6 +251,37 @@ fn given_random_words_in_a_ring_when_turned_then_the_pump_goes_on() {
         assert_ne!(node.turn(0, u64::from(at)), NextWake::Stop);
         assert_eq!(other.tags(), [at]);
     }
+}
+
+#[test]
+fn given_a_session_that_closes_when_requests_are_out_then_it_is_let_go_of_after_the_last_answer() {
+    let mut node = Node::new(1);
+    let (mut client, mut idle) = (Client::attach(&node, 1), Client::attach(&node, 2));
+    assert!(client.submit(&release(), 1) && client.submit(&release(), 2));
+    node.turn(0, 1);
+    assert!(client.submit(&delete(), 3) && idle.submit(&delete(), 4));
+    (client.close(&node), idle.close(&node));
+    node.turn(0, 2);
+    assert_eq!(
+        (closed(&node), requests(&node)),
+        (2, 2),
+        "what it held is given back at once, nothing is taken"
+    );
+    assert!(idle.is_alone() && !client.is_alone());
+    assert_eq!(idle.tags(), []);
+    let (storage, _) = node.ports.taken();
+    node.handle.complete(SHARD, synced(storage[0].op));
+    node.turn(0, 3);
+    assert_eq!((closed(&node), client.is_alone()), (2, false));
+    node.handle.complete(SHARD, synced(storage[1].op));
+    node.turn(0, 4);
+    assert_eq!((closed(&node), client.is_alone()), (3, true), "what was granted meanwhile goes, too");
+    assert_eq!(client.tags(), [1, 2], "answered: it may still look");
+    // Its slot can be taken again.
+    let mut next = Client::attach(&node, 1);
+    assert!(next.submit(&delete(), 5));
+    node.turn(0, 5);
+    assert_eq!(next.tags(), [5]);
 }
 
 #[test]

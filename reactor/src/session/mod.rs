@@ -30,9 +30,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use crate::vocab::SessionId;
 use payload_local::hello::ROOT_BYTES_MAX;
-use payload_types::{Epoch, NamespaceId, PayloadId, WallMs};
+use payload_types::{Epoch, NamespaceId, PayloadId, SessionId, WallMs};
 
 use crate::mailbox::ReactorHandle;
 use crate::session::file::SocketFile;

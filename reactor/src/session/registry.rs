@@ -12,11 +12,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use crate::vocab::SessionId;
 use payload_local::hello::{
     ClientFrame, FRAME_BYTES_MAX, Hello, RefusalKind, ServerFrame, Welcome, doorbells_in_message,
 };
-use payload_types::Monotonic;
+use payload_types::{Monotonic, Peer, SessionId};
 
 use super::share::{Identity, NodePage, Session};
 use super::{
@@ -292,7 +291,7 @@ impl Registry {
         self.session_last += 1;
         let id = SessionId::new(self.session_last).expect("4 billion sessions in one start");
         let slot = self.slots_free.pop_front().expect("looked at before");
-        let peer = crate::vocab::native(pid, uid, id);
+        let peer = Peer::native(pid, uid, id);
         let identity = Identity { id, slot, peer, namespace: self.parts.config.namespace };
         let made = self.make(identity).and_then(|(session, memory, bells)| {
             self.welcome(index, hello, identity, &memory, &bells)?;

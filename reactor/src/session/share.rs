@@ -8,10 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use crate::vocab::SessionId;
 use payload_local::layout::{self, NodeView, SessionView, ShardView};
 use payload_local::wake;
-use payload_types::{Epoch, NamespaceId, Peer, ShardIndex};
+use payload_types::{Epoch, NamespaceId, Peer, SessionId, ShardIndex};
 
 use crate::sys::memory::{SharedMemory, Writers, futex_wake_all};
 use crate::sys::poll::Bell;

@@ -34,6 +34,7 @@ impl Shard {
         self.check_slot(Class::Request)?;
         self.check_wait(request.tier, request.size)?;
         self.check_limbo()?;
+        self.sessions.check_allocations(request.owner)?;
         if self.table.is_full() {
             return Err(PayloadError::exhausted(
                 "this shard holds as many payloads as it may; delete some, or run more shards",
@@ -57,6 +58,12 @@ impl Shard {
             policy: request.policy,
         });
         let slot = self.table.insert(payload).expect("checked above");
+        if let Some(session) = request.owner.session() {
+            let table = &self.table;
+            self.sessions.allocated(session, slot, |noted| {
+                table.get(noted).is_none_or(|payload| payload.state.is_committed())
+            });
+        }
         let generation = self.mint_generation();
         let replica = ReplicaRef {
             tier: request.tier,
@@ -118,6 +125,7 @@ impl Shard {
     pub(crate) fn allocation_failed(&mut self, step: &mut Step<'_>, op: OpId, error: PayloadError) {
         let ended = self.ops.end(slot_key(op));
         self.table.remove(ended.payload);
+        self.sessions.forget_orphan(ended.payload);
         if let Kind::Allocate { reply_to, .. } = ended.kind {
             step.out.reply(reply_to, Err(error));
         }
@@ -125,10 +133,13 @@ impl Shard {
 
     /// Arms the timer for the payload's expiry or the end of its allocation, whichever comes first.
     pub(crate) fn arm_payload_timer(&mut self, now: Now, slot: payload_ledger::SlotKey) {
+        // Its session ended while its space was being made.
+        let is_orphan = self.sessions.is_orphan(slot);
         let payload = self.table.links(slot);
         let allocation_end = (payload.state == PayloadState::Allocated)
             .then(|| payload.created_at.checked_plus(self.config.allocation_timeout_ms))
-            .flatten();
+            .flatten()
+            .map(|end| if is_orphan { now.wall } else { end });
         let due = [payload.expires_at, allocation_end].into_iter().flatten().min();
         if let Some(timer) = payload.timer.take() {
             self.wheel.disarm(timer);

@@ -3,11 +3,13 @@
 //! A lease pins one replica. It is granted on what is there now, whatever else is being done to the payload; only a
 //! caller that insists on a faster tier waits, and one that may not see what is there ([`super::apart`]).
 
-use payload_ledger::SlotKey;
 use payload_ledger::list::Ends;
+use payload_ledger::{SlotKey, TimerId};
 use payload_types::reply::{LeaseGrant, Reply};
 use payload_types::request::{Acquire, Request};
-use payload_types::{Health, LeaseId, PayloadError, PayloadKey, PayloadState, PromotionPolicy, limits};
+use payload_types::{
+    Health, LeaseId, PayloadError, PayloadKey, PayloadState, PromotionPolicy, WallMs, limits,
+};
 
 use crate::flow::commit::data_loss;
 use crate::flow::copy::Progress;
@@ -52,6 +54,7 @@ impl Shard {
                 limits::LEASES_PER_SHARD_MAX
             )));
         }
+        self.sessions.check(request.owner, self.config.session_caps, self.table.at(slot).size.0)?;
         if let Some(wanted) = request.min_tier
             && wanted.is_faster_than(self.table.at(slot).tier())
         {
@@ -106,12 +109,23 @@ impl Shard {
         let replica = payload.replicas[tier].as_mut().expect("the fastest replica");
         replica.users.leases += 1;
         let target = LeaseTarget { payload: slot, tier, generation: replica.generation };
-        let wheel = &mut self.wheel;
-        let arm = |lease| wheel.arm(due, Timer::Lease(lease)).expect("the wheel has room for every lease");
+        let (wheel, session, size) = (&mut self.wheel, request.owner.session(), payload.size.0);
+        let arm = |lease| match session {
+            // It ends with its session.
+            Some(_) => TimerId::NEVER,
+            None => wheel.arm(due, Timer::Lease(lease)).expect("the wheel has room for every lease"),
+        };
         let taken = Taken { nonce: request.nonce, owner: request.owner, acquired_at: step.now.wall };
         let lease = self.leases.grant(self.config.shard, &mut payload.leases, target, taken, arm);
-        let expires_at = step.now.wall.checked_plus(duration).unwrap_or(payload_types::WallMs::MAX);
-        Reply::Leased(LeaseGrant { lease, descriptor: payload.describe(true), expires_at })
+        let descriptor = payload.describe(true);
+        if let Some(session) = session {
+            let key = self.leases.find(lease).expect("just granted");
+            let place = self.sessions.leased(session, key, size);
+            self.leases.set_place(key, place);
+            return Reply::Leased(LeaseGrant { lease, descriptor, expires_at: WallMs::MAX });
+        }
+        let expires_at = step.now.wall.checked_plus(duration).unwrap_or(WallMs::MAX);
+        Reply::Leased(LeaseGrant { lease, descriptor, expires_at })
     }
 
     pub(crate) fn release(&mut self, step: &mut Step<'_>, id: LeaseId) {
@@ -128,8 +142,14 @@ impl Shard {
         }
     }
 
-    fn end_lease(&mut self, step: &mut Step<'_>, key: SlotKey) {
-        let slot = self.leases.get(key).expect("the caller found it").payload;
+    pub(crate) fn end_lease(&mut self, step: &mut Step<'_>, key: SlotKey) {
+        let lease = self.leases.get(key).expect("the caller found it");
+        let (slot, place) = (lease.payload, lease.place);
+        if let Some(session) = lease.taken.owner.session()
+            && let Some(moved) = self.sessions.lease_ended(session, place)
+        {
+            self.leases.set_place(moved, place);
+        }
         let Some(payload) = self.table.lease_ended(slot, step.now.monotonic) else {
             let lease = self.leases.end(&mut Ends::default(), key);
             self.wheel.disarm(lease.timer);

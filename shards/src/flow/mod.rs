@@ -17,5 +17,6 @@ mod remove;
 mod report;
 mod retry;
 pub mod scrub;
+mod session;
 mod spill;
 mod sync;

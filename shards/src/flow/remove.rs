@@ -16,7 +16,7 @@ use crate::parked::Caller;
 use crate::shard::{Answer, Shard, Step, Timer};
 
 /// How soon a removal that met an operation in its last step looks again: a few catalog transactions.
-const BUSY_RETRY_MS: u64 = 5;
+pub(crate) const BUSY_RETRY_MS: u64 = 5;
 /// How soon a removal that the catalog refused, or that found no slot, is tried again.
 pub(crate) const CATALOG_RETRY_MS: u64 = 1000;
 
@@ -152,6 +152,7 @@ impl Shard {
         sequence: u64,
     ) {
         let mut payload = self.table.remove(slot);
+        self.sessions.forget_orphan(slot);
         if let Some(op) = payload.op {
             self.cancel_wait(step.out, op);
         }
@@ -178,14 +179,23 @@ impl Shard {
     pub(crate) fn payload_due(&mut self, step: &mut Step<'_>, slot: SlotKey) {
         let Some(payload) = self.table.get(slot) else { return };
         let state = payload.state;
+        let is_orphan = self.sessions.is_orphan(slot);
         let abandoned = state == PayloadState::Allocated
-            && payload
-                .created_at
-                .checked_plus(self.config.allocation_timeout_ms)
-                .is_some_and(|end| end <= step.now.wall);
+            && (is_orphan
+                || payload
+                    .created_at
+                    .checked_plus(self.config.allocation_timeout_ms)
+                    .is_some_and(|end| end <= step.now.wall));
         let expired = payload.is_expired_at(step.now.wall);
         let held = payload.held && payload.expires_at.is_some_and(|end| end <= step.now.wall);
         self.table.links(slot).timer = None;
+        if is_orphan && state == PayloadState::Committing {
+            // It ends as a committed payload, or as the abandoned one it was.
+            return self.look_again(step.now, slot, BUSY_RETRY_MS);
+        }
+        if is_orphan && state.is_committed() {
+            self.sessions.forget_orphan(slot);
+        }
         if !abandoned && held {
             // Its ttl has passed, and it is armed again when nothing holds it any more.
         } else if !abandoned && !expired {
@@ -227,8 +237,8 @@ impl Shard {
     /// Makes the payload's timer fire in a while, whatever it was set to.
     pub(crate) fn look_again(&mut self, now: Now, slot: SlotKey, milliseconds: u64) {
         let payload = self.table.links(slot);
-        let (expires, old) =
-            (payload.expires_at.is_some() || payload.state == PayloadState::Allocated, payload.timer.take());
+        let is_new = matches!(payload.state, PayloadState::Allocated | PayloadState::Committing);
+        let (expires, old) = (payload.expires_at.is_some() || is_new, payload.timer.take());
         if let Some(timer) = old {
             self.wheel.disarm(timer);
         }

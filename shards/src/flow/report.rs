@@ -157,7 +157,10 @@ impl Shard {
             owner: lease.taken.owner,
             tier: lease.tier,
             acquired_at: lease.taken.acquired_at,
-            expires_at: wall_at(now, self.wheel.due(lease.timer).unwrap_or(now.monotonic)),
+            expires_at: match lease.taken.owner.session() {
+                Some(_) => WallMs::MAX,
+                None => wall_at(now, self.wheel.due(lease.timer).unwrap_or(now.monotonic)),
+            },
             limbo: current.is_none_or(|replica| replica.generation != lease.generation),
         }
     }

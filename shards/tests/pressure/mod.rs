@@ -15,7 +15,7 @@ const TENTH: u64 = CAPACITY / 10 / 4096 * 4096;
 fn committed(world: &mut World, policy: EvictionPolicy, size: u64) -> PayloadKey {
     let key = world.new_key();
     let (size, tier) = (ByteCount(size), Tier::Ram);
-    let request = Allocate { key, size, tier, ttl_ms: None, no_evict: false, policy };
+    let request = Allocate { key, size, tier, ttl_ms: None, no_evict: false, policy, owner: Peer::UNKNOWN };
     world.ask(Request::Allocate(request)).expect("allocated");
     world.ask(Request::Commit { key, checksum: None, batch: None }).expect("committed");
     world.pass(1);

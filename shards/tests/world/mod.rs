@@ -47,6 +47,7 @@ pub fn config(epoch: u32) -> ShardConfig {
         allocation_timeout_ms: 3_600_000,
         disk_fsync: true,
         retry_backoff_ms: 100,
+        session_caps: payload_shards::SessionCaps::default(),
     }
 }
 
@@ -279,6 +280,7 @@ pub fn allocation(key: PayloadKey, tier: Tier, size: u64) -> Request {
         ttl_ms: None,
         no_evict: false,
         policy: EvictionPolicy::default(),
+        owner: Peer::UNKNOWN,
     })
 }
 

@@ -274,8 +274,19 @@ impl World {
     fn some_key(&mut self) -> PayloadKey {
         let dice = self.rng.below(100);
         let alive = dice < 88 || dice == 95;
-        let keys: Vec<PayloadKey> =
+        let mut keys: Vec<PayloadKey> =
             self.oracle.facts.values().filter(|fact| fact.gone != alive).map(|fact| fact.key).collect();
+        if (80..88).contains(&dice) {
+            // What a stream keeps after its ttl is rare.
+            let wall = self.clock().wall;
+            let kept = self
+                .oracle
+                .facts
+                .values()
+                .filter(|fact| fact.held && !fact.gone && fact.expires_at.is_some_and(|end| end < wall));
+            let kept: Vec<PayloadKey> = kept.map(|fact| fact.key).collect();
+            keys = if kept.is_empty() { keys } else { kept };
+        }
         if dice >= 96 || keys.is_empty() {
             let id = PayloadId::mint(self.rng.next() >> 4, self.rng.next());
             return PayloadKey { namespace: NAMESPACES[0], id };
@@ -336,21 +347,37 @@ impl World {
             let units = if self.rng.chance(50) { 24 } else { self.rng.between(1, 12) };
             let size = ByteCount(units * self.plan.grain.max(4096));
             let policy = EvictionPolicy::default();
-            return Allocate { key, size, tier: Tier::Ram, ttl_ms: None, no_evict: false, policy };
+            return Allocate {
+                key,
+                size,
+                tier: Tier::Ram,
+                ttl_ms: None,
+                no_evict: false,
+                policy,
+                owner: Peer::UNKNOWN,
+            };
         }
         if self.rng.chance(self.plan.huge_permille)
             && let Some(capacity) = self.plan.capacity[Tier::Disk]
         {
             let size = ByteCount((capacity.0 / 1000 * self.rng.between(100, 900)).max(1));
             let policy = EvictionPolicy::default();
-            return Allocate { key, size, tier: Tier::Disk, ttl_ms: None, no_evict: false, policy };
+            return Allocate {
+                key,
+                size,
+                tier: Tier::Disk,
+                ttl_ms: None,
+                no_evict: false,
+                policy,
+                owner: Peer::UNKNOWN,
+            };
         }
         let no_evict = self.rng.chance(100);
         let mortal = !no_evict
             && policy.priority != EvictionPriority::Never
             && self.rng.chance(self.plan.ttl_permille);
         let ttl_ms = mortal.then(|| self.rng.pick(&[1, 5, 50, 1_000, 20_000, 3_600_000]));
-        Allocate { key, size: ByteCount(size), tier, ttl_ms, no_evict, policy }
+        Allocate { key, size: ByteCount(size), tier, ttl_ms, no_evict, policy, owner: Peer::UNKNOWN }
     }
 
     /// An answer reaches its client, who goes on from there.

@@ -45,6 +45,7 @@ impl World {
             allocation_timeout_ms: self.plan.allocation_timeout_ms,
             disk_fsync: self.plan.disk_fsync,
             retry_backoff_ms: 50, // 128 attempts end within the quiet time
+            session_caps: payload_shards::SessionCaps::default(),
         };
         let mut cores: Vec<Core> = (0..shard_count).map(|shard| Core::new(config(shard))).collect();
         self.catalog.reload();

@@ -2,7 +2,7 @@
 
 use payload_types::request::{Allocate, List, Request};
 use payload_types::{
-    ByteCount, Checksum, EvictionPolicy, EvictionPriority, NamespaceId, PayloadError, PayloadKey, Tier,
+    ByteCount, Checksum, EvictionPolicy, EvictionPriority, NamespaceId, PayloadError, PayloadKey, Peer, Tier,
     WallMs, limits,
 };
 
@@ -31,7 +31,7 @@ impl AllocateParts {
     /// The request for the shard that `key` hashes to.
     pub fn into_allocate(self, key: PayloadKey) -> Allocate {
         let Self { size, tier, ttl_ms, no_evict, policy } = self;
-        Allocate { key, size, tier, ttl_ms, no_evict, policy }
+        Allocate { key, size, tier, ttl_ms, no_evict, policy, owner: Peer::UNKNOWN }
     }
 }
 
