@@ -221,6 +221,25 @@ fn given_many_payloads_that_wait_when_packed_then_one_file_and_one_fdatasync_for
 }
 
 #[test]
+fn given_more_groups_than_one_turn_has_when_packed_then_every_payload_lies_in_a_segment_file() {
+    for io in engines() {
+        let mut place = place(io);
+        place.config.shard_count = 4; // room for as many
+        let mut rig = Rig::start(&place);
+        let bytes = sample(100);
+        let source = committed(&mut rig, Tier::Ram, &bytes);
+        let copies: Vec<_> =
+            (0..3000).map(|_| (source, twin(source, Tier::Disk), Some(checksum(&bytes)))).collect();
+        let mut places = HashSet::new();
+        for result in rig.copy_all(&copies) {
+            let extent = result.expect("copied").extent.expect("packed");
+            assert!(places.insert((extent.file, extent.page)), "no place is used twice");
+        }
+        assert!(place.files().is_empty(), "{:?}", place.files());
+    }
+}
+
+#[test]
 fn given_a_group_with_spoilt_sources_when_packed_then_each_costs_only_itself() {
     for io in engines() {
         let (place, mut gated, _faults) = gated(io);

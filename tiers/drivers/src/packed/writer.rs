@@ -159,11 +159,11 @@ impl Packed {
         let mut writing =
             Writing { packed: self, stores, held, group, stream, run: None, begun: None, is_last: false };
         let mut first = 0;
-        for _ in 0..GROUPS_MAX {
+        for number in 1.. {
             while first < writing.group.ops.len() {
                 first = writing.write_file(first);
             }
-            if writing.is_last || self.is_lane_wanted() {
+            if number == GROUPS_MAX || writing.is_last || self.is_lane_wanted() {
                 break;
             }
             let Some(ops) = more() else { break };
