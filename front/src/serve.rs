@@ -139,8 +139,13 @@ async fn serve(listeners: Listeners, mut node: Node, front: FrontLimits) -> anyh
     }
     let (health, others) = health_and_reflection().await?;
     let accounting = Arc::new(Accounting::new(Arc::clone(&router), &node, connections.clone()));
-    let operations =
-        OperationsService::new(Arc::clone(&router), connections.clone(), address.port(), node.info());
+    let operations = OperationsService::new(
+        Arc::clone(&router),
+        connections.clone(),
+        address.port(),
+        node.info(),
+        node.sessions(),
+    );
     let tally = Tally::default();
     if let Some(listener) = metrics {
         let accounting = Arc::clone(&accounting);

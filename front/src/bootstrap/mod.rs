@@ -386,7 +386,7 @@ fn shards_new(config: &Config, epoch: Epoch, capacity: PerTier<Option<ByteCount>
             allocation_timeout_ms: config.leases.allocation_timeout_ms,
             disk_fsync: config.storage.disk.fsync,
             retry_backoff_ms: config.spill_workers.retry_backoff_ms,
-            session_caps: payload_shards::SessionCaps::default(),
+            session_caps: config.local.session_caps,
         })
     };
     (0..config.shards.count).map(shard).collect()

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use payload_catalog::Synchronous;
 use payload_reactor::preflight::Machine;
-use payload_shards::Watermarks;
+use payload_shards::{SessionCaps, Watermarks};
 use payload_types::{ByteCount, limits};
 
 use super::error::ConfigError;
@@ -123,6 +123,7 @@ fn leases(settings: &Settings) -> Result<LeasesConfig, ConfigError> {
 
 fn local(settings: &mut Settings, data_dir: &Path) -> Result<LocalConfig, ConfigError> {
     let sessions_max = required_count(settings, "local.sessions_max");
+    let leases_max = required_count(settings, "local.session_leases_max");
     Ok(LocalConfig {
         enabled: settings.flag("local.enabled"),
         socket_path: path_or(settings, "local.socket_path", data_dir.join("payload-manager.sock"))?,
@@ -131,6 +132,10 @@ fn local(settings: &mut Settings, data_dir: &Path) -> Result<LocalConfig, Config
         allowed_uids: settings.ids("local.allowed_uids"),
         allowed_gids: settings.ids("local.allowed_gids"),
         sessions_max: u16::try_from(sessions_max).expect("the table limits it"),
+        session_caps: SessionCaps {
+            leases_max: u32::try_from(leases_max).expect("the table limits it"),
+            leased_bytes_max: settings.number("local.session_leased_bytes_max").unwrap_or(u64::MAX),
+        },
     })
 }
 

@@ -131,6 +131,8 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("local.allowed_uids", Ids, Said("the server's own user and root"), "users whose programs may open sessions, whatever the socket's permissions"),
     Key::new("local.allowed_gids", Ids, Said(""), "groups whose members may, too"),
     Key::new("local.sessions_max", Count(1, SESSIONS_MAX as u64), Value("256"), "sessions at one time; more are refused"),
+    Key::new("local.session_leases_max", Count(1, limits::LEASES_PER_SHARD_MAX as u64), Value("65536"), "leases that one session may hold on one shard"),
+    Key::new("local.session_leased_bytes_max", Size, Said("no limit"), "bytes that one session may lease on one shard, each lease counted"),
     Key::new("shutdown.drain_timeout", Duration, Value("10s"), "a graceful stop ends within this"),
     Key::new("database.sqlite.path", Path, Said("catalog.db in the data directory"), "the catalog's file"),
     Key::new("database.sqlite.synchronous", Word(&SYNCHRONOUS), Said("full"), "normal: deletes and expiries are answered before they are synced; a loss of power may undo those of the last moment"),

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
 use payload_catalog::Synchronous;
-use payload_shards::Watermarks;
+use payload_shards::{SessionCaps, Watermarks};
 use payload_types::ByteCount;
 
 /// Everything a node is told.
@@ -60,6 +60,8 @@ pub struct LocalConfig {
     pub allowed_gids: Vec<u32>,
     /// Sessions at a time.
     pub sessions_max: u16,
+    /// What one of them may lease on one shard.
+    pub session_caps: SessionCaps,
 }
 
 /// `observability`.

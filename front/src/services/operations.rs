@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use payload_reactor::clock;
+use payload_reactor::{SessionInfo, SessionList, clock};
 use payload_types::reply::Reply;
 use payload_types::report::{Explanation, Holders, LeaseHold};
 use payload_types::request::Request as Ask;
@@ -35,6 +35,8 @@ pub struct OperationsService {
     connections: Connections,
     server_port: u16,
     node: pb::NodeInfoResponse,
+    /// `None`: native sessions are not served.
+    sessions: Option<SessionList>,
 }
 
 impl OperationsService {
@@ -45,8 +47,9 @@ impl OperationsService {
         connections: Connections,
         server_port: u16,
         node: pb::NodeInfoResponse,
+        sessions: Option<SessionList>,
     ) -> Self {
-        Self { router, connections, server_port, node }
+        Self { router, connections, server_port, node, sessions }
     }
 
     async fn holders_part(
@@ -113,6 +116,17 @@ fn owner(peer: Peer, is_open: bool, processes: &BTreeMap<SocketAddr, Result<Proc
     }
 }
 
+/// How the process of a native session is shown. Its session is closed when it has ended, so the number is its own.
+fn owner_native(peer: Peer, pid: u32, session: Option<SessionInfo>) -> pb::Owner {
+    let shown = pb::Owner { peer: peer.to_string(), pid: Some(pid), ..pb::Owner::default() };
+    match session {
+        Some(info) => pb::Owner { program: info.program, ..shown },
+        None => {
+            pb::Owner { note: "its session has ended; what it holds is being given back".to_owned(), ..shown }
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl PayloadOperationsService for OperationsService {
     type ScrubStream = scrub::ScrubStream;
@@ -137,7 +151,11 @@ impl PayloadOperationsService for OperationsService {
         let pinned_by = first.pin.and_then(|pin| pin.owner).map(|owner| owner.peer);
         let peers = leases.iter().map(|hold| hold.owner).chain(pinned_by).collect();
         let processes = self.processes(&peers).await;
-        let owner = |peer| owner(peer, self.connections.is_open(peer), &processes);
+        let session = |peer: Peer| self.sessions.as_ref()?.get(peer.session()?);
+        let owner = |peer: Peer| match peer.pid() {
+            Some(pid) => owner_native(peer, pid, session(peer)),
+            None => owner(peer, self.connections.is_open(peer), &processes),
+        };
         Ok(Response::new(encode::holders(&first, &leases, !more, clock::now().wall, owner)))
     }
 
@@ -172,6 +190,8 @@ impl PayloadOperationsService for OperationsService {
 
 #[cfg(test)]
 mod tests {
+    use payload_types::SessionId;
+
     use super::*;
 
     #[test]
@@ -193,5 +213,18 @@ mod tests {
             assert!(shown.pid.is_none() && shown.note.contains(words), "{shown:?}");
         }
         assert_eq!(owner(Peer::UNKNOWN, false, &BTreeMap::new()).note, "not known");
+    }
+
+    #[test]
+    fn given_a_native_session_when_shown_then_its_process_is_named_even_after_its_end() {
+        let id = SessionId::new(3).expect("not 0");
+        let peer = Peer::native(4711, 1000, id);
+        let since = clock::now().wall;
+        let info = SessionInfo { id, pid: 4711, uid: 1000, program: "worker".to_owned(), since };
+        let shown = owner_native(peer, 4711, Some(info));
+        assert_eq!((shown.pid, shown.program.as_str(), shown.note.as_str()), (Some(4711), "worker", ""));
+        assert_eq!(shown.peer, "pid 4711 (session 3)");
+        let shown = owner_native(peer, 4711, None);
+        assert!(shown.pid == Some(4711) && shown.note.contains("has ended"), "{shown:?}");
     }
 }

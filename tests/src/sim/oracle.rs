@@ -495,6 +495,7 @@ pub(super) fn key_of(request: &Request) -> Option<PayloadKey> {
         Request::Scrub(request) => Some(request.key),
         Request::Commit { key, .. }
         | Request::Delete { key, .. }
+        | Request::Abort { key, .. }
         | Request::Resolve { key }
         | Request::Enrol { key }
         | Request::Promote { key, .. }

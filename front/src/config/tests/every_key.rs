@@ -58,6 +58,8 @@ fn given_a_file_with_every_key_when_loaded_then_the_tree_holds_what_it_says() {
     assert_eq!((config.local.socket_mode, config.local.socket_group.as_deref()), (0o666, Some("pipelines")));
     assert_eq!((config.local.allowed_uids, config.local.allowed_gids), (vec![0, 1000], vec![4242]));
     assert!(!config.local.enabled && config.local.sessions_max == 8);
+    let caps = config.local.session_caps;
+    assert_eq!((caps.leases_max, caps.leased_bytes_max), (1000, 2 << 30));
     assert_eq!((config.spill_workers.threads, config.spill_workers.retry_backoff_ms), (3, 250));
     assert_eq!((config.logging.level, config.logging.format), (LogLevel::Warn, LogFormat::Json));
 }
