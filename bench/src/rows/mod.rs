@@ -3,6 +3,7 @@
 //! A family measures its rows and their floors in the same run, in turns; one file each.
 
 mod acquire;
+mod arena;
 mod batch;
 mod boot;
 mod catalog;
@@ -18,6 +19,7 @@ mod shard;
 mod stall;
 mod stall_spill;
 mod stored;
+mod write;
 
 use crate::context::Context;
 use crate::report::{Better, Findings, Spec};
@@ -144,6 +146,39 @@ pub const FAMILIES: &[Family] = &[
             )
         }],
         run: ledger::run,
+    },
+    Family {
+        specs: &[Spec {
+            target: Some(100.0),
+            ..floor(
+                "ledger/arena",
+                "ns",
+                Better::Lower,
+                "the books of one block that is placed in an arena slab and freed",
+            )
+        }],
+        run: arena::run,
+    },
+    Family {
+        specs: &[
+            floor(
+                "memory/copy",
+                "GiB/s",
+                Better::Higher,
+                "memcpy of 64 MiB into each of 16 areas of this process",
+            ),
+            Spec {
+                floor: Some("memory/copy"),
+                target: Some(0.9),
+                ..floor(
+                    "write/warm",
+                    "GiB/s",
+                    Better::Higher,
+                    "the same into 16 arena slabs whose pages the server touched ahead, as their writer",
+                )
+            },
+        ],
+        run: write::run,
     },
     Family {
         specs: &[
