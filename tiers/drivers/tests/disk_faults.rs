@@ -60,6 +60,7 @@ fn meaning(call: Call, answer: Answer) -> (DiskFault, DriverErrorKind) {
             (DiskFault::SyncFailed, DriverErrorKind::Io)
         }
         Answer::Io | Answer::Unsupported => (DiskFault::Io, DriverErrorKind::Io),
+        Answer::NoMemory | Answer::NoDescriptor => unreachable!("what memory answers, not a disk"),
     }
 }
 

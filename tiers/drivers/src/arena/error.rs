@@ -59,6 +59,18 @@ pub enum ArenaError {
 }
 
 impl ArenaError {
+    /// What was tried and what the system answered, without advice.
+    pub(super) fn cause(&self) -> String {
+        match self {
+            Self::Full { tried, source, .. }
+            | Self::Descriptors { tried, source, .. }
+            | Self::Io { tried, source, .. } => {
+                format!("{tried}: {source}")
+            }
+            Self::StillWritable { source, .. } => source.to_string(),
+        }
+    }
+
     pub(super) fn of(asked: ByteCount, tried: &'static str, source: io::Error) -> Self {
         match source.raw_os_error() {
             Some(libc::ENOSPC | libc::ENOMEM | libc::EDQUOT | libc::EFBIG) => {

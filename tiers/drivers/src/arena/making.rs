@@ -22,9 +22,9 @@ use crate::sys::memory::{Mapping, Seals};
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum LargePages {
     /// 4 KiB.
-    #[default]
     No,
-    /// Each whole 2 MiB is asked for as one page (`MADV_COLLAPSE`, Linux 6.1), which needs no reserve; then it is also warm.
+    /// As segments have them: each whole 2 MiB is asked for as one page (`MADV_COLLAPSE`, Linux 6.1), which needs no reserve; then it is also warm.
+    #[default]
     Collapse,
     /// From the machine's reserve (`vm.nr_hugepages`), else as [`Collapse`](Self::Collapse).
     Reserve,
@@ -118,7 +118,7 @@ impl Maker {
                 match self.make_of(bytes, node, true) {
                     Ok(made) => return Ok(made),
                     Err(error @ ArenaError::Descriptors { .. }) => return Err(error),
-                    Err(error) => refused = Some(format!("the reserve of large pages: {error}")),
+                    Err(error) => refused = Some(format!("the reserve of large pages, {}", error.cause())),
                 }
             } else {
                 refused = Some(format!("{bytes} are no whole large pages"));
