@@ -27,8 +27,9 @@ const OPTIONS: Options = Options {
 };
 
 /// What 50 rounds must have seen, or they prove little.
-const SEEN: [&str; 17] = [
+const SEEN: [&str; 18] = [
     "allocated",
+    "batch",
     "commit",
     "commit unanswered",
     "delete",

@@ -68,6 +68,8 @@ pub struct Allocated {
 pub enum Fact {
     /// Allocate was answered.
     Allocated(Allocated),
+    /// These are about to be committed by one BatchCommit: all or none.
+    Batch(Vec<PayloadId>),
     /// The call is about to be sent.
     Asked(Verb, PayloadId),
     /// The call was answered: it is done.
@@ -91,6 +93,10 @@ impl fmt::Display for Fact {
                 let expires = expires_at.map_or(0, WallMs::as_millis);
                 let tier = if *tier == Tier::Ram { "ram" } else { "disk" };
                 write!(f, "allocated {id} {seed} {size} {tier} {expires} {is_kept} {is_expendable}")
+            }
+            Self::Batch(ids) => {
+                f.write_str("batch")?;
+                ids.iter().try_for_each(|id| write!(f, " {id}"))
             }
             Self::Asked(verb, id) => write!(f, "asked {} {id}", word(*verb)),
             Self::Did(verb, id) => write!(f, "did {} {id}", word(*verb)),
@@ -145,6 +151,7 @@ fn parse(line: &str) -> Option<Fact> {
                 _ => Fact::Refused(verb, id),
             }
         }
+        ["batch", ref ids @ ..] => Fact::Batch(ids.iter().map(|id| id.parse().ok()).collect::<Option<_>>()?),
         ["missing", id] => Fact::Missing(id.parse().ok()?),
         ["idle"] => Fact::Idle,
         ["checked"] => Fact::Checked,
@@ -176,6 +183,7 @@ mod tests {
                 is_expendable: true,
                 ..allocated
             }),
+            Fact::Batch(vec![id, PayloadId::mint(1, 2)]),
             Fact::Missing(id),
             Fact::Broken("a b  c".to_owned()),
             Fact::Idle,

@@ -25,6 +25,8 @@ pub enum Rule {
     Kept,
     /// Bytes are the ones that were committed.
     Bytes,
+    /// A batch is committed whole, or not at all.
+    Batch,
     /// What was deleted, or never committed, stays away.
     StaysGone,
     /// Size, tier and state are possible after what was asked.
@@ -151,6 +153,17 @@ impl Known {
         }
     }
 
+    /// Whether it is there says whether it was committed: nothing else can have taken it away.
+    pub fn tells_of_its_commit(&self) -> bool {
+        let Allocated { expires_at, is_expendable, .. } = self.allocated;
+        !self.delete.possible() && expires_at.is_none() && !is_expendable
+    }
+
+    /// Its commit was asked for, and never answered.
+    pub fn is_commit_unclear(&self) -> bool {
+        self.commit.possible() && !self.commit.done
+    }
+
     /// A pin was acknowledged and nobody asked for its end.
     pub fn is_pinned(&self) -> bool {
         self.pin.done && !self.unpin.possible()
@@ -179,6 +192,8 @@ pub struct Ledger {
     known: BTreeMap<PayloadId, Known>,
     gone: BTreeSet<PayloadId>,
     missing: BTreeSet<PayloadId>,
+    /// Those of the round.
+    batches: Vec<Vec<PayloadId>>,
     broken: Vec<Breach>,
     tally: Tally,
 }
@@ -194,6 +209,10 @@ impl Ledger {
                     self.break_rule(Rule::Answers, format!("{} was minted twice", allocated.id));
                 }
             }
+            Fact::Batch(ids) => {
+                self.count("batch");
+                self.batches.push(ids);
+            }
             Fact::Asked(verb, id) => self.call(verb, id, |calls| calls.open += 1),
             Fact::Did(verb, id) => {
                 self.count(&format!("{verb:?}").to_lowercase());
@@ -204,6 +223,11 @@ impl Ledger {
             Fact::Broken(what) => self.break_rule(Rule::Answers, what),
             Fact::Idle | Fact::Checked => {}
         }
+    }
+
+    /// The batches that were asked for since the last call.
+    pub fn batches_take(&mut self) -> Vec<Vec<PayloadId>> {
+        std::mem::take(&mut self.batches)
     }
 
     /// Counts something that the summary shows.

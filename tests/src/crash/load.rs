@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use payload_client::mapping::{ReadMapping, WriteMapping};
 use payload_client::{
-    AcquireOptions, AllocateOptions, Client, ClientError, Descriptor, Location, SpillOptions,
+    AcquireOptions, AllocateOptions, BatchCommit, Client, ClientError, Descriptor, Location, SpillOptions,
 };
 use payload_types::tier::SpillTarget;
 use payload_types::{ByteCount, Checksum, ErrorKind, PayloadId, PromotionPolicy, SpillPolicy, Tier};
@@ -152,7 +152,7 @@ impl Task {
         let is_full = count > LIVE_COUNT_AIM || bytes > LIVE_BYTES_AIM;
         let put = if is_full { 5 } else { 40 };
         let Some(picked) = picked.filter(|_| !self.random.random_ratio(put, 100)) else {
-            return self.put().await;
+            return if self.random.random_ratio(1, 6) { self.put_batch().await } else { self.put().await };
         };
         let delete = if is_full { 30 } else { 8 };
         match self.random.random_range(0..100 + delete) {
@@ -286,6 +286,66 @@ impl Task {
         drop(kept);
         // An unanswered Commit may have happened: others use it, too.
         board(&self.shared, |board| board.live.push(allocated));
+        Ok(())
+    }
+
+    /// As [`Task::put`] for a few, all of them or none.
+    async fn put_batch(&mut self) -> Result<(), Over> {
+        let items: Vec<(ByteCount, AllocateOptions)> = (0..self.random.random_range(2..=6))
+            .map(|_| {
+                let tier = if self.random.random_bool(0.6) { Tier::Ram } else { Tier::Disk };
+                let size = self.random.random_range(1..=50_000);
+                (ByteCount(size), AllocateOptions { tier, ..AllocateOptions::default() })
+            })
+            .collect();
+        let results = match self.client.batch_allocate(&items).await {
+            Ok(results) => results,
+            Err(ClientError::Server {
+                kind: ErrorKind::ResourceExhausted | ErrorKind::DeadlineExceeded,
+                ..
+            }) => return Ok(()),
+            Err(ClientError::Connect { .. } | ClientError::Interrupted { .. }) => return Err(Over),
+            Err(ClientError::Server { kind: ErrorKind::Unavailable, .. }) => return Err(Over),
+            Err(error) => {
+                say(&Fact::Broken(format!("BatchAllocate of {items:?}: {error:?}")));
+                return Ok(());
+            }
+        };
+        let mut batch = Vec::new();
+        for (result, (size, options)) in results.into_iter().zip(&items) {
+            // Refused for want of space, or the server stops.
+            let Ok(allocation) = result else { continue };
+            let allocated = Allocated {
+                id: allocation.descriptor.id,
+                seed: self.random.random(),
+                size: size.0,
+                tier: options.tier,
+                expires_at: None,
+                is_kept: false,
+                is_expendable: false,
+            };
+            say(&Fact::Allocated(allocated));
+            let Some(mut mapping) = self.mapped(allocated, &allocation.descriptor).await? else { continue };
+            mapping.copy_from_slice(&expected(&allocated));
+            batch.push(allocated);
+        }
+        let Some(first) = batch.first().copied() else { return Ok(()) };
+        let checked = self.random.random_bool(0.5);
+        let checksum = |allocated: &Allocated| checked.then(|| Checksum(xxh3_64(&expected(allocated))));
+        let commits: Vec<_> = batch.iter().map(|allocated| (allocated.id, checksum(allocated))).collect();
+        say(&Fact::Batch(batch.iter().map(|allocated| allocated.id).collect()));
+        batch.iter().for_each(|allocated| say(&Fact::Asked(Verb::Commit, allocated.id)));
+        match self.client.batch_commit(&commits).await {
+            Ok(BatchCommit::Committed(_)) => {
+                batch.iter().for_each(|allocated| say(&Fact::Did(Verb::Commit, allocated.id)));
+            }
+            Ok(BatchCommit::Refused(_)) => {
+                batch.iter().for_each(|allocated| say(&Fact::Refused(Verb::Commit, allocated.id)));
+                return Ok(());
+            }
+            Err(error) => self.failed(Verb::Commit, first, &error)?,
+        }
+        board(&self.shared, |board| board.live.extend(batch));
         Ok(())
     }
 

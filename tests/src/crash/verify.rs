@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! every known payload: lease, compare in place, release  -> Ledger::settle
+//! batches: all of each are there, or none
 //! pins: a spill of a pinned one is refused; unclear ones are ended
 //! graves: not found       listing, Stats: what was settled, and nothing else
 //! names in /dev/shm and on disk, and places in segment files: the listing's
@@ -36,18 +37,37 @@ const LOOK: Duration = Duration::from_millis(10);
 /// # Errors
 /// The first broken promise.
 pub async fn payloads(client: &Client, ledger: &Mutex<Ledger>) -> Result<(), Breach> {
-    let (known, graves): (Vec<Known>, Vec<PayloadId>) = {
-        let ledger = ledger.lock().expect("nobody panicked");
-        (ledger.known().cloned().collect(), ledger.graves(GRAVES))
+    let (known, graves, batches): (Vec<Known>, Vec<PayloadId>, _) = {
+        let mut ledger = ledger.lock().expect("nobody panicked");
+        (ledger.known().cloned().collect(), ledger.graves(GRAVES), ledger.batches_take())
     };
+    let unclear: BTreeSet<PayloadId> =
+        known.iter().filter(|known| known.is_commit_unclear()).map(|known| known.allocated.id).collect();
+    let mut is_there = BTreeMap::new();
     for known in known {
         let id = known.allocated.id;
-        match read(client, &known).await? {
+        let found = read(client, &known).await?;
+        if known.tells_of_its_commit() {
+            is_there.insert(id, found.is_some());
+        }
+        match found {
             None => ledger.lock().expect("nobody panicked").settle_gone(id),
             Some(tier) => {
                 pin(client, &known, tier).await?;
                 ledger.lock().expect("nobody panicked").settle_live(id, tier);
             }
+        }
+    }
+    for batch in batches {
+        let seen: BTreeSet<bool> = batch.iter().filter_map(|id| is_there.get(id).copied()).collect();
+        if seen.len() > 1 {
+            return Err(Breach::new(
+                Rule::Batch,
+                format!("half of it is committed: {batch:?}, {is_there:?}"),
+            ));
+        }
+        if batch.iter().all(|id| unclear.contains(id)) {
+            ledger.lock().expect("nobody panicked").count("batch in doubt");
         }
     }
     for id in graves {
