@@ -12,6 +12,7 @@ use payload_types::{
 };
 
 use super::faults::MILLIS;
+use super::find::check_part;
 use super::oracle::{
     Breach, LeaseFact, Oracle, Pending, Rule, Scene, block_name, breach, key_of, may_remove,
 };
@@ -175,6 +176,7 @@ impl Oracle {
             (Request::Unpin { .. }, Reply::Unpinned) => Ok(()),
             (Request::Enrol { key }, Reply::Enrolled) => self.enrolled(*key, scene),
             (Request::List(request), Reply::Page(page)) => check_page(request, page),
+            (Request::Find(find), Reply::Found(part)) => check_part(find, part),
             (Request::Scrub(_), Reply::Scrubbed(seen)) => self.scrubbed(pending, seen),
             (Request::Stats, Reply::Stats(_)) | (Request::Hold(_), Reply::Held) => Ok(()),
             _ => wrong(),
@@ -411,7 +413,7 @@ impl Oracle {
             return wrong("an error without a sentence");
         }
         match (error.kind, &pending.request) {
-            (_, Request::Release { .. } | Request::List(_) | Request::Stats) => {
+            (_, Request::Release { .. } | Request::List(_) | Request::Find(_) | Request::Stats) => {
                 wrong("this is never refused")
             }
             (ErrorKind::Internal | ErrorKind::Unimplemented, _) => wrong("a defect of ours"),

@@ -19,6 +19,7 @@ use payload_types::{
 use super::agenda::Task;
 use super::answers::{VERSION_NEVER, fence_of};
 use super::faults::{MICROS, MILLIS, SECONDS};
+use super::find::Search;
 use super::oracle::{Breach, Pending, Rule, breach, key_of};
 use super::world::{NAMESPACES, World};
 
@@ -48,6 +49,7 @@ pub(super) struct Client {
     leases: Vec<LeaseId>,
     readers: BTreeMap<LeaseId, u64>,
     scan: Option<Scan>,
+    pub(super) search: Option<Search>,
     crowd_done: bool,
 }
 
@@ -57,6 +59,7 @@ impl Client {
         self.leases.clear();
         self.readers.clear();
         self.scan = None;
+        self.search = None;
     }
 }
 
@@ -94,6 +97,7 @@ impl World {
         }
         self.batch_tick();
         self.stream_tick();
+        self.find_tick();
         let request = self.think();
         self.ask(request);
         Ok(())
@@ -412,6 +416,7 @@ impl World {
                 }
             }
             Ok(Reply::Page(page)) => self.scan_page(to.0, page)?,
+            Ok(Reply::Found(part)) => self.find_part(to.0, part)?,
             Err(error) => {
                 if let Request::Allocate(request) = &pending.request {
                     let full = error.kind == payload_types::ErrorKind::ResourceExhausted;
@@ -496,7 +501,7 @@ impl World {
 
     // ---- listing ----
 
-    fn must_be_listed(&self, namespace: NamespaceId) -> impl Iterator<Item = PayloadKey> + '_ {
+    pub(super) fn must_be_listed(&self, namespace: NamespaceId) -> impl Iterator<Item = PayloadKey> + '_ {
         let now = self.clock();
         self.oracle
             .facts

@@ -70,6 +70,7 @@ pub const SITUATIONS: &[&str] = &[
     "file_of_its_own_in_flight_at_crash",
     "file_of_its_own_joined",
     "file_of_its_own_raced_delete",
+    "find_of_several_parts",
     "flush_failed",
     "flush_while_somebody_waits_for_space",
     "freed_long_after_detached",

@@ -121,6 +121,8 @@ pub(super) struct Plan {
     pub(super) batch_permille: u64,
     /// Changes of streams that retain payloads, per client request.
     pub(super) stream_permille: u64,
+    /// Chance of a search for payloads.
+    pub(super) find_permille: u64,
     /// More is asked for than RAM holds, all the time, and everything may be evicted: nobody may wait long.
     pub(super) overload: bool,
 }
@@ -192,6 +194,7 @@ impl Plan {
             overload: false,
             batch_permille: 0,
             stream_permille: 0,
+            find_permille: 0,
             probing: if rng.chance(500) { Probing::EveryStep } else { Probing::Rarely },
         }
     }
@@ -233,6 +236,15 @@ impl Plan {
             _ if self.overload || self.crowd => 0,
             2 => 60,
             3 => 250,
+            _ => 0,
+        };
+    }
+
+    /// Two seeds in seven search for payloads, as above.
+    pub(super) fn finds_of(&mut self, seed: u64) {
+        self.find_permille = match seed % 7 {
+            3 => 50,
+            5 => 200,
             _ => 0,
         };
     }

@@ -10,7 +10,7 @@
 //! - segment files, as the shipped books and codec would have them (`segments`), their compaction (`compaction`), and
 //!   clients that may not be shown them (`apart`)
 //! - streams that retain payloads, the front's part of them (`streams`)
-//! - batches of commits, the front's part of them (`batches`)
+//! - batches of commits, and searches for payloads, the front's part of them (`batches`, `find`)
 //! - the arbiter and evictions, with the books that are kept of them (`pressure`), and who waits (`waits`)
 //! - the oracle: its model of what was promised (`oracle`), each reply (`answers`), the node after each step (`audit`)
 //! - [`Canary`]: planted bugs that the oracle must notice; [`Coverage`]: situations that runs must meet; `trace`: the
@@ -28,6 +28,7 @@ mod client;
 mod compaction;
 mod coverage;
 mod faults;
+mod find;
 mod jobs;
 mod late;
 mod life;

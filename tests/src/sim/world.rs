@@ -144,6 +144,7 @@ impl World {
         }
         plan.batches_of(seed);
         plan.streams_of(seed);
+        plan.finds_of(seed);
         let arbiter = Arbiter::new(plan.capacity, 1);
         let mut catalog = Catalog::new();
         catalog.late.normal = plan.catalog_normal;
@@ -390,6 +391,7 @@ impl World {
         };
         if looks {
             let look = self.look(shard)?;
+            self.find_now(shard, &look)?;
             self.judge(|oracle, scene| oracle.judge_look(index, &look, scene))?;
             let key =
                 look.rows.get(self.rng.below(look.rows.len().max(1) as u64) as usize).map(|(key, _)| *key);
