@@ -282,9 +282,12 @@ impl Table {
     pub fn victim(&self, tier: Tier, room: impl Fn(Tier) -> u64) -> Option<(Rank, SlotKey)> {
         evict::IN_ORDER.into_iter().find_map(|priority| {
             let lists = Class::of_tier(tier, priority).into_iter();
-            let heads = lists.filter_map(|class| match class.needs() {
-                None => self.recency.oldest(class.list()),
-                Some(to) => self.first_that_fits(class, room(to)),
+            let heads = lists.filter_map(|class| {
+                let oldest = self.recency.oldest(class.list())?;
+                match class.needs() {
+                    None => Some(oldest),
+                    Some(to) => self.first_that_fits(class, room(to)),
+                }
             });
             let first = heads.min_by_key(|index| self.recency.stamp(*index))?;
             Some(self.ranked(priority, first))
@@ -360,10 +363,12 @@ impl Table {
         let mut needed = PerTier::<u64>::default();
         let mut sum = 0;
         for class in evict::IN_ORDER.into_iter().flat_map(|priority| Class::of_tier(tier, priority)) {
-            let weight = self.recency.weight(class.list());
-            match class.needs() {
-                None => sum += weight,
-                Some(to) => needed[to] += weight,
+            match self.recency.weight(class.list()) {
+                0 => {}
+                weight => match class.needs() {
+                    None => sum += weight,
+                    Some(to) => needed[to] += weight,
+                },
             }
         }
         let slower = Tier::ALL.into_iter().filter(|to| needed[*to] > 0);

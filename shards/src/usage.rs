@@ -10,7 +10,7 @@
 use payload_ledger::SlotKey;
 use payload_types::effect::{BudgetRequest, Effect, TierSupply, TierUsage};
 use payload_types::event::EvictOrder;
-use payload_types::{ByteCount, ErrorKind, Monotonic, Now, OpId, PayloadError, Tier, limits};
+use payload_types::{ByteCount, ErrorKind, Monotonic, Now, OpId, PayloadError, Rank, Tier, limits};
 
 use crate::op::{Class, Kind, Op, Wait, op_id, slot_key};
 use crate::outbox::Outbox;
@@ -286,9 +286,9 @@ impl Shard {
 
     /// True when the arbiter would order other evictions than as far as it knows.
     fn has_news(&self, tier: Tier) -> bool {
-        let (now, told) = (self.supply(tier), self.budget[tier].told);
-        let better = now.head.is_some_and(|head| told.head.is_none_or(|told| head < told));
-        better || now.leaving != told.leaving
+        let told = self.budget[tier].told;
+        let better = |head: Rank| told.head.is_none_or(|told| head < told);
+        self.leaving(tier) != told.leaving || self.head(tier).is_some_and(better)
     }
 
     /// Returns spare grant beyond `keep` to the arbiter, as the answer to `recall` if there is one.
@@ -301,11 +301,17 @@ impl Shard {
 
     /// What this shard could free of a tier.
     pub fn supply(&self, tier: Tier) -> TierSupply {
-        let room = |to| self.room_for_evictions(to);
-        let victim = if self.ops.may_evict() { self.table.victim(tier, room) } else { None };
-        let leaving = self.ops.leaving(tier) + self.limbo.leaving(tier);
-        let evictable = self.table.evictable(tier, room);
-        TierSupply { evictable, head: victim.map(|(rank, _)| rank), leaving }
+        let evictable = self.table.evictable(tier, |to| self.room_for_evictions(to));
+        TierSupply { evictable, head: self.head(tier), leaving: self.leaving(tier) }
+    }
+
+    fn head(&self, tier: Tier) -> Option<Rank> {
+        let victim = || self.table.victim(tier, |to| self.room_for_evictions(to));
+        self.ops.may_evict().then(victim).flatten().map(|(rank, _)| rank)
+    }
+
+    fn leaving(&self, tier: Tier) -> u64 {
+        self.ops.leaving(tier) + self.limbo.leaving(tier)
     }
 
     /// What this shard uses of a tier.

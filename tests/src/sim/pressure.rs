@@ -139,7 +139,8 @@ impl World {
             match self.canary {
                 Some(Canary::DeafToRoom) => *room = None,
                 Some(Canary::FullStopsAll) if *tier == Tier::Ram && self.asked(Tier::Disk) > 0 => {
-                    *evict = None
+                    // Where nobody lacks anything it would be told again and again to evict, and harm nobody.
+                    *evict = evict.filter(|_| self.lack(Tier::Ram) == 0);
                 }
                 _ => {}
             }

@@ -65,7 +65,7 @@ impl World {
     }
 
     /// What those who wait on a tier lack, with what the arbiter has and was told to be on its way.
-    fn lack(&self, tier: Tier) -> u64 {
+    pub(super) fn lack(&self, tier: Tier) -> u64 {
         let asked = self.asked(tier);
         let at_hand = self.arbiter.free(tier).0 + self.arbiter.pot(tier).0 + self.told_leaving(tier);
         asked.saturating_sub(at_hand)
