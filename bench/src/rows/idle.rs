@@ -13,9 +13,10 @@ use payload_types::ByteCount;
 
 use crate::context::{Context, Skip};
 use crate::report::{Figure, Findings};
+use crate::rows::native;
 use crate::server::Server;
 
-/// Connections that are open and silent.
+/// gRPC connections, and native sessions, that are open and silent.
 const CONNECTIONS: usize = 64;
 
 /// After the last connection was made, until the server is as quiet as it gets.
@@ -30,10 +31,14 @@ pub fn run(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
     let server = Server::start(context, CAPACITY, CAPACITY)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut clients = Vec::new();
+    let mut sessions = Vec::new();
     for _ in 0..CONNECTIONS {
         let client = runtime.block_on(Client::connect(server.address()))?;
         runtime.block_on(client.stats())?;
         clients.push(client);
+    }
+    if let Some(socket) = runtime.block_on(clients[0].node_info())?.native_socket {
+        sessions = native::idle_sessions(&socket, CONNECTIONS)?;
     }
     let idle = |duration: Duration| runtime.block_on(async { tokio::time::sleep(duration).await });
     idle(SETTLE);
@@ -46,8 +51,12 @@ pub fn run(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
     for client in &clients {
         runtime.block_on(client.stats()).context("an idle connection was lost")?;
     }
+    for session in &sessions {
+        anyhow::ensure!(session.is_open(), "an idle session was lost");
+    }
     let note = format!(
-        "{CONNECTIONS} gRPC connections, {} µs of CPU time since the server's start; native sessions are not built yet",
+        "{CONNECTIONS} gRPC connections, {} native sessions, {} µs of CPU time since the server's start",
+        sessions.len(),
         (before + used_ns) / 1000
     );
     findings.put("idle/cpu", Figure { value, rounds: 1, ..Figure::default() }.noted(note));

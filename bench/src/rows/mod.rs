@@ -14,6 +14,7 @@ mod idle;
 mod ledger;
 mod listing;
 mod memory;
+mod native;
 mod records;
 mod shard;
 mod stall;
@@ -122,6 +123,57 @@ pub const FAMILIES: &[Family] = &[
             },
         ],
         run: batch::run,
+    },
+    Family {
+        specs: &[
+            floor(
+                "ipc/cacheline",
+                "ns",
+                Better::Lower,
+                "ping-pong of a cache line between two pinned threads, both awake, p50",
+            ),
+            Spec {
+                floor: Some("ipc/cacheline"),
+                target: Some(3.0),
+                ..floor(
+                    "native/lease",
+                    "ns",
+                    Better::Lower,
+                    "acquire + release over a ring, one after another, client and server awake, p50",
+                )
+            },
+            Spec {
+                target: Some(2e6),
+                ..floor(
+                    "native/lease-pipelined",
+                    "pairs/s",
+                    Better::Higher,
+                    "acquire + release over a ring, 64 under way, one client thread",
+                )
+            },
+        ],
+        run: native::awake,
+    },
+    Family {
+        specs: &[
+            floor(
+                "ipc/eventfd",
+                "µs",
+                Better::Lower,
+                "ping-pong through eventfds between two pinned threads that sleep, p50",
+            ),
+            Spec {
+                floor: Some("ipc/eventfd"),
+                target: Some(2.5),
+                ..floor(
+                    "native/lease-asleep",
+                    "µs",
+                    Better::Lower,
+                    "acquire + release over a ring, the server asleep, p50",
+                )
+            },
+        ],
+        run: native::asleep,
     },
     Family {
         specs: &[Spec {
@@ -348,7 +400,7 @@ pub const FAMILIES: &[Family] = &[
                 "idle/cpu",
                 "% of a core",
                 Better::Lower,
-                "CPU time of an idle server with 64 idle gRPC connections",
+                "CPU time of an idle server with 64 idle gRPC connections and 64 idle native sessions",
             )
         }],
         run: idle::run,
