@@ -75,6 +75,35 @@ impl Rows {
     }
 }
 
+/// What commits waited for.
+#[derive(Default)]
+struct Waits {
+    latencies: Latencies,
+    /// How many commits were acknowledged after so many transactions had ended since they were submitted, their own
+    /// included; the last place counts all that waited for more.
+    transactions: [u64; 8],
+}
+
+impl Waits {
+    fn count(&mut self, transactions: u64) {
+        let last = self.transactions.len() - 1;
+        self.transactions[last.min(transactions as usize)] += 1;
+    }
+
+    /// How many transactions 99 % of the commits waited for at most.
+    fn transactions_p99(&self) -> usize {
+        let all: u64 = self.transactions.iter().sum();
+        let mut left = all / 100;
+        for (transactions, count) in self.transactions.iter().enumerate().rev() {
+            if *count > left {
+                return transactions;
+            }
+            left -= count;
+        }
+        0
+    }
+}
+
 /// The writer and its committers.
 struct Ours {
     writer: Writer,
@@ -101,11 +130,11 @@ impl Ours {
     }
 
     /// Commits for so long; returns rows in a second and the mean size of a group.
-    fn commit_for(&mut self, duration: Duration, latencies: &mut Latencies) -> anyhow::Result<(f64, usize)> {
+    fn commit_for(&mut self, duration: Duration, waits: &mut Waits) -> anyhow::Result<(f64, usize)> {
         let before = self.writer.stats();
         let started = Instant::now();
-        let mut submitted_at = vec![started; OUTSTANDING];
-        for (slot, at) in submitted_at.iter_mut().enumerate() {
+        let mut submitted = vec![(started, 0); OUTSTANDING];
+        for (slot, at) in submitted.iter_mut().enumerate() {
             *at = self.submit(slot)?;
         }
         let (mut rows, mut outstanding) = (0u64, OUTSTANDING);
@@ -114,10 +143,12 @@ impl Ours {
                 self.acks.recv_timeout(Duration::from_secs(60)).context("the catalog writer went silent")?;
             ack.result.map_err(anyhow::Error::msg)?;
             let slot = ack.op.index as usize;
-            latencies.record(submitted_at[slot].elapsed());
+            let (at, groups) = submitted[slot];
+            waits.latencies.record(at.elapsed());
+            waits.count(self.writer.stats().groups - groups);
             rows += 1;
             if started.elapsed() < duration {
-                submitted_at[slot] = self.submit(slot)?;
+                submitted[slot] = self.submit(slot)?;
             } else {
                 outstanding -= 1;
             }
@@ -129,10 +160,11 @@ impl Ours {
         Ok((rows_per_s, ((after.rows - before.rows) / groups).max(1) as usize))
     }
 
-    fn submit(&mut self, slot: usize) -> anyhow::Result<Instant> {
+    /// Returns when, and after how many groups.
+    fn submit(&mut self, slot: usize) -> anyhow::Result<(Instant, u64)> {
         let op = OpId { index: slot as u32, generation: 0 };
         let change = CatalogChange::Put(Box::new(self.rows.next()));
-        let at = Instant::now();
+        let at = (Instant::now(), self.writer.stats().groups);
         let taken = self.writer.submit(CatalogOp { shard: ShardIndex(0), op, change, batch: None });
         taken.map_err(|_full| anyhow::anyhow!("the writer's queue is full with {OUTSTANDING} commits"))?;
         Ok(at)
@@ -162,23 +194,28 @@ pub(super) fn compare(
     let slice = context.slice(ROUNDS);
     let mut ours = Ours::start(store)?;
     let mut raw_rows = Rows::new(ours.rows.epoch);
-    let (_, mut group_len) = ours.commit_for(slice, &mut Latencies::default())?;
+    let (_, mut group_len) = ours.commit_for(slice, &mut Waits::default())?;
     insert_raw(slice, group_len, &mut raw_rows)?;
 
-    let (mut floor, mut commit, mut latencies) = (Series::default(), Series::default(), Latencies::default());
+    let (mut floor, mut commit, mut waits) = (Series::default(), Series::default(), Waits::default());
     for _ in 0..ROUNDS {
         floor.push(insert_raw(slice, group_len, &mut raw_rows)?);
-        let (rows_per_s, next_group_len) = ours.commit_for(slice, &mut latencies)?;
+        let (rows_per_s, next_group_len) = ours.commit_for(slice, &mut waits)?;
         commit.push(rows_per_s);
         group_len = next_group_len;
     }
     ours.end()?;
     let note = format!("{group_len} rows a transaction");
     findings.put(names[0], Figure::of(&floor)?.noted(note.clone()));
-    // A commit waits for the transaction under way and for its own; DESIGN allows three at p99.
+    // A commit waits for the transaction under way and for its own; issue 4 allows three at p99. By time it is more where
+    // one in a hundred transactions takes longer than others.
     let transaction_us = group_len as f64 / commit.median().unwrap_or(f64::INFINITY) * 1e6;
-    let p99_us = latencies.percentiles(Unit::Microseconds).map_or(0.0, |percentiles| percentiles.p99);
-    let note = format!("{note}, p99 of a commit is {:.1} of them", p99_us / transaction_us);
-    findings.put(names[1], Figure::of(&commit)?.with(&latencies, Unit::Microseconds).noted(note));
+    let p99_us = waits.latencies.percentiles(Unit::Microseconds).map_or(0.0, |percentiles| percentiles.p99);
+    let note = format!(
+        "{note}, p99 of a commit is {:.1} of them by time, {} by count",
+        p99_us / transaction_us,
+        waits.transactions_p99()
+    );
+    findings.put(names[1], Figure::of(&commit)?.with(&waits.latencies, Unit::Microseconds).noted(note));
     Ok(())
 }

@@ -395,6 +395,18 @@ pub const FAMILIES: &[Family] = &[
     },
     Family {
         specs: &[Spec {
+            target: Some(50.0),
+            ..floor(
+                "lineage/10k-postgres",
+                "ms",
+                Better::Lower,
+                "GetLineage's walk over a chain of 10,000 edges in PostgreSQL",
+            )
+        }],
+        run: records::lineage_postgres,
+    },
+    Family {
+        specs: &[Spec {
             target: Some(1.0),
             ..floor(
                 "idle/cpu",

@@ -1,4 +1,5 @@
-//! `stream/append` and `lineage/walk-1e4`: what the catalog keeps beside payload rows, through the writer and a reader.
+//! `stream/append`, `lineage/walk-1e4` and `lineage/10k-postgres`: what the catalog keeps beside payload rows, through the
+//! writer and a reader.
 //!
 //! ```text
 //!   64 appends of 100 entries outstanding -> Writer -> SQLite, durable      one question at a time -> Reader -> SQLite
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use crossbeam::channel::{Receiver, Sender, bounded};
-use payload_catalog::{Change, SqliteStore, Store, Synchronous, Writer};
+use payload_catalog::{Change, PostgresConfig, PostgresStore, SqliteStore, Store, Synchronous, Writer};
 use payload_types::effect::CatalogChange;
 use payload_types::record::{
     LineageEdge, RecordAnswer, RecordChange, RecordOutcome, RecordQuery, StreamItem, StreamLimits, StreamName,
@@ -21,8 +22,9 @@ use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use super::catalog::Rows;
-use crate::context::{Context, ROUNDS, ROUNDS_SHORT};
+use crate::context::{Context, ROUNDS, ROUNDS_SHORT, Skip};
 use crate::histogram::{Latencies, Unit};
+use crate::postgres_server::Postgres;
 use crate::report::{Figure, Findings};
 use crate::series::Series;
 
@@ -37,20 +39,24 @@ const CHAIN: usize = 10_000;
 /// Any moment after the rows were made.
 const NOW: WallMs = WallMs::from_millis(1_800_000_000_000);
 
-fn filled(path: &Path) -> anyhow::Result<(SqliteStore, Vec<PayloadKey>)> {
-    let mut store = SqliteStore::open(path, Synchronous::Full)?;
+fn opened(path: &Path) -> anyhow::Result<SqliteStore> {
+    Ok(SqliteStore::open(path, Synchronous::Full)?)
+}
+
+/// Starts a store, and puts so many payloads into it.
+fn filled(store: &mut dyn Store, payloads: usize) -> anyhow::Result<Vec<PayloadKey>> {
     let mut rows = Rows::new(store.begin_epoch("bench")?);
-    let rows: Vec<PayloadRow> = (0..PAYLOADS).map(|_| rows.next()).collect();
+    let rows: Vec<PayloadRow> = (0..payloads).map(|_| rows.next()).collect();
     for some in rows.chunks(10_000) {
         let batch: Vec<Change> =
             some.iter().map(|row| CatalogChange::Put(Box::new(row.clone())).into()).collect();
         store.apply(&batch)?;
     }
     store.checkpoint()?;
-    Ok((store, rows.into_iter().map(|row| row.key).collect()))
+    Ok(rows.into_iter().map(|row| row.key).collect())
 }
 
-fn made(store: &mut SqliteStore, batch: &[Change]) -> anyhow::Result<()> {
+fn made(store: &mut dyn Store, batch: &[Change]) -> anyhow::Result<()> {
     let outcomes = store.apply(batch)?;
     anyhow::ensure!(outcomes.iter().all(|outcome| *outcome == RecordOutcome::Done), "{outcomes:?}");
     Ok(())
@@ -69,7 +75,8 @@ struct Appender {
 
 impl Appender {
     fn start(path: &Path) -> anyhow::Result<Self> {
-        let (mut store, keys) = filled(path)?;
+        let mut store = opened(path)?;
+        let keys = filled(&mut store, PAYLOADS)?;
         let stream = StreamName { namespace: "bench".to_owned(), name: "append".to_owned() };
         let create =
             RecordChange::StreamCreate { stream: stream.clone(), limits: StreamLimits::default(), at: NOW };
@@ -143,7 +150,31 @@ pub fn append(context: &Context, findings: &mut Findings) -> anyhow::Result<()> 
 /// `lineage/walk-1e4`.
 pub fn lineage(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
     context.require_own()?;
-    let (mut store, keys) = filled(&context.directory().join("lineage.db"))?;
+    let mut store = opened(&context.directory().join("lineage.db"))?;
+    let keys = filled(&mut store, PAYLOADS)?;
+    findings.put("lineage/walk-1e4", Figure::of(&walks(Box::new(store), &keys, ROUNDS_SHORT)?)?);
+    Ok(())
+}
+
+/// `lineage/10k-postgres`.
+pub fn lineage_postgres(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
+    context.require_own()?;
+    let server = Postgres::start().map_err(Skip)?;
+    let mut store = PostgresStore::open(PostgresConfig {
+        connection_uri: server.database(),
+        pooled: false,
+        node: "bench".to_owned(),
+        disk_root: None,
+        address: "127.0.0.1:0".to_owned(),
+    })?;
+    // Each edge that is added asks for its two payloads, so only those of the chain are there.
+    let keys = filled(&mut store, CHAIN + 1)?;
+    findings.put("lineage/10k-postgres", Figure::of(&walks(Box::new(store), &keys, ROUNDS_SHORT)?)?);
+    Ok(())
+}
+
+/// Makes the chain, and walks it up and down in turns: the milliseconds of each walk.
+fn walks(mut store: Box<dyn Store>, keys: &[PayloadKey], rounds: usize) -> anyhow::Result<Series> {
     let mut batch = Vec::new();
     for pair in keys[..=CHAIN].windows(2) {
         let edge = LineageEdge {
@@ -155,11 +186,10 @@ pub fn lineage(context: &Context, findings: &mut Findings) -> anyhow::Result<()>
         };
         batch.push(RecordChange::LineageAdd { child: pair[1], edges: vec![edge], at: NOW }.into());
     }
-    made(&mut store, &batch)?;
+    made(store.as_mut(), &batch)?;
     let mut reader = store.reader()?;
     let mut series = Series::default();
-    // Up and down in turns.
-    for round in 0..ROUNDS_SHORT {
+    for round in 0..rounds {
         let upstream = round % 2 == 0;
         let key = keys[if upstream { CHAIN } else { 0 }];
         let query = RecordQuery::Lineage { key, upstream, depth_max: 0, at: NOW };
@@ -171,7 +201,6 @@ pub fn lineage(context: &Context, findings: &mut Findings) -> anyhow::Result<()>
         series.push(taken.as_secs_f64() * 1e3);
     }
     drop(reader);
-    Box::new(store).close()?;
-    findings.put("lineage/walk-1e4", Figure::of(&series)?);
-    Ok(())
+    store.close()?;
+    Ok(series)
 }

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::pin::pin;
 use std::time::Duration;
 
-use futures_util::TryStreamExt as _;
+use futures_util::StreamExt as _;
 use tokio::runtime::Runtime;
 use tokio_postgres::types::{FromSqlOwned, ToSql, Type};
 use tokio_postgres::{Client, NoTls, Row, RowStream, SimpleQueryMessage, Statement};
@@ -26,6 +26,9 @@ pub(super) const ANSWER_WAIT: Duration = Duration::from_secs(15);
 
 /// How long a connection attempt may take, address by address.
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
+
+/// Rows of an answer that are taken from the connection together: an answer's buffer (8 KiB) holds fewer of most.
+const ROWS_AT_ONCE: usize = 128;
 
 /// Rounds of the runtime until an end that the kernel knows of has reached the client: one to poll the socket, one to
 /// read the server's last words, one to read the end, and one to spare.
@@ -143,14 +146,17 @@ impl Link {
         let Self { runtime, session } = self;
         runtime.block_on(async {
             let asking = |error: tokio_postgres::Error| translate(&error, Doing::Asking);
-            let mut rows = pin!(session.stream(sql, values).await?);
+            // What is there is taken at once: a timer a row would cost as much as the row.
+            let mut rows = pin!(session.stream(sql, values).await?.ready_chunks(ROWS_AT_ONCE));
             loop {
-                let next = tokio::time::timeout(ANSWER_WAIT, rows.try_next()).await;
+                let next = tokio::time::timeout(ANSWER_WAIT, rows.next()).await;
                 let next = next.map_err(|_| silent(ANSWER_WAIT.as_secs(), Doing::Asking))?;
-                let Some(row) = next.map_err(asking)? else { return Ok(()) };
-                if !each(&row)? {
-                    // The rest is thrown away as it comes.
-                    return Ok(());
+                let Some(some) = next else { return Ok(()) };
+                for row in some {
+                    if !each(&row.map_err(asking)?)? {
+                        // The rest is thrown away as it comes.
+                        return Ok(());
+                    }
                 }
             }
         })

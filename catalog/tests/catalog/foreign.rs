@@ -162,26 +162,6 @@ fn given_totals_that_were_counted_when_rows_come_go_move_and_expire_then_they_ar
 }
 
 #[test]
-fn given_a_node_that_is_gone_when_removed_as_the_manual_says_then_nothing_of_it_is_listed() {
-    let uri = server().database();
-    let (one, mut two) = (started(&uri, "one"), started(&uri, "two"));
-    two.apply(&[put(row(1)), put(row(2))]).expect("stored");
-    let mut reader = one.reader().expect("a reader");
-    assert_eq!(page(reader.as_mut(), list(None, None, 5), NOW).total, 2);
-    drop(two);
-    let manual = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/OPERATIONS.md"));
-    let manual = manual.expect("the manual");
-    let (_, from) = manual.split_once("```sql\n-- a node that is gone for good").expect("it stands there");
-    let (statements, _) = from.split_once("```").expect("its end");
-    let statements = format!("--{}", statements.replace("'gone'", "'two'"));
-    server().sql(name_of(&uri), &statements).expect("they run");
-    let left = page(reader.as_mut(), list(None, None, 5), NOW);
-    assert_eq!((left.rows.len(), left.total), (0, 0));
-    let count = server().sql(name_of(&uri), "SELECT count(*) FROM payload_manager.payload");
-    assert_eq!(count.expect("counted").trim(), "0");
-}
-
-#[test]
 fn given_a_catalog_that_nobody_shares_when_asked_for_others_then_there_are_none() {
     fn none<B: Backend>(home: &B::Home) {
         let mut store = B::start(home);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use payload_catalog::{Change, PostgresConfig, PostgresStore, Reader, Store, StoreError};
+use payload_catalog::{Change, MemoryStore, PostgresConfig, PostgresStore, Reader, Store, StoreError};
 use payload_types::find::{FieldEquals, FindOrder, IdSpan, MetadataFilter, Scalar};
 use payload_types::record::{
     LineageEdge, Metadata, MetadataMode, RecordAnswer, RecordChange, RecordOutcome, RecordQuery, StreamItem,
@@ -230,6 +230,69 @@ fn given_a_long_chain_when_walked_then_it_is_fetched_at_once_and_in_time() {
     }
 }
 
+/// The answers to one walk from payload `number`, of this store and of the one in memory.
+fn walked(stores: &mut [Box<dyn Reader>; 2], number: u64, upstream: bool) -> usize {
+    let [one, other] = stores.each_mut().map(|reader| {
+        let query = RecordQuery::Lineage { key: key(number), upstream, depth_max: 0, at: NOW };
+        reader.read(&query).expect("answered")
+    });
+    assert_eq!(one, other, "{number} {upstream}");
+    if let RecordAnswer::Lineage(edges) = one { edges.len() } else { 0 }
+}
+
+#[test]
+fn given_graphs_of_many_paths_when_walked_then_the_answers_are_those_of_the_store_in_memory() {
+    const LENGTH: u64 = 3_000;
+    let edge = |child: u64, parent: u64, text: usize| {
+        let edge = LineageEdge {
+            child: key(child).id,
+            parent: key(parent).id,
+            operation: format!("{parent}"),
+            role: String::new(),
+            parameters: vec![7; text],
+        };
+        Change::from(RecordChange::LineageAdd { child: key(child), edges: vec![edge], at: NOW })
+    };
+    let mut changes: Vec<Change> = (0..=4 * LENGTH).map(|number| put(row(number))).collect();
+    // A chain with few places where paths meet again, at its end.
+    changes.extend((0..LENGTH).map(|number| edge(number + 1, number, 0)));
+    changes.extend((2..5).map(|number| edge(number, number - 2, 0)));
+    // A ladder: the number of paths doubles with each rung.
+    changes.extend(
+        (LENGTH + 3..2 * LENGTH).flat_map(|number| [1, 2].map(|back| edge(number, number - back, 0))),
+    );
+    // A cycle, one with long texts, and a chain with one long text.
+    let cycle = 2 * LENGTH + 1;
+    changes.extend([
+        edge(cycle, cycle + 1, 0),
+        edge(cycle + 1, cycle, 0),
+        edge(cycle + 2, cycle + 2, 1 << 20),
+    ]);
+    let long = 3 * LENGTH;
+    changes.extend(
+        (0..900).map(|number| edge(long + number + 1, long + number, if number == 80 { 9_000 } else { 1 })),
+    );
+    // More than an answer takes.
+    changes.extend((1_000..1_006).map(|number| edge(long + number + 1, long + number, 1 << 20)));
+    let uri = server().database();
+    let (mut postgres, mut memory) = (started(&uri, "one"), MemoryStore::new());
+    for some in changes.chunks(2_000) {
+        assert_eq!(postgres.apply(some), memory.apply(some));
+    }
+    let mut stores = [postgres.reader().expect("a reader"), memory.reader().expect("a reader")];
+    assert_eq!(walked(&mut stores, LENGTH, true) as u64, LENGTH + 3);
+    assert_eq!(walked(&mut stores, 0, false) as u64, LENGTH + 3);
+    assert_eq!(walked(&mut stores, 2 * LENGTH - 1, true) as u64, 2 * (LENGTH - 3));
+    assert_eq!(walked(&mut stores, LENGTH + 1, false) as u64, 2 * (LENGTH - 3) - 2);
+    for upstream in [true, false] {
+        assert_eq!(walked(&mut stores, cycle, upstream), 2);
+        assert_eq!(walked(&mut stores, cycle + 2, upstream), 1);
+    }
+    assert_eq!(walked(&mut stores, long + 900, true), 900);
+    assert_eq!(walked(&mut stores, long + 1_006, true), 0, "too large");
+    assert_eq!(walked(&mut stores, long, false), 900);
+}
+
 #[test]
 fn given_a_removed_payload_when_looked_for_then_its_metadata_went_with_it_and_the_chain_stays() {
     let uri = server().database();
@@ -312,6 +375,11 @@ fn searched(log: &str) -> Vec<String> {
     log.lines().filter(|line| line.contains("Seq Scan on")).map(str::to_owned).collect()
 }
 
+/// The plans in a log of the statements that hold these words.
+fn plans_of<'log>(log: &'log str, words: &str) -> Vec<&'log str> {
+    log.split("LOG:  duration:").filter(|entry| entry.contains("plan:") && entry.contains(words)).collect()
+}
+
 /// The most rows that a plan read and threw away: an index that leads to such is none.
 fn thrown_away(log: &str) -> usize {
     let counts = log.lines().filter_map(|line| line.split_once("Rows Removed by Filter: "));
@@ -353,7 +421,9 @@ fn given_the_statements_when_planned_on_large_tables_then_rows_are_found_by_an_i
         let described = [update(2, "{}"), update(2, r#"{"a":7}"#)];
         store.apply(&described).expect("described");
         store.apply(&[append(1, 1, 3), remove(3, 9)]).expect("made");
-        store.get(key(5)).expect("read");
+        // A removal as it mostly is: one statement, with what belongs to the row.
+        store.apply(&[remove(4, 9), remove(5, 9), put(row(6))]).expect("removed");
+        store.get(key(7)).expect("read");
         let mut reader = store.reader().expect("a reader");
         assert!(!entries(reader.as_mut()).is_empty());
         let other = if pooled { "three" } else { "two" };
@@ -379,6 +449,21 @@ fn given_the_statements_when_planned_on_large_tables_then_rows_are_found_by_an_i
         "{}",
         &log[before..]
     );
+    let removals = plans_of(&log[before..], "DELETE FROM payload_manager.payload AS kept");
+    assert!(removals.len() >= 4, "prepared and pooled ones, alone and with records: {}", removals.len());
+    for plan in &removals {
+        // The row by its key, whatever node's; then its history by the payload, its events and terms by their own keys.
+        for step in [
+            "Delete on payload kept",
+            "Index Scan using payload_pkey on payload kept",
+            "Index Scan using history_pkey on history",
+            " event_pkey ",
+            " metadata_term_pkey ",
+        ] {
+            assert!(plan.contains(step), "no `{step}` in {plan}");
+        }
+        assert!(!plan.contains("payload_of_node"), "{plan}");
+    }
     assert!(!log[before..].contains("Bitmap Heap Scan on payload"), "{}", &log[before..]);
     assert!(thrown_away(&log[before..]) < 10, "rows of an index were thrown away: {}", &log[before..]);
 }

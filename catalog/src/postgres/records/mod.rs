@@ -3,6 +3,7 @@
 //! Changes run in the writer's open transaction. A query has a transaction of its own, which sees one state. What another
 //! node has made in between ends a change with `Unavailable`: the writer rolls back and makes its group again.
 
+mod ahead;
 mod reader;
 mod sql;
 mod tables;
