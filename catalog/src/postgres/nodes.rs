@@ -35,7 +35,7 @@ pub struct NodeInfo {
 
 static LIST: Sql = Sql {
     text: "SELECT node.name, node.address,
-            (greatest(extract(epoch FROM clock_timestamp() - node.heartbeat), 0) * 1000)::bigint,
+            (extract(epoch FROM clock_timestamp() - node.heartbeat) * 1000)::bigint,
             coalesce(held.payloads, 0), coalesce(held.bytes, 0)::bigint
         FROM payload_manager.node AS node
         LEFT JOIN LATERAL (SELECT count(*) AS payloads, sum(size) AS bytes FROM payload_manager.payload
@@ -58,8 +58,8 @@ static FORGET: Sql = Sql {
         ), gone AS (
             DELETE FROM payload_manager.payload AS payload USING (
                 SELECT namespace, id FROM payload_manager.payload WHERE owner = (SELECT id FROM fence)
-                ORDER BY namespace, id LIMIT $3) AS some
-            WHERE payload.namespace = some.namespace AND payload.id = some.id
+                ORDER BY namespace, id LIMIT $3) AS part
+            WHERE payload.namespace = part.namespace AND payload.id = part.id
             RETURNING payload.namespace, payload.id
         ), histories AS (
             DELETE FROM payload_manager.history AS history USING gone
@@ -149,7 +149,7 @@ async fn list(session: &mut Session) -> Result<Vec<NodeInfo>, StoreError> {
         nodes.push(NodeInfo {
             name: cell(&row, 0)?,
             address: cell(&row, 1)?,
-            silent_ms: silent_ms.map(i64::cast_unsigned),
+            silent_ms: silent_ms.map(|silent| u64::try_from(silent).unwrap_or_default()),
             is_running: silent_ms.is_some_and(|silent| (silent as f64) < node::SILENT_SECONDS_MAX * 1000.0),
             payloads: payloads.cast_unsigned(),
             bytes: bytes.cast_unsigned(),
