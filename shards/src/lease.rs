@@ -154,7 +154,6 @@ impl Leases {
     /// # Panics
     /// When `key` is stale.
     pub fn end(&mut self, ends: &mut Ends, key: SlotKey) -> Lease {
-        list::unlink(&mut self.slots, ends, key);
-        self.slots.remove(key).expect("the caller holds a live key")
+        list::remove(&mut self.slots, ends, key)
     }
 }

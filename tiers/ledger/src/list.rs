@@ -76,6 +76,21 @@ pub fn push_back<T: Linked>(slots: &mut Slots<T>, ends: &mut Ends, key: SlotKey)
 /// When `key` is stale.
 pub fn unlink<T: Linked>(slots: &mut Slots<T>, ends: &mut Ends, key: SlotKey) {
     let links = std::mem::take(slots.get_mut(key).expect("the caller holds a live key").links());
+    unlinked(slots, ends, key, links);
+}
+
+/// As [`unlink`], and takes it out of the table.
+///
+/// # Panics
+/// When `key` is stale.
+pub fn remove<T: Linked>(slots: &mut Slots<T>, ends: &mut Ends, key: SlotKey) -> T {
+    let mut entry = slots.remove(key).expect("the caller holds a live key");
+    unlinked(slots, ends, key, *entry.links());
+    entry
+}
+
+/// What had these links stands between its neighbours no more.
+fn unlinked<T: Linked>(slots: &mut Slots<T>, ends: &mut Ends, key: SlotKey, links: Links) {
     if let Some(before) = links.previous.and_then(|previous| slots.get_mut(previous)) {
         before.links().next = links.next;
     }

@@ -119,6 +119,11 @@ impl<T> Slots<T> {
         Some(SlotKey { index, generation: slot.generation })
     }
 
+    /// The entry that is in slot `index` now.
+    pub fn value_at(&mut self, index: u32) -> Option<&mut T> {
+        self.slot_mut(index)?.value.as_mut()
+    }
+
     /// Takes the entry out; `None` when it is gone already.
     pub fn remove(&mut self, key: SlotKey) -> Option<T> {
         let free_head = self.free_head;

@@ -69,25 +69,18 @@ impl<T: Copy> Wheel<T> {
 
     /// Arms a timer; `None` when the wheel is full. It is handed out at `due` or up to 1 ms later, never earlier.
     pub fn arm(&mut self, due: Monotonic, token: T) -> Option<TimerId> {
-        let node = Node {
-            due: due.0.div_ceil(TICK_NS).max(self.elapsed),
-            token,
-            previous: NONE,
-            next: NONE,
-            list: 0,
-        };
+        let due = due.0.div_ceil(TICK_NS).max(self.elapsed);
+        let (list, head) = self.list_of(due);
+        let node = Node { due, token, previous: NONE, next: head, list: list as u16 };
         let key = self.nodes.insert(node).ok()?;
-        self.link(key);
+        self.linked(key.index, list, head);
         Some(TimerId(key))
     }
 
     /// Disarms a timer; false when it was handed out or disarmed before.
     pub fn disarm(&mut self, timer: TimerId) -> bool {
-        if self.nodes.get(timer.0).is_none() {
-            return false;
-        }
-        self.unlink(timer.0);
-        self.nodes.remove(timer.0);
+        let Some(node) = self.nodes.remove(timer.0) else { return false };
+        self.unlinked(node.previous, node.next, usize::from(node.list));
         true
     }
 
@@ -155,32 +148,45 @@ impl<T: Copy> Wheel<T> {
         best
     }
 
-    fn link(&mut self, key: SlotKey) {
-        let node = self.nodes.get(key).expect("the caller holds a live key");
-        let due = node.due.min(self.elapsed + REACH_TICKS - 1);
+    /// Where a timer of this tick belongs now, and what is there.
+    fn list_of(&self, due: u64) -> (usize, u32) {
+        let due = due.min(self.elapsed + REACH_TICKS - 1);
         let differing = (due ^ self.elapsed) | 1;
         let level = ((63 - differing.leading_zeros()) / SLOT_BITS).min(LEVELS as u32 - 1) as usize;
         let slot = (due >> (SLOT_BITS * level as u32)) as usize % SLOTS;
         let list = level * SLOTS + slot;
-        let head = self.heads[list];
-        if let Some(second) = self.nodes.key_at(head) {
-            self.nodes.get_mut(second).expect("linked nodes exist").previous = key.index;
-        }
+        (list, self.heads[list])
+    }
+
+    fn link(&mut self, key: SlotKey) {
+        let (list, head) = self.list_of(self.nodes.get(key).expect("the caller holds a live key").due);
         let node = self.nodes.get_mut(key).expect("the caller holds a live key");
         (node.previous, node.next, node.list) = (NONE, head, list as u16);
-        self.heads[list] = key.index;
-        self.occupied[level] |= 1 << slot;
+        self.linked(key.index, list, head);
+    }
+
+    /// A node stands before `head` now.
+    fn linked(&mut self, index: u32, list: usize, head: u32) {
+        if let Some(second) = self.nodes.value_at(head) {
+            second.previous = index;
+        }
+        self.heads[list] = index;
+        self.occupied[list / SLOTS] |= 1 << (list % SLOTS);
     }
 
     fn unlink(&mut self, key: SlotKey) {
         let node = self.nodes.get(key).expect("the caller holds a live key");
-        let (previous, next, list) = (node.previous, node.next, usize::from(node.list));
-        match self.nodes.key_at(previous) {
-            Some(before) => self.nodes.get_mut(before).expect("linked nodes exist").next = next,
+        self.unlinked(node.previous, node.next, usize::from(node.list));
+    }
+
+    /// What stood between these two stands there no more.
+    fn unlinked(&mut self, previous: u32, next: u32, list: usize) {
+        match self.nodes.value_at(previous) {
+            Some(before) => before.next = next,
             None => self.heads[list] = next,
         }
-        if let Some(after) = self.nodes.key_at(next) {
-            self.nodes.get_mut(after).expect("linked nodes exist").previous = previous;
+        if let Some(after) = self.nodes.value_at(next) {
+            after.previous = previous;
         }
         if self.heads[list] == NONE {
             self.occupied[list / SLOTS] &= !(1 << (list % SLOTS));
