@@ -215,3 +215,58 @@ async fn given_promotions_into_a_full_tier_when_all_ram_is_taken_then_others_go_
     let page = v1.list(payload_tests::v1::listing(UNSPECIFIED, 100)).await.expect("a page");
     assert_eq!(page.total_count, 40);
 }
+
+#[tokio::test]
+async fn given_a_full_disk_when_ram_is_waited_for_then_what_needs_no_room_goes_before_all_that_do() {
+    // Who is passed over comes back in a moment, so that one tried after another would never be over.
+    let place = place()
+        .with("STORAGE__DISK__CAPACITY_BYTES", "16MiB")
+        .with("STORAGE__RAM__HIGH_WATERMARK", "100")
+        .with("STORAGE__RAM__LOW_WATERMARK", "99")
+        .with("SPILL_WORKERS__RETRY_BACKOFF", "1ms");
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    let hog = id(&v1.put(DISK, &content(1, 16 * MIB)).await);
+    let mut plain = Vec::new();
+    for seed in 0..7 {
+        plain.push(put(&v1, allocation(RAM, 2 * MIB as u64), &content(seed, 2 * MIB)).await);
+    }
+    let void = core::EvictionPolicy { spill_target: VOID, ..Default::default() };
+    let cache = put(&v1, policed(2 * MIB, void), &content(9, 2 * MIB)).await;
+    let wait = |mib: usize| {
+        let (v1, request) = (v1.clone(), within(120_000, allocation(RAM, (mib * MIB) as u64)));
+        async move { v1.catalog().allocate_payload(request).await }
+    };
+    let first = wait(2).await.expect("the last in rank made room").into_inner();
+    refused(v1.lease(&cache).await, Code::NotFound, &[]);
+    for (seed, payload) in (0..).zip(&plain) {
+        assert!(v1.bytes(payload).await == (RAM, content(seed, 2 * MIB)), "the disk is full");
+    }
+    // Nobody can go now; when the disk has room, who waited for it does.
+    let waiting = tokio::spawn(wait(4));
+    v1.delete(&hog, false).await.expect("deleted");
+    waiting.await.expect("no panic").expect("served");
+    assert!(first.payload_descriptor.is_some());
+    for (seed, payload) in (0..).zip(&plain) {
+        assert!(v1.bytes(payload).await.1 == content(seed, 2 * MIB));
+    }
+}
+
+#[tokio::test]
+async fn given_a_discardable_payload_on_a_full_disk_with_a_copy_in_ram_when_waited_for_then_it_makes_room() {
+    let place = place().with("STORAGE__DISK__CAPACITY_BYTES", "16MiB");
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    let void = core::EvictionPolicy { spill_target: VOID, ..Default::default() };
+    let request =
+        rt::AllocatePayloadRequest { eviction_policy: Some(void), ..allocation(DISK, 4 * MIB as u64) };
+    let cache = put(&v1, request, &content(1, 4 * MIB)).await;
+    let kept = id(&v1.put(DISK, &content(2, 10 * MIB)).await);
+    for payload in [&cache, &kept] {
+        v1.promote(promotion(payload, RAM)).await.expect("promoted");
+    }
+    let request = within(120_000, allocation(DISK, 5 * MIB as u64));
+    v1.catalog().allocate_payload(request).await.expect("room was made");
+    refused(v1.lease(&cache).await, Code::NotFound, &[]);
+    assert!(v1.bytes(&kept).await.1 == content(2, 10 * MIB));
+}
