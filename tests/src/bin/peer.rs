@@ -11,6 +11,7 @@
 //! write TIER SEED LENGTH   allocates, writes in place, commits -> ID
 //! native-hold ID   leases it over a native session and keeps the lease -> TIER LENGTH XXH3
 //! native-allocate LENGTH   allocates in RAM over a native session, and keeps it uncommitted -> ID
+//! native-churn ID          -> churning; from then on leases it, allocates, commits and deletes until it is killed
 //! ```
 //! Ids are hexadecimal, tiers numbers. Ends with its standard input; a task that fails ends it with a panic.
 #![forbid(unsafe_code)]
@@ -24,6 +25,8 @@ use payload_types::{ByteCount, PayloadId as PayloadKey};
 use payload_wire::pb::core::v1::PayloadId;
 use xxhash_rust::xxh3::xxh3_64;
 
+// Long because: one arm a task, each of a few lines.
+// Long because: one arm a task.
 fn main() {
     let address = std::env::args().nth(1).expect("peer ADDR");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -88,6 +91,14 @@ fn main() {
                 natively_allocated.push(payload);
                 answer
             }
+            ["native-churn", name] => {
+                println!("churning");
+                std::io::stdout().flush().expect("somebody reads");
+                churn(
+                    &native_client(&address),
+                    PayloadKey::from_slice(&from_hex(name).value).expect("16 bytes"),
+                )
+            }
             ["delete", name] => match runtime.block_on(v1.delete(&from_hex(name), false)) {
                 Ok(()) => "deleted".to_owned(),
                 Err(status) => status.to_string(),
@@ -103,6 +114,32 @@ fn native_client(address: &str) -> blocking::Client {
     let client = blocking::Client::connect(address).expect("connected");
     assert!(client.session().is_some(), "the server is on this host");
     client
+}
+
+/// A busy client: some leases and an allocation are always open, whenever it is killed.
+fn churn(client: &blocking::Client, id: PayloadKey) -> ! {
+    let expected = xxh3_64(&client.acquire(id, &AcquireOptions::default()).expect("leased"));
+    let mut leases = std::collections::VecDeque::new();
+    for round in 0u64.. {
+        let lease = client.acquire(id, &AcquireOptions::default()).expect("leased");
+        assert_eq!(xxh3_64(&lease), expected, "another's bytes");
+        leases.push_back(lease);
+        if leases.len() > 5 {
+            leases.pop_front();
+        }
+        let bytes = content(round, 1 + (round as usize * 997) % 20_000);
+        // A full tier is no fault: others are being cleaned up after.
+        let Ok(mut payload) = client.allocate(ByteCount(bytes.len() as u64), &AllocateOptions::default())
+        else {
+            continue;
+        };
+        payload.copy_from_slice(&bytes);
+        if round % 3 > 0 {
+            let made = payload.commit(None).expect("committed").id;
+            client.delete(made, false, None).expect("deleted");
+        }
+    }
+    unreachable!("a u64 of rounds")
 }
 
 fn hex(id: &PayloadId) -> String {
