@@ -517,3 +517,24 @@ async fn given_broken_wishes_when_sent_then_each_is_refused_with_its_tag_and_the
     assert_eq!(seen, [(7, 3), (8, 3), (9, 0), (9, 3)]);
     assert_eq!(leases(&client).await, 0, "the stream has ended");
 }
+
+#[tokio::test]
+async fn given_a_wish_with_a_time_limit_when_there_is_no_room_then_it_ends_by_then_and_the_session_goes_on() {
+    let place = Place::new().with("STORAGE__RAM__CAPACITY_BYTES", "8MiB");
+    let server = place.start();
+    let client = client(&server).await;
+    let hog = client.allocate_payload(ByteCount(8 << 20), &on(Tier::Ram)).await.expect("allocated");
+    let made = client.allocate_payload(ByteCount(1 << 20), &on(Tier::Disk)).await.expect("allocated");
+    let payload = made.descriptor.id;
+    client.commit_payload(payload, None).await.expect("committed");
+    let session = client.lease_session().await.expect("opened");
+    let fast = AcquireOptions { min_tier: Some(Tier::Ram), ..AcquireOptions::default() };
+    let started = Instant::now();
+    let late = session.acquire_within(payload, &fast, Duration::from_millis(300)).await;
+    is_refused(late, ErrorKind::ResourceExhausted, "RAM");
+    assert!(started.elapsed() < Duration::from_secs(20), "without a limit it waits for 30 s");
+    client.delete(hog.descriptor.id, false, None).await.expect("deleted");
+    let lease = session.acquire_within(payload, &fast, Duration::from_secs(20)).await.expect("there is room");
+    assert_eq!(lease.descriptor.tier, Tier::Ram);
+    session.close().await.expect("closed");
+}

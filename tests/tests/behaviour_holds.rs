@@ -350,3 +350,39 @@ async fn given_two_nodes_on_one_catalog_when_one_holds_then_the_others_commits_l
     .await;
     there.v1.delete(&own, false).await.expect("nothing holds it");
 }
+
+#[tokio::test]
+async fn given_a_group_that_is_never_heard_of_again_when_removed_then_what_only_it_held_can_go_at_once() {
+    let place = Place::new();
+    let server = place.start();
+    let stream = Stream::made(&server).await;
+    let (one, two) = (stream.payload(RAM).await, stream.payload(DISK).await);
+    assert_eq!(stream.append(&[&one, &two]).await.expect("appended"), (0, 1));
+    stream.commit("gone", 0).await;
+    stream.commit("here", 1).await;
+    stream.is_held(&one, 0).await;
+    let mut records = PayloadRecordsServiceClient::new(stream.v1.channel());
+    let remove = |group: &str| own::RemoveConsumerGroupRequest {
+        stream: Some(stream.name.clone()),
+        consumer_group: group.to_owned(),
+    };
+    let answer = records.remove_consumer_group(remove("gone")).await.expect("removed").into_inner();
+    assert_eq!(answer.retained_from_offset, Some(1));
+    stream.v1.delete(&one, false).await.expect("every group that is left has passed it");
+    stream.is_held(&two, 1).await;
+    refused(records.remove_consumer_group(remove("gone")).await, Code::NotFound, &["`gone`"]);
+    refused(records.remove_consumer_group(remove("")).await, Code::InvalidArgument, &["consumer_group"]);
+    let page = |page_token: &str| own::ListConsumerGroupsRequest {
+        stream: Some(stream.name.clone()),
+        page_size: 1,
+        page_token: page_token.to_owned(),
+    };
+    stream.commit("there", 2).await;
+    let first = records.list_consumer_groups(page("")).await.expect("listed").into_inner();
+    let second =
+        records.list_consumer_groups(page(&first.next_page_token)).await.expect("listed").into_inner();
+    let brief = |group: &own::ConsumerGroup| (group.consumer_group.clone(), group.offset);
+    assert_eq!(first.groups.iter().map(brief).collect::<Vec<_>>(), [("here".to_owned(), 1)]);
+    assert_eq!(second.groups.iter().map(brief).collect::<Vec<_>>(), [("there".to_owned(), 2)]);
+    assert!(second.next_page_token.is_empty() && second.groups[0].committed_at.is_some());
+}
