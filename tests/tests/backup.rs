@@ -1,11 +1,11 @@
-//! `payload-manager backup` beside a server under load, a server that starts on the backup, and `migrate`.
+//! `payload-manager backup` beside a server under load, a server that starts on the backup, `migrate` and `nodes`.
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
 use payload_tests::postgres::{Postgres, name_of};
-use payload_tests::server::{Place, ended};
+use payload_tests::server::{Place, ended, objects, payloadctl};
 use payload_tests::v1::{DISK, V1, content, id, listing};
 use tonic::Code;
 
@@ -127,4 +127,43 @@ fn given_catalogs_of_all_ages_when_checked_then_the_exit_code_and_a_sentence_say
         assert!(code == Some(1) && said.contains("version 99") && said.contains("newer program"), "{said}");
         assert!(place.start_refused().contains("version 99"));
     }
+}
+
+#[tokio::test]
+async fn given_a_node_that_is_gone_for_good_when_removed_then_nobody_lists_its_payloads_and_what_was_lost_is_said()
+ {
+    let postgres = Postgres::start().expect("a PostgreSQL server starts; tests/run installs one");
+    let uri = postgres.database();
+    let place = |node| Place::new().with("DATABASE__POSTGRES__CONNECTION_URI", &uri).with("NODE__NAME", node);
+    let (kept, gone) = (place("kept"), place("gone"));
+    let (server, going) = (kept.start(), gone.start());
+    let (v1, v2) = (V1::connect(&server).await, V1::connect(&going).await);
+    v1.put(DISK, &content(1, SIZE)).await;
+    v2.put(DISK, &content(2, SIZE)).await;
+    let rows = objects(&payloadctl(&server, &["ls"]));
+    let mut nodes: Vec<_> = rows.iter().map(|row| row["node"].as_str().expect("a name")).collect();
+    nodes.sort_unstable();
+    assert_eq!(nodes, ["gone", "kept"]);
+
+    let run = |words: &[&str]| {
+        let output = ended(program(&kept, &[&["nodes"], words].concat()));
+        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+    };
+    let (code, listed) = run(&[]);
+    assert!(code == Some(0) && listed.contains("gone") && listed.matches("running").count() == 2, "{listed}");
+    let (code, refused) = run(&["--remove", "gone", "--yes"]);
+    assert!(code == Some(1) && refused.contains("was heard of"), "{refused}");
+    going.stop();
+    let (code, weighed) = run(&["--remove", "gone"]);
+    assert!(code == Some(3) && weighed.contains("1 payloads") && weighed.contains("--yes"), "{weighed}");
+    assert_eq!(v1.list(listing(0, 50)).await.expect("listed").total_count, 2, "nothing has changed");
+    let (code, removed) = run(&["--remove", "gone", "--yes"]);
+    assert!(code == Some(0) && removed.contains("with 1 payloads"), "{removed}");
+    assert_eq!(v1.list(listing(0, 50)).await.expect("listed").total_count, 1);
+    let (_, listed) = run(&["--json"]);
+    assert!(listed.contains(r#""node":"kept""#) && !listed.contains("gone"), "{listed}");
+
+    let alone = Place::new();
+    let output = ended(program(&alone, &["nodes"]));
+    assert!(output.status.code() == Some(1) && text(&output.stderr).contains("PostgreSQL"), "{output:?}");
 }

@@ -2,12 +2,12 @@
 
 use payload_client::Client;
 use payload_tests::server::Place;
-use payload_tests::v1::{RAM, V1, allocation, content, id, refused};
+use payload_tests::v1::{DISK, RAM, V1, allocation, content, id, refused};
 use payload_types::record::{StreamItem, StreamName};
 use payload_wire::pb::catalog::v1 as catalog;
 use payload_wire::pb::core::v1::PayloadId;
-use payload_wire::pb::operations::v1::ListPayloadMetadataEventsRequest;
 use payload_wire::pb::operations::v1::payload_records_service_client::PayloadRecordsServiceClient;
+use payload_wire::pb::operations::v1::{ListPayloadMetadataEventsRequest, ListStreamsRequest};
 use payload_wire::pb::runtime::v1 as rt;
 use payload_wire::pb::services::v1::payload_stream_service_client::PayloadStreamServiceClient;
 use tonic::{Code, Request};
@@ -104,4 +104,58 @@ async fn given_a_request_id_when_appends_and_metadata_are_repeated_then_stored_o
         Code::InvalidArgument,
         &["x-request-id"],
     );
+}
+
+#[tokio::test]
+async fn given_a_request_id_when_repeated_after_the_server_was_killed_then_the_first_answer_and_nothing_more()
+{
+    let place = Place::new();
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    let payload = id(&v1.put(DISK, &content(1, 100)).await);
+    let stream = Some(rt::StreamId { name: "s".to_owned(), namespace: String::new() });
+    let kept = Some(rt::StreamId { name: "kept".to_owned(), namespace: String::new() });
+    let mut streams = PayloadStreamServiceClient::new(v1.channel());
+    for (stream, retain_payloads) in [(&stream, false), (&kept, true)] {
+        let create =
+            rt::CreateStreamRequest { stream: stream.clone(), retain_payloads, ..Default::default() };
+        streams.create_stream(create).await.expect("created");
+    }
+    let item = rt::AppendItem { payload_id: Some(payload.clone()), ..Default::default() };
+    let append = |stream: &Option<rt::StreamId>, count| {
+        let request = rt::AppendRequest { stream: stream.clone(), items: vec![item.clone(); count] };
+        with_id(if count == 3 { "kept-1" } else { "s-1" }, request)
+    };
+    let note = || {
+        let request =
+            catalog::AppendPayloadMetadataEventRequest { id: Some(payload.clone()), ..Default::default() };
+        with_id("m-1", request)
+    };
+    let first = streams.append(append(&stream, 2)).await.expect("appended").into_inner();
+    let held = streams.append(append(&kept, 3)).await.expect("appended").into_inner();
+    let noted = v1.catalog().append_payload_metadata_event(note()).await.expect("noted").into_inner();
+    server.kill();
+
+    let server = place.start();
+    let v1 = V1::connect(&server).await;
+    let mut streams = PayloadStreamServiceClient::new(v1.channel());
+    for _ in 0..2 {
+        assert_eq!(streams.append(append(&stream, 2)).await.expect("again").into_inner(), first);
+        assert_eq!(streams.append(append(&kept, 3)).await.expect("again").into_inner(), held);
+        let again = v1.catalog().append_payload_metadata_event(note()).await.expect("again").into_inner();
+        assert_eq!(again, noted);
+    }
+    refused(v1.delete(&payload, false).await, Code::FailedPrecondition, &["entry 2"]);
+    let mut records = PayloadRecordsServiceClient::new(v1.channel());
+    let listed =
+        records.list_streams(ListStreamsRequest::default()).await.expect("listed").into_inner().streams;
+    assert_eq!(listed.iter().map(|stream| stream.end_offset).collect::<Vec<_>>(), [3, 2], "kept and s");
+    let list = ListPayloadMetadataEventsRequest { id: Some(payload.clone()), ..Default::default() };
+    let events = records.list_payload_metadata_events(list).await.expect("known").into_inner().events;
+    assert_eq!(events.len(), 1);
+    server.kill();
+    let server = place.start();
+    let mut streams = PayloadStreamServiceClient::new(V1::connect(&server).await.channel());
+    let other = streams.append(append(&stream, 1)).await.map(drop);
+    refused(other, Code::InvalidArgument, &["x-request-id", "s-1"]);
 }

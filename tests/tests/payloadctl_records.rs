@@ -180,6 +180,21 @@ fn given_a_stream_when_used_by_a_script_then_each_command_does_its_part() {
     let beyond = ["stream", "commit", stream, "--group", "g", "--offset", "4"];
     assert!(fails(&server, &beyond).contains("ends at 3"));
 
+    json(&server, &["stream", "commit", stream, "--group", "h", "--offset", "1"]);
+    let groups = json(&server, &["stream", "group", "ls", stream]);
+    let brief = |group: &Value| (group["group"].clone(), group["offset"].clone());
+    assert_eq!(
+        groups.iter().map(brief).collect::<Vec<_>>(),
+        [(json!("g"), json!(2)), (json!("h"), json!(1))]
+    );
+    assert!(groups[0]["committed_at"].as_str().is_some_and(|time| time.ends_with('Z')));
+    let removed = json(&server, &["stream", "group", "rm", stream, "--group", "h"]);
+    let expected =
+        json!({ "stream": stream, "group": "h", "result": "deleted", "retained_from_offset": null });
+    assert_eq!(removed, [expected]);
+    assert!(fails(&server, &["stream", "group", "rm", stream, "--group", "h"]).contains("`h`"));
+    assert_eq!(committed("h")["committed"], json!(false));
+
     for _ in 0..4 {
         json(&server, &["stream", "append", stream, &one]);
     }
