@@ -67,6 +67,7 @@ impl Node {
     ///
     /// # Errors
     /// One sentence: a root or catalog that another server holds, that is foreign or damaged, a limit of the system.
+    // Long because: one part is started after the other.
     pub fn start(config: &Config, plan: &Plan, port: u16) -> anyhow::Result<Self> {
         let reactor = reactor_config(config, plan);
         let mut drivers = Drivers::open(drivers_config(config))?;
