@@ -48,5 +48,5 @@ pub use evict::Candidate;
 pub use flow::adopt::Adopted;
 pub use keeper::Keeper;
 pub use outbox::Outbox;
-pub use sessions::SessionCaps;
+pub use sessions::{SessionCaps, SessionHolding};
 pub use shard::Shard;

@@ -50,6 +50,17 @@ struct Session {
     looked_at: SlotKey,
 }
 
+/// What one session holds on one shard; for tests and simulators.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SessionHolding {
+    /// Leases.
+    pub leases: usize,
+    /// Sizes of what is leased, each lease counted.
+    pub leased_bytes: u64,
+    /// Allocations noted: all that are not committed, and a few that are, or are gone.
+    pub allocations: usize,
+}
+
 /// All sessions that hold, or held, something here.
 #[derive(Debug, Default)]
 pub struct Sessions {
@@ -216,6 +227,15 @@ impl Sessions {
     /// It is over: removed, or committed after all.
     pub fn forget_orphan(&mut self, payload: SlotKey) {
         self.orphans.remove(&payload);
+    }
+
+    /// What one session holds; `None` when it is not known here, or no more.
+    pub fn holding(&self, id: SessionId) -> Option<SessionHolding> {
+        self.get(id).map(|session| SessionHolding {
+            leases: session.leases.len(),
+            leased_bytes: session.leased_bytes,
+            allocations: session.allocations.len(),
+        })
     }
 
     /// Leases and allocations noted, of all sessions; for tests and simulators.

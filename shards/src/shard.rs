@@ -184,6 +184,11 @@ impl Shard {
         self.sessions.held()
     }
 
+    /// What one native session holds here.
+    pub fn held_by_session(&self, session: payload_types::SessionId) -> Option<crate::SessionHolding> {
+        self.sessions.holding(session)
+    }
+
     /// True when whatever is under way waits for capacity: nothing happens until some is freed.
     pub fn only_waits(&self) -> bool {
         self.ops.only_wait() && !self.parked.has_ready() && !self.limbo.has_drop()

@@ -4,7 +4,7 @@
 use payload_tests::sim::{self, Canary, Coverage, Options};
 
 /// Seeds of the ordinary run. `tests/sim --seeds N --from S` runs more.
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 400;
 
 /// Seeds of nodes that are asked for more than they hold.
 const OVERLOAD_SEEDS: u64 = 30;
@@ -13,7 +13,7 @@ const OVERLOAD_SEEDS: u64 = 30;
 const CANARY_SEEDS: u64 = 120;
 
 #[test]
-fn given_200_seeds_when_run_then_every_promise_is_kept_and_every_situation_was_met() {
+fn given_400_seeds_when_run_then_every_promise_is_kept_and_every_situation_was_met() {
     let mut coverage = Coverage::default();
     for seed in 0..SEEDS {
         match sim::run(seed, Options::default()) {

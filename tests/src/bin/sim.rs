@@ -7,7 +7,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use payload_tests::sim::{self, Coverage, Options};
+use payload_tests::sim::{self, Canary, Coverage, Options};
 
 /// Runs whole nodes in virtual time and checks every promise after every step.
 #[derive(Parser)]
@@ -27,9 +27,17 @@ struct Arguments {
     /// Many payloads on a full disk, each in a file of its own.
     #[arg(long)]
     crammed: bool,
+    /// Plant this bug, by its name in `Canary`.
+    #[arg(long, value_parser = canary)]
+    canary: Option<Canary>,
     /// Go on after a failure, and print one line for each.
     #[arg(long)]
     keep_going: bool,
+}
+
+fn canary(name: &str) -> Result<Canary, String> {
+    let found = Canary::ALL.into_iter().find(|canary| format!("{canary:?}") == name);
+    found.ok_or_else(|| format!("{name} is none of {:?}", Canary::ALL))
 }
 
 fn main() -> ExitCode {
@@ -37,7 +45,7 @@ fn main() -> ExitCode {
     let (from, seeds) = arguments.verbose.map_or((arguments.from, arguments.seeds), |seed| (seed, 1));
     let options = Options {
         steps: arguments.steps,
-        canary: None,
+        canary: arguments.canary,
         verbose: arguments.verbose.is_some(),
         crammed: arguments.crammed,
         ..Options::default()

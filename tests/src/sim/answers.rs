@@ -8,7 +8,7 @@ use payload_types::scrub::{ScrubOutcome, ScrubVerdict, ScrubbedReplica};
 use payload_types::tier::SpillTarget;
 use payload_types::{
     Descriptor, ErrorKind, PayloadError, PayloadKey, PayloadState, Pin, PromotionPolicy, SpillPolicy, Tier,
-    Version,
+    Version, WallMs,
 };
 
 use super::faults::MILLIS;
@@ -157,10 +157,12 @@ impl Oracle {
             (Request::Commit { key, checksum, .. }, Reply::Committed(seen)) => {
                 self.committed(*key, checksum.is_some(), seen, scene)
             }
-            (Request::Delete { key, .. }, Reply::Deleted) => match scene.catalog.rows.get(key) {
-                Some(row) => breach(Rule::Acknowledgement, format!("Deleted, and stored: {row:?}")),
-                None => Ok(()),
-            },
+            (Request::Delete { key, .. } | Request::Abort { key, .. }, Reply::Deleted) => {
+                match scene.catalog.rows.get(key) {
+                    Some(row) => breach(Rule::Acknowledgement, format!("Deleted, and stored: {row:?}")),
+                    None => Ok(()),
+                }
+            }
             (Request::Resolve { key }, Reply::Resolved(seen)) => self.see(*key, seen, scene),
             (Request::Acquire(request), Reply::Leased(grant)) => self.leased(request, grant, scene),
             (Request::Release { .. }, Reply::Released) => Ok(()),
@@ -275,7 +277,6 @@ impl Oracle {
         }
     }
 
-    // Long because: one check after the other, of one grant.
     fn leased(&mut self, request: &Acquire, grant: &LeaseGrant, scene: Scene<'_>) -> Result<(), Breach> {
         let seen = &grant.descriptor;
         self.see(request.key, seen, scene)?;
@@ -298,6 +299,12 @@ impl Oracle {
         if slower && request.policy == PromotionPolicy::Blocking {
             return breach(Rule::WrongAnswer, format!("slower than min_tier: {grant:?}"));
         }
+        if request.owner.session().is_some() {
+            if grant.expires_at != WallMs::MAX {
+                return breach(Rule::WrongAnswer, format!("a session's lease with an end: {grant:?}"));
+            }
+            return self.lease_begins(request, grant, slower, scene);
+        }
         let asked = if request.duration_ms == 0 { scene.plan.lease_ms_default } else { request.duration_ms };
         let lasts = asked.min(scene.plan.lease_ms_max);
         let latest = scene.now.wall.as_millis() + lasts;
@@ -307,6 +314,18 @@ impl Oracle {
                 format!("a lease of another length: {grant:?}, {lasts} ms asked"),
             );
         }
+        self.lease_begins(request, grant, slower, scene)
+    }
+
+    /// From here on its holder relies on it.
+    fn lease_begins(
+        &mut self,
+        request: &Acquire,
+        grant: &LeaseGrant,
+        slower: bool,
+        scene: Scene<'_>,
+    ) -> Result<(), Breach> {
+        let seen = &grant.descriptor;
         let Some(location) = seen.location else {
             return breach(Rule::WrongAnswer, format!("a lease without a location: {grant:?}"));
         };
@@ -514,6 +533,7 @@ impl Oracle {
     }
 
     /// FAILED_PRECONDITION where it would be a lie.
+    // Long because: one arm a request.
     fn precondition(
         &mut self,
         pending: &Pending,
@@ -542,6 +562,15 @@ impl Oracle {
                 Ok(())
             }
             Request::Delete { expected_version: None, .. } => wrong("nothing forbids deleting"),
+            Request::Abort { key, .. } => {
+                let fact = &self.facts[key];
+                let may_be_committed = fact.committed || fact.commit_maybe || fact.commits_pending > 0;
+                if exists && !may_be_committed {
+                    wrong("it is this session's, and not committed")
+                } else {
+                    Ok(())
+                }
+            }
             Request::Resolve { .. } | Request::Unpin { .. } => wrong("this is always allowed"),
             Request::Allocate(request) if has(request.tier) => wrong("the tier is configured"),
             Request::Commit { key, .. } => {

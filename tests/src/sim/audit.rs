@@ -394,6 +394,7 @@ impl super::oracle::Pending {
             Request::Allocate(_)
                 | Request::Commit { .. }
                 | Request::Delete { .. }
+                | Request::Abort { .. }
                 | Request::Pin { .. }
                 | Request::Unpin { .. }
                 | Request::Enrol { .. }

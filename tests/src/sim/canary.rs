@@ -69,11 +69,17 @@ pub enum Canary {
     FloorsAhead,
     /// Now and then a shard never hears how far a stream has come.
     LostFloor,
+    /// Now and then a shard never hears that a session has ended.
+    ForgottenEnd,
+    /// What a session was granted after its end is never given back.
+    LeasedAfterTheEnd,
+    /// Some allocations of sessions are not noted as theirs.
+    UnnotedAllocation,
 }
 
 impl Canary {
     /// Each of them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 33] = [
         Self::LeaseSpillRace,
         Self::EarlyFree,
         Self::AcknowledgementBeforeTransaction,
@@ -104,6 +110,9 @@ impl Canary {
         Self::AppendsUnheld,
         Self::FloorsAhead,
         Self::LostFloor,
+        Self::ForgottenEnd,
+        Self::LeasedAfterTheEnd,
+        Self::UnnotedAllocation,
     ];
 
     /// The rules by which it may be noticed: what it breaks itself, not what breaks later because of it.
@@ -137,6 +146,7 @@ impl Canary {
             Self::DeafCompaction | Self::DeafToRoom | Self::FullStopsAll => &[Rule::Starved],
             Self::AppendsUnheld | Self::FloorsAhead => &[Rule::Held, Rule::CommitLost, Rule::Listing],
             Self::LostFloor => &[Rule::Leak],
+            Self::ForgottenEnd | Self::LeasedAfterTheEnd | Self::UnnotedAllocation => &[Rule::Session],
         }
     }
 
@@ -148,6 +158,11 @@ impl Canary {
     /// True for bugs that only show on a full disk.
     pub const fn needs_crammed(self) -> bool {
         matches!(self, Self::DeafToRoom | Self::FullStopsAll)
+    }
+
+    /// True for bugs that only show where native sessions end.
+    pub const fn needs_sessions(self) -> bool {
+        matches!(self, Self::ForgottenEnd | Self::LeasedAfterTheEnd | Self::UnnotedAllocation)
     }
 
     /// Whether a bug of low frequency strikes now. Draws only when it is planted, so that a healthy run is the same

@@ -13,7 +13,7 @@ use payload_types::scrub::Scrub;
 use payload_types::tier::SpillTarget;
 use payload_types::{
     ByteCount, Checksum, EvictionPolicy, EvictionPriority, LeaseId, LeaseNonce, Monotonic, NamespaceId,
-    PayloadId, PayloadKey, Peer, PromotionPolicy, SpillPolicy, Tier, Version,
+    PayloadId, PayloadKey, Peer, PromotionPolicy, SpillPolicy, Tier, Version, WallMs,
 };
 
 use super::agenda::Task;
@@ -96,6 +96,7 @@ impl World {
             }
         }
         self.batch_tick();
+        self.session_tick();
         self.stream_tick();
         self.find_tick();
         let request = self.think();
@@ -117,7 +118,8 @@ impl World {
         }
     }
 
-    pub(super) fn send(&mut self, shard: usize, request: Request) -> u64 {
+    pub(super) fn send(&mut self, shard: usize, mut request: Request) -> u64 {
+        self.as_session(&mut request);
         // A blocking move without a deadline waits for space to the end; few clients do that.
         let moves = matches!(request, Request::Promote { .. } | Request::Spill(_) | Request::Acquire(_));
         let permille = self.plan.deadline_permille.max(if moves { 700 } else { 0 });
@@ -141,11 +143,11 @@ impl World {
             deadline,
             request: request.clone(),
         };
+        self.session_asks(to, shard, &request);
         self.note_committer(&request);
         self.note_forced(&request);
         self.oracle.sent(to, pending);
         let at = Monotonic(self.now.0 + self.plan.hop_delay(&mut self.rng));
-        let mut request = request;
         self.spoil_request(&mut request);
         let event = Event::Request { reply_to: to, deadline, request };
         self.agenda.add(at, Task::Deliver { shard, event, work: None });
@@ -156,6 +158,15 @@ impl World {
         self.unmap(lease);
         self.client.leases.retain(|held| *held != lease);
         self.ask(Request::Release { lease });
+    }
+
+    /// The reader is gone.
+    pub(super) fn stop_reading(&mut self, lease: LeaseId) {
+        self.unmap(lease);
+        self.client.leases.retain(|held| *held != lease);
+        if let Some(fact) = self.oracle.leases.get_mut(&lease) {
+            fact.over = true;
+        }
     }
 
     /// The reader is done: it closes its mapping, now or some time later.
@@ -397,6 +408,9 @@ impl World {
         if let Request::Commit { batch: Some(mark), .. } = pending.request {
             self.batch_answered(to.0, mark, &result)?;
         }
+        if self.session_answered(to, &pending.request, &result)? {
+            return Ok(());
+        }
         match result {
             Ok(Reply::Allocated(seen)) => {
                 if let Request::Allocate(request) = pending.request {
@@ -473,7 +487,7 @@ impl World {
             fact.wrong_checksum = true;
             self.oracle.coverage.hit("commit_with_wrong_checksum");
         }
-        if self.leaves_to_batch(key, checksum) {
+        if !self.sessions.owns(key) && self.leaves_to_batch(key, checksum) {
             return;
         }
         self.agenda.add(Monotonic(commit_at), Task::ClientCommit(key, checksum));
@@ -488,7 +502,11 @@ impl World {
         let reader = self.client.request_last;
         self.client.readers.insert(lease, reader);
         let fact = self.oracle.leases[&lease];
-        let left_ms = fact.expires_at.as_millis().saturating_sub(self.clock().wall.as_millis());
+        let left_ms = match fact.expires_at {
+            // A session's: it stays as long as its reader wants.
+            WallMs::MAX => self.rng.between(1, 3_000),
+            end => end.as_millis().saturating_sub(self.clock().wall.as_millis()),
+        };
         let end = self.now.0 + left_ms * MILLIS + self.plan.linger(&mut self.rng);
         if let Some(block) = self.storage.blocks.get_mut(&fact.block) {
             block.readers.insert(reader, Monotonic(end));

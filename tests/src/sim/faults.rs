@@ -123,12 +123,17 @@ pub(super) struct Plan {
     pub(super) stream_permille: u64,
     /// Chance of a search for payloads.
     pub(super) find_permille: u64,
+    /// Requests of native sessions, of those that can be theirs.
+    pub(super) session_permille: u64,
+    /// What one session may lease on one shard.
+    pub(super) session_leases_max: u32,
     /// More is asked for than RAM holds, all the time, and everything may be evicted: nobody may wait long.
     pub(super) overload: bool,
 }
 
 impl Plan {
     /// Draws the plan of a seed.
+    // Long because: one field after the other.
     pub(super) fn draw(rng: &mut Rng) -> Self {
         let churn = rng.chance(300);
         let grain = if churn { 4096 } else { rng.pick(&[1, 4096, 4096, 1 << 20, 1 << 28]) };
@@ -194,6 +199,8 @@ impl Plan {
             overload: false,
             batch_permille: 0,
             stream_permille: 0,
+            session_permille: 0,
+            session_leases_max: 1 << 16,
             find_permille: 0,
             probing: if rng.chance(500) { Probing::EveryStep } else { Probing::Rarely },
         }
@@ -246,6 +253,17 @@ impl Plan {
             3 => 50,
             5 => 200,
             _ => 0,
+        };
+    }
+
+    /// Three seeds in seven have native sessions, as above; one of them with few leases for each.
+    pub(super) fn sessions_of(&mut self, seed: u64) {
+        (self.session_permille, self.session_leases_max) = match seed % 7 {
+            _ if self.overload || self.crowd || self.stream_permille > 0 => (0, 1 << 16),
+            1 => (250, 1 << 16),
+            4 => (600, 1 + seed as u32 % 2),
+            6 => (600, 1 << 16),
+            _ => (0, 1 << 16),
         };
     }
 

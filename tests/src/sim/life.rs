@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use payload_shards::{Adopted, Arbiter, ShardConfig};
+use payload_shards::{Adopted, Arbiter, SessionCaps, ShardConfig};
 use payload_types::effect::BudgetRequest;
 use payload_types::event::{BudgetReply, Completion, Event};
 use payload_types::request::Request;
@@ -45,7 +45,10 @@ impl World {
             allocation_timeout_ms: self.plan.allocation_timeout_ms,
             disk_fsync: self.plan.disk_fsync,
             retry_backoff_ms: 50, // 128 attempts end within the quiet time
-            session_caps: payload_shards::SessionCaps::default(),
+            session_caps: SessionCaps {
+                leases_max: self.plan.session_leases_max,
+                leased_bytes_max: u64::MAX,
+            },
         };
         let mut cores: Vec<Core> = (0..shard_count).map(|shard| Core::new(config(shard))).collect();
         self.catalog.reload();
@@ -205,6 +208,7 @@ impl World {
             }
         }
         self.forget_compaction();
+        self.sessions_crash();
         self.oracle.crash();
         self.client.crash();
         self.works.clear();
@@ -222,6 +226,7 @@ impl World {
     pub(super) fn quiesce(&mut self) -> Result<(), Breach> {
         self.plan.pacify();
         self.client.stopped = true;
+        self.end_sessions();
         if self.plan.stream_permille > 0 {
             self.run_for(60 * SECONDS)?;
             self.streams_let_go();
@@ -229,6 +234,7 @@ impl World {
         let patience = self.plan.lease_ms_max.max(self.plan.allocation_timeout_ms) * MILLIS + 600 * SECONDS;
         self.run_for(patience)?;
         self.audit_let_go()?;
+        self.audit_sessions_over()?;
         let looks = self.looks()?;
         self.count_endings(&looks);
         let waiting = self.anybody_waits();

@@ -71,6 +71,8 @@ pub enum Rule {
     Held,
     /// A batch was committed in part.
     Batch,
+    /// A session that has ended holds something, or one that lives does not hold what is its own.
+    Session,
     /// A catalog row says something that is not so.
     Row,
     /// A shard panicked.
@@ -135,6 +137,8 @@ pub(super) struct Fact {
     pub(super) gone_pending: u32,
     pub(super) gone_maybe: bool,
     pub(super) gone: bool,
+    /// The session that allocated it ended before anybody knew it committed.
+    pub(super) left_behind: bool,
     /// Pinned until Unpin, and no Unpin was sent since.
     pub(super) pinned: bool,
     /// A stream keeps it: its ttl does not end it.
@@ -160,11 +164,12 @@ impl Fact {
         !removed && !self.is_over(now, plan)
     }
 
-    /// True when its ttl has passed, or nobody committed it in time.
+    /// True when its ttl has passed, or nobody committed it in time, or before its session ended.
     pub(super) fn is_over(&self, now: Now, plan: &Plan) -> bool {
         let expired = !self.held && self.expires_at.is_some_and(|end| end <= now.wall);
         let timed_out = !self.committed
-            && self.created_at.as_millis() + plan.allocation_timeout_ms <= now.wall.as_millis();
+            && (self.left_behind
+                || self.created_at.as_millis() + plan.allocation_timeout_ms <= now.wall.as_millis());
         expired || timed_out
     }
 }
@@ -337,6 +342,7 @@ impl Oracle {
             gone_pending: 0,
             gone_maybe: false,
             gone: false,
+            left_behind: false,
             pinned: false,
             held: false,
             may_be_held: false,
@@ -517,7 +523,7 @@ pub(super) fn key_of(request: &Request) -> Option<PayloadKey> {
 /// True when a request may make its payload disappear.
 pub(super) fn may_remove(request: &Request, fact: &Fact) -> bool {
     match request {
-        Request::Delete { .. } => true,
+        Request::Delete { .. } | Request::Abort { .. } => true,
         Request::Spill(spill) => spill.target.or(fact.policy.spill_target) == Some(SpillTarget::Void),
         _ => false,
     }

@@ -34,6 +34,7 @@ use super::compaction::Compaction;
 use super::faults::{MICROS, MILLIS, Plan, Probing, Rng, SECONDS};
 use super::oracle::{Breach, Oracle, Rule, Scene, breach, key_of};
 use super::pressure::Books;
+use super::sessions::Sessions;
 use super::storage::{BlockName, Storage, is_relocation};
 use super::streams::Streams;
 use super::trace::Trace;
@@ -110,6 +111,7 @@ pub(super) struct World {
     pub(super) books: Books,
     pub(super) batches: Batches,
     pub(super) streams: Streams,
+    pub(super) sessions: Sessions,
     pub(super) catalog_running: bool,
     pub(super) power_loss: bool,
     job_last: u64,
@@ -144,6 +146,10 @@ impl World {
         }
         plan.batches_of(seed);
         plan.streams_of(seed);
+        // Other planted bugs are looked for without.
+        if options.canary.is_none_or(Canary::needs_sessions) {
+            plan.sessions_of(seed);
+        }
         plan.finds_of(seed);
         let arbiter = Arbiter::new(plan.capacity, 1);
         let mut catalog = Catalog::new();
@@ -169,6 +175,7 @@ impl World {
             books: Books::default(),
             batches: Batches::default(),
             streams: Streams::default(),
+            sessions: Sessions::default(),
             catalog_running: false,
             power_loss: false,
             job_last: 0,
@@ -255,11 +262,14 @@ impl World {
         }
     }
 
+    // Long because: one arm a task.
     fn handle(&mut self, task: Task) -> Result<(), Breach> {
         match task {
             Task::ClientTick => self.client_tick(),
             Task::ClientCommit(key, checksum) => {
-                self.ask(Request::Commit { key, checksum, batch: None });
+                if !self.oracle.facts.get(&key).is_some_and(|fact| fact.left_behind) {
+                    self.ask(Request::Commit { key, checksum, batch: None });
+                }
                 Ok(())
             }
             Task::ClientRelease(lease) => {
@@ -268,14 +278,28 @@ impl World {
             }
             Task::Crash => self.crash(),
             Task::Boot => self.boot(),
-            Task::Deliver { shard, event, work } => {
+            Task::Deliver { shard, mut event, work } => {
                 if let Some(id) = work {
                     *self.works.entry(id).or_default() -= 1;
                 }
-                if let Event::Request { request, .. } = &event {
+                if let Event::Request { reply_to, request, .. } = &mut event {
+                    if !self.session_takes(shard, *reply_to, request) {
+                        return Ok(());
+                    }
                     self.request_arrives(request);
                 }
-                self.step(shard, event)
+                let ends = match event {
+                    Event::SessionClosed { session } => Some(session),
+                    _ => None,
+                };
+                if let Some(session) = ends {
+                    self.session_ends_at(shard, session);
+                }
+                self.step(shard, event)?;
+                if let Some(session) = ends {
+                    self.session_settles(shard, session);
+                }
+                Ok(())
             }
             Task::Timer { shard, at } => {
                 if self.cores[shard].timer != Some(at) {
@@ -303,6 +327,7 @@ impl World {
                 Ok(())
             }
             Task::CatalogFlush => self.catalog_flush(),
+            Task::SessionLeft(session) => self.look_for_left(session),
             Task::AppendStored(append, outcome) => {
                 self.append_stored(append, outcome.as_deref());
                 Ok(())
@@ -321,6 +346,9 @@ impl World {
             if self.oracle.facts.get(key).is_some_and(|fact| fact.commits_pending > 0) {
                 self.oracle.coverage.hit("delete_while_committing");
             }
+        }
+        if let Request::Release { lease } = request {
+            self.session_lease_released(*lease);
         }
         if let Request::Delete { key, .. } = request
             && self.gets_own_file(key.id)
@@ -384,12 +412,16 @@ impl World {
             return Ok(());
         }
         self.drain(shard)?;
+        self.audit_sessions(shard)?;
         let index = ShardIndex(shard as u16);
         let looks = match self.plan.probing {
             Probing::EveryStep => !self.plan.crowd || self.rng.chance(20),
             Probing::Rarely => self.rng.chance(20),
         };
-        if looks {
+        // What is left of a session that ended is worked off by the oracle's own questions, too.
+        let is_ending =
+            self.plan.session_permille > 0 && self.cores[shard].shard.next_timer() == Some(Monotonic(0));
+        if looks && !is_ending {
             let look = self.look(shard)?;
             self.find_now(shard, &look)?;
             self.judge(|oracle, scene| oracle.judge_look(index, &look, scene))?;
