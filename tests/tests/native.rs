@@ -213,21 +213,26 @@ fn given_a_server_that_is_killed_when_calls_wait_then_each_has_an_error_and_mapp
     let id = put(&client, Tier::Ram, &bytes);
     let held = lease(&client, id);
     // No room while the lease is held: these wait for up to 30 s.
-    let waits: Vec<_> = (0..4)
-        .map(|_| {
-            let client = client.clone();
-            std::thread::spawn(move || client.allocate(ByteCount(6 << 20), &on(Tier::Ram)).map(drop))
-        })
-        .collect();
-    until("four allocations wait", || {
-        let accounts = client.grpc(async |client| client.accounting().await).expect("answered");
-        format!("{accounts:?}").matches("waiting").count() > 0 || !accounts.tiers.is_empty()
+    let session = client.session().expect("there");
+    let allocate = Submission::Allocate {
+        size: ByteCount(6 << 20),
+        tier: Tier::Ram,
+        ttl_ms: 0,
+        no_evict: false,
+        policy: payload_types::EvictionPolicy::default(),
+        deadline_ms: 0,
+    };
+    let waits: Vec<_> = (0..4).map(|_| session.submit(&allocate).expect("submitted")).collect();
+    // Behind those of its shard in the same ring: when it is answered, the shard has them.
+    client.resolve(id).expect("answered");
+    std::thread::scope(|scope| {
+        let waiters: Vec<_> = waits.into_iter().map(|wait| scope.spawn(|| wait.wait())).collect();
+        server.kill();
+        for waiter in waiters {
+            let error = waiter.join().expect("no panic").expect_err("the server is gone");
+            assert!(matches!(error, ClientError::Ended { .. }), "{error:?}");
+        }
     });
-    server.kill();
-    for wait in waits {
-        let error = wait.join().expect("no panic").expect_err("the server is gone");
-        assert!(matches!(error, ClientError::Ended { .. }), "{error:?}");
-    }
     assert_eq!(&*held, &bytes, "what is mapped stays readable");
     drop(held);
     let error = client.resolve(id).expect_err("the session has ended");
