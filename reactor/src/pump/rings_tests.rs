@@ -260,7 +260,8 @@ fn given_a_session_that_closes_when_requests_are_out_then_it_is_let_go_of_after_
     assert!(client.submit(&release(), 1) && client.submit(&release(), 2));
     node.turn(0, 1);
     assert!(client.submit(&delete(), 3) && idle.submit(&delete(), 4));
-    (client.close(&node), idle.close(&node));
+    client.close(&node);
+    idle.close(&node);
     node.turn(0, 2);
     assert_eq!(
         (closed(&node), requests(&node)),
