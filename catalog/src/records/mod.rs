@@ -8,6 +8,7 @@
 //! on the writer's thread for changes, on a reader's for queries. Holds no state and reads no clock. Work of one change is
 //! bounded by what the change itself holds and by constants: what a deletion leaves is removed by sweeps.
 
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) mod cells;
 mod codec;
 mod find;
