@@ -386,6 +386,7 @@ fn thrown_away(log: &str) -> usize {
     counts.map(|(_, count)| count.trim().parse().expect("a number")).max().unwrap_or(0)
 }
 
+// Long because: one server with large tables serves every statement's plan; filling it takes most of the time.
 #[test]
 fn given_the_statements_when_planned_on_large_tables_then_rows_are_found_by_an_index() {
     let server = Postgres::start().expect("a server of its own");
