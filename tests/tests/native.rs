@@ -45,6 +45,18 @@ fn wire(id: PayloadId) -> core::PayloadId {
     core::PayloadId { value: id.as_bytes().to_vec() }
 }
 
+/// A lease, wherever the bytes lie.
+fn wish(id: PayloadId) -> Submission {
+    Submission::Acquire {
+        id,
+        min_tier: None,
+        policy: payload_types::PromotionPolicy::Blocking,
+        accepts_packed: true,
+        expected_version: None,
+        deadline_ms: 0,
+    }
+}
+
 fn lease(client: &Client, id: PayloadId) -> payload_client::blocking::ReadLease {
     client.acquire(id, &AcquireOptions::default()).expect("leased")
 }
@@ -175,14 +187,7 @@ fn given_a_client_that_leaves_when_it_comes_back_then_it_starts_with_nothing() {
     let client = Client::connect(socket.to_str().expect("text")).expect("connected by its path");
     let id = put(&client, Tier::Ram, b"shared");
     let acquire = |session: &Session| {
-        let outcome = session.call(&Submission::Acquire {
-            id,
-            min_tier: None,
-            policy: payload_types::PromotionPolicy::Blocking,
-            accepts_packed: true,
-            expected_version: None,
-            deadline_ms: 0,
-        });
+        let outcome = session.call(&wish(id));
         let Ok(Outcome::Leased(lease, _)) = outcome else { panic!("{outcome:?}") };
         lease
     };
@@ -305,14 +310,7 @@ fn given_calls_that_nobody_waits_for_when_they_are_granted_then_undone() {
     let session = client.session().expect("there");
     let id = put(&client, Tier::Ram, b"wanted for a moment");
     for _ in 0..100 {
-        drop(session.submit(&Submission::Acquire {
-            id,
-            min_tier: None,
-            policy: payload_types::PromotionPolicy::Blocking,
-            accepts_packed: true,
-            expected_version: None,
-            deadline_ms: 0,
-        }));
+        drop(session.submit(&wish(id)));
         drop(client.allocate(ByteCount(4096), &on(Tier::Ram)).expect("allocated"));
     }
     // Each is undone when its answer is met, which a later call does.

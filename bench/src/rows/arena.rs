@@ -9,13 +9,14 @@
 //! The shipped `Arena` with slabs of 64 MiB. 10,000 blocks stand all the time, half of them below 4 KiB and the others
 //! of up to 64 KiB, and the one that ends is any of them.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use payload_ledger::arena::{Arena, Block, Domain, Geometry, Room, Wanted};
 use payload_types::{ByteCount, Generation, limits};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 
+use super::ledger::{BATCH_LEN, in_batches};
 use crate::context::{Context, ROUNDS_SHORT};
 use crate::histogram::{Latencies, Unit};
 use crate::report::{Figure, Findings};
@@ -23,9 +24,6 @@ use crate::series::Series;
 
 /// Blocks that stand while others come and go.
 const STANDING: usize = 10_000;
-
-/// Lives between two looks at the clock.
-const BATCH_LIVES: u64 = 64;
 
 /// Large enough for slabs of 64 MiB.
 const CAPACITY: ByteCount = ByteCount(4 << 30);
@@ -91,22 +89,12 @@ impl Books {
         through_limbo: bool,
         latencies: &mut Latencies,
     ) -> anyhow::Result<f64> {
-        let started = Instant::now();
-        let mut batch_started = started;
-        let mut lives = 0;
-        while batch_started - started < duration {
-            for _ in 0..BATCH_LIVES {
-                let new = self.allocate()?;
-                let victim = (self.random.next_u64() % STANDING as u64) as usize;
-                let old = std::mem::replace(&mut self.standing[victim], new);
-                self.end(old, through_limbo)?;
-            }
-            let batch_ended = Instant::now();
-            latencies.record_ns((batch_ended - batch_started).as_nanos() as u64 / BATCH_LIVES, BATCH_LIVES);
-            batch_started = batch_ended;
-            lives += BATCH_LIVES;
-        }
-        Ok((batch_started - started).as_nanos() as f64 / lives as f64)
+        in_batches(duration, latencies, || {
+            let new = self.allocate()?;
+            let victim = (self.random.next_u64() % STANDING as u64) as usize;
+            let old = std::mem::replace(&mut self.standing[victim], new);
+            self.end(old, through_limbo)
+        })
     }
 }
 
@@ -123,7 +111,7 @@ pub fn run(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
         limbo.push(books.run_for(slice, true, &mut Latencies::default())?);
     }
     let note = format!(
-        "{STANDING} blocks stand in {} slabs; through limbo {:.0} ns; percentiles of batches of {BATCH_LIVES}, one each",
+        "{STANDING} blocks stand in {} slabs; through limbo {:.0} ns; percentiles of batches of {BATCH_LEN}, one each",
         books.arena.tally().slabs,
         limbo.median().unwrap_or(0.0)
     );

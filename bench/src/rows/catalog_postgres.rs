@@ -12,18 +12,23 @@ use crate::floors::postgres::RawPostgres;
 use crate::postgres_server::Postgres;
 use crate::report::Findings;
 
-/// See the module.
-pub fn run(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
-    context.require_own()?;
-    let server = Postgres::start().map_err(Skip)?;
-    segments_made(&server).map_err(anyhow::Error::msg)?;
-    let store = PostgresStore::open(PostgresConfig {
+/// A catalog in a database of its own.
+pub(super) fn postgres_store(server: &Postgres) -> anyhow::Result<PostgresStore> {
+    Ok(PostgresStore::open(PostgresConfig {
         connection_uri: server.database(),
         pooled: false,
         node: "bench".to_owned(),
         disk_root: None,
         address: "127.0.0.1:0".to_owned(),
-    })?;
+    })?)
+}
+
+/// See the module.
+pub fn run(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
+    context.require_own()?;
+    let server = Postgres::start().map_err(Skip)?;
+    segments_made(&server).map_err(anyhow::Error::msg)?;
+    let store = postgres_store(&server)?;
     let mut raw = RawPostgres::create(&server.database())?;
     let names = ["catalog/postgres-batch", "catalog/commit-postgres"];
     compare(context, findings, names, Box::new(store), |duration, group_len, rows| {

@@ -24,8 +24,8 @@ use crate::series::Series;
 /// Entries that stand while others come and go.
 const STANDING: usize = 10_000;
 
-/// Pairs between two looks at the clock.
-const BATCH_PAIRS: u64 = 64;
+/// How often [`in_batches`] does it between two looks at the clock.
+pub(super) const BATCH_LEN: u64 = 64;
 
 /// What a tier's bookkeeping keeps of one allocation.
 struct Extent {
@@ -81,23 +81,35 @@ impl Books {
 
     /// Runs pairs for so long; returns nanoseconds a pair.
     fn run_for(&mut self, duration: Duration, latencies: &mut Latencies) -> anyhow::Result<f64> {
-        let started = Instant::now();
-        let mut batch_started = started;
-        let mut pairs = 0;
-        while batch_started - started < duration {
-            for _ in 0..BATCH_PAIRS {
-                let new = self.allocate()?;
-                let victim = (self.random.next_u64() % STANDING as u64) as usize;
-                let old = std::mem::replace(&mut self.standing[victim], new);
-                self.free(old);
-            }
-            let batch_ended = Instant::now();
-            latencies.record_ns((batch_ended - batch_started).as_nanos() as u64 / BATCH_PAIRS, BATCH_PAIRS);
-            batch_started = batch_ended;
-            pairs += BATCH_PAIRS;
-        }
-        Ok((batch_started - started).as_nanos() as f64 / pairs as f64)
+        in_batches(duration, latencies, || {
+            let new = self.allocate()?;
+            let victim = (self.random.next_u64() % STANDING as u64) as usize;
+            let old = std::mem::replace(&mut self.standing[victim], new);
+            self.free(old);
+            Ok(())
+        })
     }
+}
+
+/// Does `one` again and again for so long, [`BATCH_LEN`] times between two looks at the clock; returns nanoseconds each.
+pub(super) fn in_batches(
+    duration: Duration,
+    latencies: &mut Latencies,
+    mut one: impl FnMut() -> anyhow::Result<()>,
+) -> anyhow::Result<f64> {
+    let started = Instant::now();
+    let mut batch_started = started;
+    let mut done = 0;
+    while batch_started - started < duration {
+        for _ in 0..BATCH_LEN {
+            one()?;
+        }
+        let batch_ended = Instant::now();
+        latencies.record_ns((batch_ended - batch_started).as_nanos() as u64 / BATCH_LEN, BATCH_LEN);
+        batch_started = batch_ended;
+        done += BATCH_LEN;
+    }
+    Ok((batch_started - started).as_nanos() as f64 / done as f64)
 }
 
 /// See the module.
@@ -112,7 +124,7 @@ pub fn run(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
         series.push(books.run_for(slice, &mut latencies)?);
     }
     let note =
-        format!("{STANDING} allocations stand; percentiles of batches of {BATCH_PAIRS} pairs, a pair each");
+        format!("{STANDING} allocations stand; percentiles of batches of {BATCH_LEN} pairs, a pair each");
     findings
         .put("ledger/allocate-free", Figure::of(&series)?.with(&latencies, Unit::Nanoseconds).noted(note));
     Ok(())

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use crossbeam::channel::{Receiver, Sender, bounded};
-use payload_catalog::{Change, PostgresConfig, PostgresStore, SqliteStore, Store, Synchronous, Writer};
+use payload_catalog::{Change, SqliteStore, Store, Synchronous, Writer};
 use payload_types::effect::CatalogChange;
 use payload_types::record::{
     LineageEdge, RecordAnswer, RecordChange, RecordOutcome, RecordQuery, StreamItem, StreamLimits, StreamName,
@@ -22,6 +22,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use super::catalog::Rows;
+use super::catalog_postgres::postgres_store;
 use crate::context::{Context, ROUNDS, ROUNDS_SHORT, Skip};
 use crate::histogram::{Latencies, Unit};
 use crate::postgres_server::Postgres;
@@ -160,13 +161,7 @@ pub fn lineage(context: &Context, findings: &mut Findings) -> anyhow::Result<()>
 pub fn lineage_postgres(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
     context.require_own()?;
     let server = Postgres::start().map_err(Skip)?;
-    let mut store = PostgresStore::open(PostgresConfig {
-        connection_uri: server.database(),
-        pooled: false,
-        node: "bench".to_owned(),
-        disk_root: None,
-        address: "127.0.0.1:0".to_owned(),
-    })?;
+    let mut store = postgres_store(&server)?;
     // Each edge that is added asks for its two payloads, so only those of the chain are there.
     let keys = filled(&mut store, CHAIN + 1)?;
     findings.put("lineage/10k-postgres", Figure::of(&walks(Box::new(store), &keys, ROUNDS_SHORT)?)?);

@@ -632,23 +632,9 @@ fn priority(number: u8) -> Result<EvictionPriority, PayloadError> {
     })
 }
 
-/// Kinds of errors by number, from 1 on; 0 is success.
-const KINDS: [ErrorKind; 11] = [
-    ErrorKind::InvalidArgument,
-    ErrorKind::NotFound,
-    ErrorKind::FailedPrecondition,
-    ErrorKind::LeaseConflict,
-    ErrorKind::ResourceExhausted,
-    ErrorKind::DeadlineExceeded,
-    ErrorKind::Unavailable,
-    ErrorKind::DataLoss,
-    ErrorKind::AlreadyExists,
-    ErrorKind::Unimplemented,
-    ErrorKind::Internal,
-];
-
+/// Its place in `ErrorKind::ALL`, from 1 on; 0 is success.
 fn kind_number(kind: ErrorKind) -> u8 {
-    let at = KINDS.iter().position(|known| *known == kind).expect("every kind has a number");
+    let at = ErrorKind::ALL.iter().position(|known| *known == kind).expect("every kind has a number");
     at as u8 + 1
 }
 
@@ -710,7 +696,7 @@ impl Completion {
                 Outcome::Payload(id, Shown::read(location_kind, words)?)
             }
             (status, _) => {
-                let kind = *KINDS.get(usize::from(status) - 1).ok_or(Nonsense)?;
+                let kind = *ErrorKind::ALL.get(usize::from(status) - 1).ok_or(Nonsense)?;
                 Outcome::Refused { kind, has_text: words[5] & TEXT_BIT != 0 }
             }
         };

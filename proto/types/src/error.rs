@@ -29,6 +29,23 @@ pub enum ErrorKind {
     Internal,
 }
 
+impl ErrorKind {
+    /// Every kind. The order is part of the protocol of native sessions, which number kinds by it: add at the end.
+    pub const ALL: [Self; 11] = [
+        Self::InvalidArgument,
+        Self::NotFound,
+        Self::FailedPrecondition,
+        Self::LeaseConflict,
+        Self::ResourceExhausted,
+        Self::DeadlineExceeded,
+        Self::Unavailable,
+        Self::DataLoss,
+        Self::AlreadyExists,
+        Self::Unimplemented,
+        Self::Internal,
+    ];
+}
+
 /// An error and its sentence: what was asked, what was wrong, what to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PayloadError {

@@ -62,23 +62,9 @@ pub fn from_status(status: &Status) -> PayloadError {
 mod tests {
     use super::*;
 
-    const KINDS: [ErrorKind; 11] = [
-        ErrorKind::InvalidArgument,
-        ErrorKind::NotFound,
-        ErrorKind::FailedPrecondition,
-        ErrorKind::LeaseConflict,
-        ErrorKind::ResourceExhausted,
-        ErrorKind::DeadlineExceeded,
-        ErrorKind::Unavailable,
-        ErrorKind::DataLoss,
-        ErrorKind::AlreadyExists,
-        ErrorKind::Unimplemented,
-        ErrorKind::Internal,
-    ];
-
     #[test]
     fn given_every_kind_of_error_when_sent_and_received_then_it_is_the_same() {
-        for kind in KINDS {
+        for kind in ErrorKind::ALL {
             let error = PayloadError::new(kind, "what was asked, what was wrong, what to do");
             assert_eq!(from_status(&to_status(error.clone())), error);
         }

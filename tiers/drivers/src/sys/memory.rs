@@ -8,9 +8,8 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::ptr::{NonNull, null_mut};
 
-use super::large::LARGE_PAGE_BYTES;
+use super::aligned::Aligned;
 
 /// A set of seals (fcntl(2), "File Sealing").
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,12 +80,7 @@ pub(crate) fn has_seals(file: &File, seals: Seals) -> io::Result<bool> {
 }
 
 /// The whole of a file in memory, mapped to be written, beginning on a large page's border. A forked child does not have it.
-pub(crate) struct Mapping {
-    reserved: NonNull<libc::c_void>,
-    reserved_bytes: usize,
-    start: *mut u8,
-    bytes: usize,
-}
+pub(crate) struct Mapping(Aligned);
 
 // SAFETY: a mapping belongs to the process, not to a thread; what is done with it goes through system calls, or stores
 // zeroes where only the caller of `zero` may.
@@ -100,28 +94,8 @@ impl Mapping {
     /// # Errors
     /// `ENOMEM` when the process may not have so much address space.
     pub(crate) fn of(file: &File, bytes: u64) -> io::Result<Self> {
-        let no_room = || io::Error::from_raw_os_error(libc::ENOMEM);
-        let bytes = usize::try_from(bytes).map_err(|_| no_room())?;
-        let align = LARGE_PAGE_BYTES as usize;
-        let reserved_bytes = bytes.checked_add(align).ok_or_else(no_room)?;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a new mapping at a place of the kernel's choice touches no memory of ours.
-        let reserved = unsafe { libc::mmap(null_mut(), reserved_bytes, libc::PROT_NONE, flags, -1, 0) };
-        if reserved == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let reserved = NonNull::new(reserved).expect("the kernel never maps address 0 unasked");
-        let skipped = reserved.as_ptr().align_offset(align);
-        let start = reserved.as_ptr().cast::<u8>().wrapping_add(skipped);
-        let mapping = Self { reserved, reserved_bytes, start, bytes };
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-        // SAFETY: what is replaced lies within the reservation above, which is this mapping's alone.
-        let mapped = unsafe { libc::mmap(start.cast(), bytes, access, flags, file.as_raw_fd(), 0) };
-        if mapped == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        mapping.advise(0..bytes as u64, libc::MADV_DONTFORK)?;
+        let mapping = Self(Aligned::of(file, bytes)?);
+        mapping.advise(0..bytes, libc::MADV_DONTFORK)?;
         Ok(mapping)
     }
 
@@ -171,8 +145,8 @@ impl Mapping {
         let result = unsafe {
             libc::syscall(
                 libc::SYS_mbind,
-                self.start,
-                self.bytes,
+                self.0.part(&(0..self.0.bytes())),
+                self.0.bytes(),
                 MPOL_PREFERRED,
                 nodes.as_ptr(),
                 node_bits,
@@ -191,15 +165,9 @@ impl Mapping {
     }
 
     fn part(&self, range: &Range<u64>) -> (*mut u8, usize) {
-        assert!(range.start <= range.end && range.end <= self.bytes as u64, "within the mapping");
-        (self.start.wrapping_add(range.start as usize), (range.end - range.start) as usize)
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the range is this mapping's alone, and nothing points into it.
-        unsafe { libc::munmap(self.reserved.as_ptr(), self.reserved_bytes) };
+        // A range beyond the address space is beyond the mapping, and refused there.
+        let [start, end] = [range.start, range.end].map(|at| usize::try_from(at).unwrap_or(usize::MAX));
+        (self.0.part(&(start..end)), end - start)
     }
 }
 

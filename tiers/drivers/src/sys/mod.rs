@@ -4,6 +4,7 @@
 //! thread may come here.
 #![allow(unsafe_code)]
 
+mod aligned;
 pub(crate) mod large;
 pub(crate) mod memory;
 pub(crate) mod staging;
