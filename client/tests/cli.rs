@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const ID: &str = "0190a0b1-c2d3-7e4f-8a5b-6c7d8e9fa0b1";
 
@@ -14,8 +15,20 @@ fn payloadctl() -> Command {
     command
 }
 
+/// Held while a program is written or started: a child that another test forks meanwhile would have the program's file
+/// open for writing until it becomes its own program, and nobody can start a file that is open for writing.
+fn no_fork() -> MutexGuard<'static, ()> {
+    static FORKS: Mutex<()> = Mutex::new(());
+    FORKS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn output_of(command: &mut Command) -> Output {
+    let _alone = no_fork();
+    command.output().expect("payloadctl runs")
+}
+
 fn run(args: &[&str]) -> Output {
-    payloadctl().args(args).output().expect("payloadctl runs")
+    output_of(payloadctl().args(args))
 }
 
 fn stdout(output: &Output) -> String {
@@ -36,6 +49,7 @@ fn closed_address() -> String {
 fn alone() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().expect("tempdir");
     let program = dir.path().join("payloadctl");
+    let _alone = no_fork();
     fs::copy(env!("CARGO_BIN_EXE_payloadctl"), &program).expect("copied");
     (dir, program)
 }
@@ -43,7 +57,7 @@ fn alone() -> (tempfile::TempDir, PathBuf) {
 fn doctor(program: &Path, address: &str, flags: &[&str]) -> Output {
     let mut command = Command::new(program);
     command.arg("doctor").args(["--addr", address]).args(flags).env("PATH", "");
-    command.output().expect("payloadctl runs")
+    output_of(&mut command)
 }
 
 #[test]
@@ -117,7 +131,7 @@ fn given_no_server_when_any_command_runs_then_one_sentence_with_the_address_and_
         &["spill", ID],
         &["stats", "--json"],
     ] {
-        let output = payloadctl().args(args).args(["--addr", &address]).output().expect("payloadctl runs");
+        let output = output_of(payloadctl().args(args).args(["--addr", &address]));
         let text = stderr(&output);
         assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
         assert!(output.stdout.is_empty(), "{args:?}");
@@ -134,9 +148,9 @@ fn given_an_address_in_the_environment_when_run_then_it_is_used_and_a_flag_wins(
     let (from_env, from_flag) = (closed_address(), closed_address());
     let mut command = payloadctl();
     command.env("PAYLOAD_MANAGER_ADDR", &from_env).arg("stats");
-    assert!(stderr(&command.output().expect("runs")).contains(&from_env));
+    assert!(stderr(&output_of(&mut command)).contains(&from_env));
     command.args(["--addr", &from_flag]);
-    assert!(stderr(&command.output().expect("runs")).contains(&from_flag));
+    assert!(stderr(&output_of(&mut command)).contains(&from_flag));
 }
 
 #[test]
@@ -180,6 +194,7 @@ fn given_the_servers_program_beside_when_doctored_then_its_rows_are_added_and_a_
     let address = closed_address();
     let script = |rows: &str, code: u8| {
         let path = dir.path().join("payload-manager");
+        let _alone = no_fork();
         let check = r#"test "$1 $2" = "doctor --json" || exit 9"#;
         fs::write(&path, format!("#!/bin/sh\n{check}\necho '{rows}'\nexit {code}\n")).expect("written");
         fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("set");
