@@ -5,8 +5,8 @@
 //!                                   '--helper thread, at most a tenth of its time--> Locator::footprint
 //! ```
 //! What shards say is exact at the moment they say it. What the file system holds is counted file by file, so on a node
-//! with very many files it is as old as [`Physical`] says, and never waited for longer than [`FOOTPRINT_WAIT`], nor at all
-//! once a count took longer: Stats does not depend on how many payloads there are.
+//! with very many files it is as old as [`Physical`] says, and not waited for once it takes longer than [`FOOTPRINT_WAIT`],
+//! nor at all when the last one did: Stats does not depend on how many payloads there are.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ use crate::deadline::Deadline;
 use crate::incoming::Connections;
 use crate::services::router::{Router, mismatch};
 
-/// How long an answer waits for a count that is under way: at 2 µs a file that is a node of 50,000 files.
+/// How long answers wait for a count, from its beginning on: at 2 µs a file that is a node of 50,000 files.
 const FOOTPRINT_WAIT: Duration = Duration::from_millis(100);
 
 /// A count that took so long is not repeated before this many times as long has passed: a tenth of one core at most.
@@ -85,8 +85,8 @@ struct Physical {
 /// When the next count may begin.
 #[derive(Clone, Copy, Debug)]
 enum Next {
-    /// One is under way; the last one took too long to be waited for.
-    Running { is_long: bool },
+    /// One is under way. It is waited for until this moment: later it is one of those that take long.
+    Running { wait_end: Instant },
     /// Not before this moment; the last one took so long.
     At { moment: Instant, took: Duration },
 }
@@ -104,9 +104,11 @@ impl Physical {
             let physical = Arc::clone(self);
             drop(tokio::task::spawn_blocking(move || physical.count()));
         }
-        if matches!(*self.next(), Next::Running { is_long: false }) {
+        let next = *self.next();
+        if let Next::Running { wait_end } = next {
+            let left = wait_end.saturating_duration_since(Instant::now());
             // Too late is no error: what was counted last is told, and what is counted now the next time.
-            drop(tokio::time::timeout(FOOTPRINT_WAIT, counted.changed()).await);
+            drop(tokio::time::timeout(left, counted.changed()).await);
         }
         *self.last.borrow()
     }
@@ -117,9 +119,11 @@ impl Physical {
 
     fn begin(&self) -> bool {
         let mut next = self.next();
+        let now = Instant::now();
         match *next {
-            Next::At { moment, took } if moment <= Instant::now() => {
-                *next = Next::Running { is_long: took > FOOTPRINT_WAIT };
+            Next::At { moment, took } if moment <= now => {
+                let wait = if took > FOOTPRINT_WAIT { Duration::ZERO } else { FOOTPRINT_WAIT };
+                *next = Next::Running { wait_end: now + wait };
                 true
             }
             Next::At { .. } | Next::Running { .. } => false,
