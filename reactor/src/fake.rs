@@ -36,7 +36,7 @@ pub(crate) const KEY: PayloadKey =
     PayloadKey { namespace: NamespaceId::DEFAULT, id: PayloadId::from_bytes([1; 16]) };
 
 pub(crate) fn release() -> Request {
-    Request::Release { lease: LeaseId::new(ShardIndex(0), 0, LeaseNonce([0; 10])) }
+    Request::Release { lease: LeaseId::new(ShardIndex(0), 0, LeaseNonce([0; 10])), by: None }
 }
 
 pub(crate) fn list() -> Request {
@@ -83,8 +83,14 @@ impl FakeCore {
                 return self.reply(to);
             }
             Request::Release { .. } => {
-                let replica =
-                    ReplicaRef { tier, id: KEY.id, generation: Generation(1), size: bytes, extent: None };
+                let replica = ReplicaRef {
+                    tier,
+                    id: KEY.id,
+                    generation: Generation(1),
+                    size: bytes,
+                    extent: None,
+                    block: None,
+                };
                 Effect::Storage(StorageOp { shard, op, replica, action: StorageAction::Sync })
             }
             Request::Resolve { .. } => {
@@ -117,7 +123,7 @@ impl Core for FakeCore {
                 | Completion::Catalog(CatalogAck { op, .. })
                 | Completion::Budget(BudgetReply::Granted { op, .. } | BudgetReply::Denied { op, .. }),
             ) => self.reply(u64::from(op.generation) << 32 | u64::from(op.index)),
-            Event::Completion(_) | Event::SessionClosed { .. } => {}
+            Event::Completion(_) | Event::SessionClosed { .. } | Event::SessionGone { .. } => {}
         }
         self.seen.push(event);
     }

@@ -18,7 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use payload_types::effect::{BudgetRequest, CatalogOp, Effect, StorageAction, StorageOp, TransferOp};
-use payload_types::event::{BudgetReply, Completion, Event, StorageDone};
+use payload_types::event::{BudgetReply, Completion, DriverError, DriverErrorKind, Event, StorageDone};
+use payload_types::slab::{SlabAction, SlabDone, SlabOp};
 use payload_types::{ByteCount, Monotonic, Now, ShardIndex, limits};
 
 use crate::backlog::{BUDGET_BACKLOG_MAX, Backlog, CATALOG_BACKLOG_MAX, DRIVER_BACKLOG_MAX, RETRY_AFTER_MS};
@@ -400,6 +401,16 @@ impl<C: Core> Pump<C> {
         }
     }
 
+    /// Answers that there are none.
+    fn refuse_slab(&mut self, op: SlabOp) {
+        if let Some(done) = no_slabs(op) {
+            self.in_flight += 1;
+            // A slot of the lane is kept for each op, so it has room.
+            let pushed = self.mailbox().done.push(Completion::Slab(done));
+            assert!(pushed.is_ok(), "the completion lane has a place for each op");
+        }
+    }
+
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Reply { to, result } => match self.slots.take(to) {
@@ -419,10 +430,26 @@ impl<C: Core> Pump<C> {
                 self.in_flight += 1;
                 self.catalog.send(op, |op| self.ports.catalog(op));
             }
+            // Nothing here passes it on yet; every Commit is answered once.
+            Effect::Accepted { .. } => {}
+            Effect::Slab(op) => self.refuse_slab(op),
             Effect::Budget(request) => {
                 self.budget.send_budget(request, |request| self.shared.ask_arbiter(request));
             }
         }
+    }
+}
+
+fn no_slabs(op: SlabOp) -> Option<SlabDone> {
+    let message =
+        "native sessions have no memory of their own on this server yet; allocate a segment".to_owned();
+    let (op, action, result) = (op.op, op.action, Err(DriverError { kind: DriverErrorKind::Io, message }));
+    match action {
+        SlabAction::Make { .. } => Some(SlabDone::Made { op, result }),
+        SlabAction::Zero { .. } => Some(SlabDone::Zeroed { op, result }),
+        SlabAction::Freeze => Some(SlabDone::Frozen { op, result }),
+        // There is none that could be touched or given back.
+        SlabAction::Prefault { .. } | SlabAction::Return => None,
     }
 }
 
@@ -442,6 +469,7 @@ fn ends_an_op(completion: &Completion) -> bool {
         | Completion::Budget(_)
         | Completion::Relocate(_)
         | Completion::Durable { .. } => false,
+        Completion::Slab(done) => !matches!(done, SlabDone::Returned { .. }),
         Completion::Storage(_)
         | Completion::Transfer(_)
         | Completion::Catalog(_)

@@ -226,7 +226,14 @@ impl Payload {
     pub fn replica_ref(&self, tier: Tier) -> Option<ReplicaRef> {
         let replica = self.replicas[tier]?;
         let extent = self.extent.filter(|_| tier == Tier::Disk);
-        Some(ReplicaRef { tier, id: self.key.id, generation: replica.generation, size: self.size, extent })
+        Some(ReplicaRef {
+            tier,
+            id: self.key.id,
+            generation: replica.generation,
+            size: self.size,
+            extent,
+            block: None,
+        })
     }
 
     /// True when the ttl has passed at `wall`, and no stream keeps it.

@@ -116,8 +116,8 @@ impl Shard {
                 let caller = Caller { reply_to: Some(reply_to), deadline, ..Caller::default() };
                 match request {
                     // The commonest two by far have a way of their own, which is short enough to be inlined here.
-                    Request::Release { lease } => {
-                        self.release(&mut step, lease);
+                    Request::Release { lease, by } => {
+                        self.release(&mut step, lease, by);
                         step.out.reply(reply_to, Ok(payload_types::reply::Reply::Released));
                     }
                     Request::Acquire(request) => {
@@ -130,6 +130,8 @@ impl Shard {
             }
             Event::Completion(completion) => self.completion(&mut step, completion, &mut work_left),
             Event::SessionClosed { session } => self.sessions.close(session),
+            // No session has memory here yet.
+            Event::SessionGone { .. } => {}
             Event::Timer => self.timers(&mut step, &mut work_left),
         }
         if self.sessions.has_closed() {
@@ -215,8 +217,8 @@ impl Shard {
             Request::Resolve { key } => self.resolve(step, key),
             Request::Enrol { key } => self.enrol(step, caller, key),
             Request::Acquire(request) => self.acquire(step, caller, request),
-            Request::Release { lease } => {
-                self.release(step, lease);
+            Request::Release { lease, by } => {
+                self.release(step, lease, by);
                 Some(Ok(payload_types::reply::Reply::Released))
             }
             Request::Promote { key, target, policy, expected_version } => self.promote(
@@ -240,6 +242,11 @@ impl Shard {
             Request::Stats => Some(Ok(payload_types::reply::Reply::Stats(Box::new(self.stats())))),
             Request::Holders { key, after } => Some(self.holders(step.now, key, after)),
             Request::Explain { key } => Some(self.explain(step.now, key)),
+            // Nothing lies in slabs yet, so nothing is spilled, and nothing lost.
+            Request::SpillArenas => {
+                let done = payload_types::reply::ArenasSpilled::default();
+                Some(Ok(payload_types::reply::Reply::ArenasSpilled(done)))
+            }
             Request::Outlook { tier, rank } => Some(Ok(self.outlook(tier, rank))),
         };
         if let (Some(result), Some(to)) = (answer, reply_to) {
@@ -272,6 +279,7 @@ impl Shard {
                     self.release_charge(entry.replica.tier, entry.replica.size.in_pages());
                 }
             }
+            Completion::Slab(done) => panic!("this shard asks for no slabs yet: {done:?}"),
             Completion::Transfer(done) => self.copy_done(step, done.op, done.result),
             Completion::Relocate(replica) => self.relocate(step, replica),
             Completion::Catalog(ack) => self.catalog_ack(step, ack),

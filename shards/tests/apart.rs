@@ -86,7 +86,7 @@ fn given_a_packed_payload_when_leased_by_who_may_set_lengths_then_it_has_a_file_
         assert!(descriptor.version > before.version);
     }
     assert!(dropped(&world).is_empty(), "its old place is leased");
-    world.send(Request::Release { lease: reader.lease });
+    world.send(Request::Release { lease: reader.lease, by: None });
     assert_eq!(dropped(&world), [old]);
     assert_eq!(disk(&world), 2 * PAGES, "charged until its file is recycled");
     world.settle();
@@ -110,7 +110,7 @@ fn given_a_copy_in_memory_when_leased_then_that_is_shown_and_after_the_next_spil
     let number = world.send(Request::Acquire(v1(key)));
     let grant = leased(world.answer(number));
     assert_eq!((grant.descriptor.tier, world.transfers.len()), (Tier::Ram, 0));
-    world.ask(Request::Release { lease: grant.lease }).expect("released");
+    world.ask(Request::Release { lease: grant.lease, by: None }).expect("released");
     world.ask(spill(key, DISK, false)).expect("spilled");
     for tier in [Some(Tier::Disk), Some(Tier::Object)] {
         let number = world.send(Request::Acquire(Acquire { min_tier: tier, ..v1(key) }));

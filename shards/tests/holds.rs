@@ -85,7 +85,7 @@ fn given_a_held_payload_when_its_ttl_passes_then_it_is_served_until_the_floor_pa
     assert!(is_there(&mut world, key));
     let lease = world.lease(key);
     assert!(lease.descriptor.location.is_some());
-    world.ask(Request::Release { lease: lease.lease }).expect("released");
+    world.ask(Request::Release { lease: lease.lease, by: None }).expect("released");
     floor(&mut world, 8);
     assert!(is_there(&mut world, key), "entry 8 is not passed");
     floor(&mut world, 9);

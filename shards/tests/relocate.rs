@@ -98,11 +98,11 @@ fn given_a_lease_on_the_old_extent_when_relocated_then_it_is_kept_until_the_rele
     assert_eq!(newer.descriptor.location, Some(Location::Packed(extent(2, 9))));
     let usage = world.shard.usage(Tier::Disk);
     assert_eq!((usage.allocated, usage.limbo), (PAGES, 0), "limbo holds nothing that is charged");
-    world.send(Request::Release { lease: grant.lease });
+    world.send(Request::Release { lease: grant.lease, by: None });
     assert_eq!(dropped(&world), [old], "with its extent");
     world.settle();
     assert_eq!(disk(&world), PAGES, "what was freed had no charge");
-    world.send(Request::Release { lease: newer.lease });
+    world.send(Request::Release { lease: newer.lease, by: None });
     world.ask(Request::Delete { key, force: false, expected_version: None }).expect("deleted");
     assert_eq!(disk(&world), 0);
     world.shard.check_accounting().expect("balanced");
@@ -377,6 +377,7 @@ fn given_dead_records_and_held_files_when_adopted_then_they_are_charged_until_fr
         generation: Generation(generation),
         size: ByteCount(SIZE),
         extent,
+        block: None,
     };
     let packed: Vec<ReplicaRef> =
         (1..=20).map(|number| dead(number, Some(extent(1, number as u32)))).collect();

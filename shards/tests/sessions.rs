@@ -70,8 +70,8 @@ fn given_leases_of_a_session_when_time_passes_then_they_stay_until_it_ends() {
     close(&mut world, 1);
     assert_eq!(delete(&mut world, key), Err(ErrorKind::LeaseConflict), "the other session's is untouched");
     assert_eq!(holds(&world), 1);
-    world.ask(Request::Release { lease: other.lease }).expect("released");
-    world.ask(Request::Release { lease: grant.lease }).expect("unknown by now, which is fine");
+    world.ask(Request::Release { lease: other.lease, by: None }).expect("released");
+    world.ask(Request::Release { lease: grant.lease, by: None }).expect("unknown by now, which is fine");
     assert_eq!(delete(&mut world, key), Ok(Reply::Deleted));
     assert_eq!(holds(&world), 0);
 }
@@ -89,7 +89,7 @@ fn given_more_than_one_step_may_do_when_a_session_ends_then_the_rest_follows_at_
     assert_eq!(world.shard.next_timer(), Some(Monotonic(0)), "the rest is due at once");
     world.settle();
     assert_eq!(holds(&world), 1);
-    world.ask(Request::Release { lease: kept.lease }).expect("released");
+    world.ask(Request::Release { lease: kept.lease, by: None }).expect("released");
     for key in keys {
         assert_eq!(delete(&mut world, key), Ok(Reply::Deleted));
     }
@@ -103,12 +103,12 @@ fn given_leases_released_in_any_order_when_the_session_ends_then_only_what_was_l
         (0..50).map(|_| lease_as(&mut world, key, peer(1)).expect("leased").lease).collect();
     for step in 0..40 {
         let lease = leases.swap_remove((step * 7) % leases.len());
-        world.ask(Request::Release { lease }).expect("released");
+        world.ask(Request::Release { lease, by: None }).expect("released");
     }
     assert_eq!(holds(&world), 10);
     // Deleted by force: the leases are invalid, and still the session's.
     world.ask(Request::Delete { key, force: true, expected_version: None }).expect("deleted");
-    world.ask(Request::Release { lease: leases[3] }).expect("released");
+    world.ask(Request::Release { lease: leases[3], by: None }).expect("released");
     assert_eq!(holds(&world), 9);
     close(&mut world, 1);
     assert_eq!(holds(&world), 0);
@@ -190,7 +190,7 @@ fn given_a_session_at_its_limits_when_it_asks_for_more_then_the_key_is_named_and
     assert!(error.message.contains("local.session_leases_max"), "{error}");
     lease_as(&mut world, large, peer(2)).expect("another session");
     world.lease(large);
-    world.ask(Request::Release { lease: held.lease }).expect("released");
+    world.ask(Request::Release { lease: held.lease, by: None }).expect("released");
     lease_as(&mut world, small, peer(1)).expect("one was released");
 }
 

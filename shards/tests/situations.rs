@@ -160,7 +160,7 @@ fn given_a_leased_payload_when_deleted_then_lease_conflict_and_force_wins() {
     world.ask(Request::Delete { key, force: true, expected_version: None }).expect("forced");
     assert_eq!(kind(Some(world.ask(acquire(key, None)))), Some(ErrorKind::NotFound));
     for _ in 0..2 {
-        assert_eq!(world.ask(Request::Release { lease: grant.lease }), Ok(Reply::Released));
+        assert_eq!(world.ask(Request::Release { lease: grant.lease, by: None }), Ok(Reply::Released));
     }
     assert_eq!(
         kind(Some(world.ask(Request::Delete { key, force: true, expected_version: None }))),
@@ -190,7 +190,7 @@ fn given_a_spill_under_way_when_leased_then_granted_on_ram_and_ram_is_dropped_on
     let Some(Ok(Reply::Spilled(Some(descriptor)))) = world.answer(number) else { panic!("spilled") };
     assert_eq!((descriptor.tier, descriptor.state), (Tier::Disk, PayloadState::Durable));
     assert!(world.storage.is_empty(), "the leased segment is not dropped");
-    world.ask(Request::Release { lease: grant.lease }).expect("released");
+    world.ask(Request::Release { lease: grant.lease, by: None }).expect("released");
     assert_eq!(world.shard.usage(Tier::Ram), Default::default());
 }
 
@@ -203,12 +203,12 @@ fn given_a_leased_payload_when_spilled_then_refused_or_waits_and_newer_leases_do
     let waiting = world.send(spill(key, DISK, true));
     let newer = world.lease_now(key);
     assert!(world.transfers.is_empty());
-    world.send(Request::Release { lease: old.lease });
+    world.send(Request::Release { lease: old.lease, by: None });
     assert_eq!(world.transfers.len(), 1, "the newer lease holds nothing up");
     world.settle();
     assert!(matches!(world.answer(waiting), Some(Ok(Reply::Spilled(Some(_))))));
     assert_eq!(world.shard.usage(Tier::Ram).limbo, 4096, "the newer lease keeps the segment");
-    world.send(Request::Release { lease: newer.lease });
+    world.send(Request::Release { lease: newer.lease, by: None });
     world.settle();
     assert_eq!(world.shard.usage(Tier::Ram).limbo, 0);
 }
@@ -268,7 +268,7 @@ fn given_a_segment_in_limbo_when_promoted_then_it_comes_back_unless_its_driver_w
     let revived = world.send(promote(key, Tier::Ram));
     let Some(Ok(Reply::Promoted(up))) = world.answer(revived) else { panic!("revived at once") };
     assert!(up.tier == Tier::Ram && world.transfers.is_empty());
-    world.send(Request::Release { lease: grant.lease });
+    world.send(Request::Release { lease: grant.lease, by: None });
 
     let down = world.send(spill(key, DISK, false));
     assert!(matches!(world.answer(down), Some(Ok(Reply::Spilled(_)))));
@@ -337,11 +337,11 @@ fn given_a_newer_lease_when_discarded_by_a_waiting_spill_then_its_bytes_stay_unt
     let old = world.lease(key);
     let waiting = world.send(spill(key, SpillTarget::Void, true));
     let newer = world.lease_now(key);
-    world.send(Request::Release { lease: old.lease });
+    world.send(Request::Release { lease: old.lease, by: None });
     world.settle();
     assert_eq!(world.answer(waiting), Some(Ok(Reply::Spilled(None))));
     assert_eq!(world.shard.usage(Tier::Ram).limbo, 4096);
-    world.ask(Request::Release { lease: newer.lease }).expect("released");
+    world.ask(Request::Release { lease: newer.lease, by: None }).expect("released");
     assert_eq!(world.shard.usage(Tier::Ram).limbo, 0);
 }
 
@@ -413,7 +413,7 @@ fn given_a_ttl_when_it_passes_under_a_lease_then_expired_and_removed_at_the_rele
     assert_eq!(kind(Some(world.ask(acquire(key, None)))), Some(ErrorKind::NotFound));
     let Ok(Reply::Page(page)) = world.ask(Request::List(all())) else { panic!("a page") };
     assert_eq!(page.rows[0].state, PayloadState::Expired);
-    world.ask(Request::Release { lease: grant.lease }).expect("released");
+    world.ask(Request::Release { lease: grant.lease, by: None }).expect("released");
     let Ok(Reply::Page(page)) = world.ask(Request::List(all())) else { panic!("a page") };
     assert_eq!((page.total, world.shard.usage(Tier::Ram)), (0, Default::default()));
 }

@@ -116,6 +116,7 @@ impl Node {
                     let ack = CatalogAck { op: op.op, result: Ok(()), sequence: 0 };
                     self.step(Event::Completion(Completion::Catalog(ack)));
                 }
+                Effect::Slab(_) | Effect::Accepted { .. } => unreachable!("no session here"),
                 Effect::Budget(request) => {
                     let mut answers = Vec::new();
                     self.arbiter.step(request, &mut answers);
@@ -164,8 +165,16 @@ impl Node {
         let key = PayloadKey { namespace: NamespaceId::DEFAULT, id };
         let policy = EvictionPolicy::default();
         let size = ByteCount(size);
-        let allocate =
-            Allocate { key, size, tier, ttl_ms: None, no_evict: false, policy, owner: Peer::UNKNOWN };
+        let allocate = Allocate {
+            key,
+            size,
+            tier,
+            ttl_ms: None,
+            no_evict: false,
+            policy,
+            memory: Memory::Segment,
+            owner: Peer::UNKNOWN,
+        };
         match self.ask(Request::Allocate(allocate))? {
             Reply::Allocated(descriptor) => Ok(descriptor),
             other => panic!("{other:?}"),
@@ -201,6 +210,7 @@ impl Node {
         match descriptor.location.expect("a location") {
             Location::Segment => PathBuf::from(format!("/dev/shm{}", names.shm_name(id))),
             Location::File(generation) => names.disk_path(id, generation),
+            Location::Arena(_) => unreachable!("no session here"),
             Location::Packed(extent) => names.segment_path(extent.file),
         }
     }
@@ -219,7 +229,7 @@ impl Node {
         };
         let Ok(Reply::Leased(grant)) = self.ask(Request::Acquire(acquire)) else { panic!("no lease") };
         let bytes = fs::read(self.path(&grant.descriptor)).expect("readable");
-        self.ask(Request::Release { lease: grant.lease }).expect("released");
+        self.ask(Request::Release { lease: grant.lease, by: None }).expect("released");
         (grant.descriptor.tier, bytes)
     }
 

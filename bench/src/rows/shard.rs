@@ -13,8 +13,8 @@ use payload_types::event::{CatalogAck, Completion, Event, StorageDone};
 use payload_types::reply::{Reply, ReplyResult};
 use payload_types::request::{Acquire, Allocate, Request};
 use payload_types::{
-    ByteCount, Epoch, EvictionPolicy, LeaseId, LeaseNonce, NamespaceId, Now, PayloadId, PayloadKey, Peer,
-    PerTier, PromotionPolicy, ShardIndex, Tier, limits,
+    ByteCount, Epoch, EvictionPolicy, LeaseId, LeaseNonce, Memory, NamespaceId, Now, PayloadId, PayloadKey,
+    Peer, PerTier, PromotionPolicy, ShardIndex, Tier, limits,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -78,6 +78,7 @@ impl World {
                 ttl_ms: None,
                 no_evict: false,
                 policy,
+                memory: Memory::Segment,
                 owner: Peer::UNKNOWN,
             }))?;
             world.settle(Request::Commit { key, checksum: None, batch: None })?;
@@ -110,7 +111,7 @@ impl World {
                             budget.drain(..).map(|(_, reply)| Event::Completion(Completion::Budget(reply)));
                         events.extend(replies);
                     }
-                    Effect::Transfer(_) => {
+                    Effect::Transfer(_) | Effect::Slab(_) | Effect::Accepted { .. } => {
                         anyhow::bail!("the shard moved a payload that nobody asked to move")
                     }
                 }
@@ -165,7 +166,7 @@ impl World {
     }
 
     fn release(&mut self, lease: LeaseId) -> anyhow::Result<()> {
-        match self.ask(Request::Release { lease }) {
+        match self.ask(Request::Release { lease, by: None }) {
             Some(Ok(Reply::Released)) => Ok(()),
             other => anyhow::bail!("a lease was not released: {other:?}"),
         }

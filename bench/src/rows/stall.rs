@@ -27,8 +27,8 @@ use payload_types::reply::{Reply, ReplyResult};
 use payload_types::request::{Acquire, Allocate, Request, Spill};
 use payload_types::tier::SpillTarget;
 use payload_types::{
-    ByteCount, ErrorKind, EvictionPolicy, LeaseId, Monotonic, NamespaceId, PayloadError, PayloadKey, Peer,
-    PromotionPolicy, ShardIndex, SpillPolicy, Tier, limits,
+    ByteCount, ErrorKind, EvictionPolicy, LeaseId, Memory, Monotonic, NamespaceId, PayloadError, PayloadKey,
+    Peer, PromotionPolicy, ShardIndex, SpillPolicy, Tier, limits,
 };
 
 use crate::context::{Context, Skip};
@@ -168,6 +168,7 @@ impl Plant {
                 ttl_ms: None,
                 no_evict: false,
                 policy: EvictionPolicy::default(),
+                memory: Memory::Segment,
                 owner: Peer::UNKNOWN,
             });
             match answer(&self.send(shard, request)?)? {
@@ -301,8 +302,11 @@ fn pace(shards: &ReactorHandle, shard_count: u16, keys: &[PayloadKey], tally: &A
         while granted.len() > LEASES_HELD
             && let Some(lease) = granted.pop()
         {
-            let envelope =
-                Envelope { request: Request::Release { lease }, deadline: None, reply: Box::new(drop) };
+            let envelope = Envelope {
+                request: Request::Release { lease, by: None },
+                deadline: None,
+                reply: Box::new(drop),
+            };
             // A lease for whose release the lane has no room ends by itself.
             drop(shards.submit(lease.shard(), envelope));
         }

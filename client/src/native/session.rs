@@ -146,6 +146,8 @@ impl Session {
             Lies::File(generation) => {
                 Location::File { path: place::file_path(root()?, id, generation), offset: 0, length }
             }
+            // Slabs are not mapped here yet, and a server hands out none.
+            Lies::Arena(_) => return None,
             Lies::Packed(extent) => Location::File {
                 path: place::segment_file_path(root()?, extent.file),
                 offset: extent.offset_bytes(),

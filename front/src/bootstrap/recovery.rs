@@ -157,7 +157,14 @@ fn batch_verify(verifier: &mut Verifier<'_>, batch: &mut Batch) {
     for (owner, row) in batch.rows.iter().enumerate() {
         for replica in &row.replicas {
             let ReplicaRow { tier, generation, extent, .. } = *replica;
-            replicas.push(ReplicaRef { tier, id: row.key.id, generation, size: row.size, extent });
+            replicas.push(ReplicaRef {
+                tier,
+                id: row.key.id,
+                generation,
+                size: row.size,
+                extent,
+                block: None,
+            });
             owners.push(owner);
         }
     }

@@ -82,7 +82,7 @@ impl PayloadDataService for DataService {
     async fn release_lease(&self, request: Request<pb::ReleaseLeaseRequest>) -> Result<Response<()>, Status> {
         let deadline = Deadline::of(request.metadata());
         let ask = decode::release(request.into_inner()).map_err(to_status)?;
-        let Ask::Release { lease } = ask else { return Ok(Response::new(())) };
+        let Ask::Release { lease, .. } = ask else { return Ok(Response::new(())) };
         let shard = lease.shard();
         // A lease of a start with more shards, or of nobody: as good as released (idempotent).
         if shard.0 >= self.router.shard_count() {

@@ -12,8 +12,8 @@
 
 use payload_types::tier::SpillTarget;
 use payload_types::{
-    ByteCount, Checksum, ErrorKind, EvictionPolicy, EvictionPriority, Extent, Generation, LeaseId, Location,
-    PayloadError, PayloadId, PayloadState, PromotionPolicy, SpillPolicy, Tier, Version, limits,
+    Block, ByteCount, Checksum, ErrorKind, EvictionPolicy, EvictionPriority, Extent, Generation, LeaseId,
+    Location, PayloadError, PayloadId, PayloadState, PromotionPolicy, SpillPolicy, Tier, Version, limits,
 };
 
 use crate::ring::Contents;
@@ -251,6 +251,8 @@ const LOCATION_NONE: u8 = 0;
 const LOCATION_SEGMENT: u8 = 1;
 const LOCATION_FILE: u8 = 2;
 const LOCATION_PACKED: u8 = 3;
+/// As [`LOCATION_NONE`]: a place in a slab.
+const LOCATION_ARENA: u8 = 4;
 /// Of a refused completion, in the last word: its text slot was written.
 const TEXT_BIT: u64 = 1 << 16;
 
@@ -717,6 +719,7 @@ impl Shown {
             Some(Location::Segment) => (LOCATION_SEGMENT, 0),
             Some(Location::File(generation)) => (LOCATION_FILE, generation.0),
             Some(Location::Packed(extent)) => (LOCATION_PACKED, extent.to_bits()),
+            Some(Location::Arena(block)) => (LOCATION_ARENA, block.to_bits()),
         };
         let last = u64::from(self.tier as u8) | u64::from(self.state as u8) << 8;
         *words = [id[0], id[1], self.size.0, location, self.version.0, last];
@@ -730,6 +733,7 @@ impl Shown {
             LOCATION_SEGMENT if location == 0 => Some(Location::Segment),
             LOCATION_FILE => Some(Location::File(Generation(location))),
             LOCATION_PACKED => Some(Location::Packed(Extent::from_bits(location).ok_or(Nonsense)?)),
+            LOCATION_ARENA => Some(Location::Arena(Block::from_bits(location).ok_or(Nonsense)?)),
             _ => return Err(Nonsense),
         };
         if !(1..=limits::PAYLOAD_BYTES_MAX).contains(&size) || last >> 16 != 0 {

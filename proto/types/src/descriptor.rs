@@ -3,6 +3,7 @@
 use crate::extent::Extent;
 use crate::ids::{Generation, PayloadId, Version};
 use crate::policy::EvictionPolicy;
+use crate::slab::Block;
 use crate::state::PayloadState;
 use crate::tier::Tier;
 use crate::time::WallMs;
@@ -17,6 +18,8 @@ pub enum Location {
     File(Generation),
     /// A part of a segment file, shared with other payloads.
     Packed(Extent),
+    /// A part of a native session's slab, which only native sessions of this node can map: it has no name.
+    Arena(Block),
 }
 
 /// A payload as the contract's `PayloadDescriptor` shows it.

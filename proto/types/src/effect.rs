@@ -1,11 +1,13 @@
 //! What a shard asks of others. `step` only writes these down; the reactor (or the simulator) carries them out.
 
 use crate::batch::BatchPart;
+use crate::descriptor::Descriptor;
 use crate::extent::Extent;
 use crate::ids::{Epoch, Generation, OpId, PayloadId, PayloadKey, ShardIndex};
 use crate::policy::Rank;
 use crate::reply::ReplyResult;
 use crate::row::PayloadRow;
+use crate::slab::{Block, SlabOp};
 use crate::tier::Tier;
 use crate::units::{ByteCount, Checksum};
 
@@ -23,6 +25,14 @@ pub enum Effect {
         /// The answer.
         result: ReplyResult,
     },
+    /// A Commit is ACCEPTED: its payload can be leased on this node from now on, and its acknowledgement follows as a
+    /// `Reply`. For payloads in slabs only. Receiver: the pump, which passes it on where it was asked for.
+    Accepted {
+        /// Which request; it is not answered yet.
+        to: ReplyTo,
+        /// As it is now.
+        descriptor: Descriptor,
+    },
     /// Work on one replica's storage. Receiver: the tier's driver. Never lost: an op slot waits for it.
     Storage(StorageOp),
     /// Copy a replica to another tier. Receiver: the disk store. Never lost.
@@ -31,6 +41,8 @@ pub enum Effect {
     Catalog(CatalogOp),
     /// Ask for or give back capacity. Receiver: the budget arbiter. Never lost.
     Budget(BudgetRequest),
+    /// Work on memory of a native session. Receiver: the session thread. Never lost.
+    Slab(SlabOp),
 }
 
 /// What names a replica in storage.
@@ -46,6 +58,8 @@ pub struct ReplicaRef {
     pub size: ByteCount,
     /// Where it lies in a segment file; `None`: it has a segment or file of its own, or is yet to be made.
     pub extent: Option<Extent>,
+    /// Where it lies in a slab; on RAM only. Such a replica is never made, sealed or dropped by a `StorageOp`.
+    pub block: Option<Block>,
 }
 
 /// Work on one replica (RAM: a segment; DISK: a file of its own).

@@ -6,6 +6,7 @@ use crate::ids::{Generation, OpId};
 use crate::policy::Rank;
 use crate::request::Request;
 use crate::session::SessionId;
+use crate::slab::SlabDone;
 use crate::tier::Tier;
 use crate::time::Monotonic;
 use crate::units::{ByteCount, Checksum};
@@ -28,6 +29,12 @@ pub enum Event {
     /// timer steps. Sent by the pump when it takes nothing more of the session, and again after the last answer to it
     /// where some were owed: those may have granted more.
     SessionClosed {
+        /// Which.
+        session: SessionId,
+    },
+    /// A native session's process is proven to have ended, or it never had memory that it could write to: what it did not
+    /// commit, and what was dropped of its memory, may be used again. Sent once, after the `SessionClosed`.
+    SessionGone {
         /// Which.
         session: SessionId,
     },
@@ -57,6 +64,8 @@ pub enum Completion {
     },
     /// From the budget arbiter.
     Budget(BudgetReply),
+    /// From the session thread: the end of a `SlabOp`.
+    Slab(SlabDone),
     /// The disk store wants this packed replica in another segment file, so that the one it lies in can be recycled.
     /// Always answered: by a `TransferOp` from it to its own tier, for which no capacity is charged, or by
     /// `StorageAction::Stay`. At most `limits::RELOCATIONS_MAX` are unanswered on a node.

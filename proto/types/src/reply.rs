@@ -58,6 +58,19 @@ pub enum Reply {
     Explained(Box<Explanation>),
     /// Outlook.
     Outlook(Outlook),
+    /// SpillArenas.
+    ArenasSpilled(ArenasSpilled),
+}
+
+/// How far [`Request::SpillArenas`](crate::request::Request::SpillArenas) came.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ArenasSpilled {
+    /// Payloads that have a copy on DISK now and had none.
+    pub spilled: u64,
+    /// Payloads that will be lost, at most `limits::ITEMS_PER_TURN_MAX` of them.
+    pub lost: Vec<PayloadId>,
+    /// Those that are not named in `lost`.
+    pub lost_more: u64,
 }
 
 /// A granted lease.
@@ -155,4 +168,27 @@ pub struct ShardStats {
     pub operations: u64,
     /// Requests that wait for a payload.
     pub parked: u64,
+    /// Memory of native sessions.
+    pub arenas: ArenaStats,
+}
+
+/// Memory of native sessions on one shard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ArenaStats {
+    /// Sessions that hold or held memory here, dead ones with payloads left included.
+    pub sessions: u64,
+    /// Slabs that several payloads share.
+    pub slabs: u64,
+    /// Slabs of one payload: large ones, and sealed ones.
+    pub own: u64,
+    /// Bytes charged for both, what is being made or returned included.
+    pub charged_bytes: u64,
+    /// Payloads whose RAM replica lies in a slab.
+    pub payloads: u64,
+    /// Their logical bytes.
+    pub payload_bytes: u64,
+    /// Dropped blocks that wait for their leases, or for the end of a process.
+    pub limbo_blocks: u64,
+    /// Slabs that were given back and may still be mapped by somebody.
+    pub returning: u64,
 }

@@ -8,6 +8,8 @@ use crate::ids::{LeaseId, LeaseNonce, NamespaceId, PayloadId, PayloadKey, Versio
 use crate::peer::Peer;
 use crate::policy::{EvictionPolicy, PromotionPolicy, Rank, SpillPolicy};
 use crate::scrub::Scrub;
+use crate::session::SessionId;
+use crate::slab::Memory;
 use crate::tier::{SpillTarget, Tier};
 use crate::units::{ByteCount, Checksum};
 
@@ -57,6 +59,8 @@ pub enum Request {
     Release {
         /// The lease.
         lease: LeaseId,
+        /// The session that asks: another session's lease is unknown to it. `None`: a client that has the id may end it.
+        by: Option<SessionId>,
     },
     /// Add a replica on a faster tier; a slower target is a blocking spill.
     Promote {
@@ -116,6 +120,9 @@ pub enum Request {
         /// Target.
         key: PayloadKey,
     },
+    /// The server is about to stop: copy what lies in slabs and nowhere else to DISK, most recently used last, until the
+    /// request's deadline. Sent to every shard by the front itself, when it takes no other requests any more.
+    SpillArenas,
     /// What a tier would evict next: one shard's part. Sent to every shard.
     Outlook {
         /// The tier.
@@ -140,6 +147,8 @@ pub struct Allocate {
     pub no_evict: bool,
     /// Validated.
     pub policy: EvictionPolicy,
+    /// Which kind of memory; `Segment` on every tier but RAM, and where `owner` names no session.
+    pub memory: Memory,
     /// Who asks: what a native session did not commit goes with it.
     pub owner: Peer,
 }
@@ -221,6 +230,7 @@ impl Request {
             | Self::Find(_)
             | Self::Describe(_)
             | Self::Stats
+            | Self::SpillArenas
             | Self::Outlook { .. } => None,
         }
     }

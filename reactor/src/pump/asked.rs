@@ -7,8 +7,8 @@ use payload_local::entry::{Outcome, Shown, Submission};
 use payload_types::reply::Reply;
 use payload_types::request::{Acquire, Allocate, Request, Spill};
 use payload_types::{
-    Descriptor, ErrorKind, EvictionPriority, LeaseNonce, Monotonic, Now, PayloadError, PayloadId, PayloadKey,
-    ShardIndex,
+    Descriptor, ErrorKind, EvictionPriority, LeaseNonce, Memory, Monotonic, Now, PayloadError, PayloadId,
+    PayloadKey, ShardIndex,
 };
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -68,7 +68,7 @@ impl Asker {
                 })
             }
             Submission::Release { lease } => match lease.shard() {
-                shard if shard == self.shard => Request::Release { lease },
+                shard if shard == self.shard => Request::Release { lease, by: asker.peer.session() },
                 shard => return Err(self.elsewhere("lease", shard)),
             },
             Submission::Resolve { id } => Request::Resolve { key: own(id)? },
@@ -102,6 +102,7 @@ impl Asker {
                     ttl_ms: expires.then_some(ttl_ms),
                     no_evict,
                     policy,
+                    memory: Memory::Segment,
                     owner: asker.peer,
                 })
             }

@@ -6,7 +6,9 @@ use payload_types::effect::{Effect, ReplicaRef, ReplyTo, StorageAction, StorageO
 use payload_types::event::{DriverError, DriverErrorKind};
 use payload_types::reply::Reply;
 use payload_types::request::Allocate;
-use payload_types::{ByteCount, ErrorKind, Monotonic, Now, OpId, PayloadError, PayloadState, Tier, limits};
+use payload_types::{
+    ByteCount, ErrorKind, Memory, Monotonic, Now, OpId, PayloadError, PayloadState, Tier, limits,
+};
 
 use crate::limbo::{Kept, Users};
 use crate::op::{Class, Kind, Op, op_id, slot_key};
@@ -30,6 +32,12 @@ impl Shard {
         deadline: Option<Monotonic>,
         request: &Allocate,
     ) -> Result<(), PayloadError> {
+        if request.memory != Memory::Segment {
+            return Err(PayloadError::new(
+                ErrorKind::Unimplemented,
+                "this server does not hand out memory in slabs yet; allocate a segment",
+            ));
+        }
         self.check_capacity(request.tier, request.size)?;
         self.check_slot(Class::Request)?;
         self.check_wait(request.tier, request.size)?;
@@ -71,6 +79,7 @@ impl Shard {
             generation,
             size: request.size,
             extent: None,
+            block: None,
         };
         let kind = Kind::Allocate { reply_to, deadline, replica };
         let op = self.ops.start(Op::new(slot, Class::Request, kind));

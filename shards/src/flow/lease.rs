@@ -8,7 +8,7 @@ use payload_ledger::{SlotKey, TimerId};
 use payload_types::reply::{LeaseGrant, Reply};
 use payload_types::request::{Acquire, Request};
 use payload_types::{
-    Health, LeaseId, PayloadError, PayloadKey, PayloadState, PromotionPolicy, WallMs, limits,
+    Health, LeaseId, PayloadError, PayloadKey, PayloadState, PromotionPolicy, SessionId, WallMs, limits,
 };
 
 use crate::flow::commit::data_loss;
@@ -128,9 +128,11 @@ impl Shard {
         Reply::Leased(LeaseGrant { lease, descriptor, expires_at })
     }
 
-    pub(crate) fn release(&mut self, step: &mut Step<'_>, id: LeaseId) {
+    pub(crate) fn release(&mut self, step: &mut Step<'_>, id: LeaseId, by: Option<SessionId>) {
         if id.shard() == self.config.shard
             && let Some(lease) = self.leases.find(id)
+            // A session knows its own leases only; a client with an id may be anybody who was told of it.
+            && (by.is_none() || self.leases.get(lease).is_some_and(|lease| lease.taken.owner.session() == by))
         {
             self.end_lease(step, lease);
         }

@@ -169,7 +169,7 @@ fn given_a_discardable_payload_whose_copy_in_ram_is_leased_when_disk_is_waited_f
     let number = world.send(allocation(key, Tier::Disk, 2 * TENTH));
     settle_but_copies(&mut world);
     assert!(world.answer(number).is_none());
-    world.ask(Request::Release { lease: grant.lease }).expect("released");
+    world.ask(Request::Release { lease: grant.lease, by: None }).expect("released");
     settle_but_copies(&mut world);
     assert!(matches!(world.answer(number), Some(Ok(Reply::Allocated(_)))));
     assert_eq!(tier_of(&mut world, held), None);

@@ -15,7 +15,16 @@ const TENTH: u64 = CAPACITY / 10 / 4096 * 4096;
 fn committed(world: &mut World, policy: EvictionPolicy, size: u64) -> PayloadKey {
     let key = world.new_key();
     let (size, tier) = (ByteCount(size), Tier::Ram);
-    let request = Allocate { key, size, tier, ttl_ms: None, no_evict: false, policy, owner: Peer::UNKNOWN };
+    let request = Allocate {
+        key,
+        size,
+        tier,
+        ttl_ms: None,
+        no_evict: false,
+        policy,
+        memory: Memory::Segment,
+        owner: Peer::UNKNOWN,
+    };
     world.ask(Request::Allocate(request)).expect("allocated");
     world.ask(Request::Commit { key, checksum: None, batch: None }).expect("committed");
     world.pass(1);
@@ -41,7 +50,7 @@ fn given_a_tier_that_passes_its_high_watermark_when_evicting_then_down_to_the_lo
     let plain: Vec<_> = (0..6).map(|_| committed(&mut world, EvictionPolicy::default(), TENTH)).collect();
     let low = committed(&mut world, priority(EvictionPriority::Low), TENTH);
     let lease = world.lease(plain[0]);
-    world.ask(Request::Release { lease: lease.lease }).expect("released");
+    world.ask(Request::Release { lease: lease.lease, by: None }).expect("released");
     assert_eq!(world.shard.usage(Tier::Ram).allocated, 9 * TENTH, "at the watermark nothing happens");
     committed(&mut world, EvictionPolicy::default(), TENTH);
     let evicted: Vec<_> = [low, plain[0], plain[1], plain[2], high, never]
@@ -109,7 +118,7 @@ fn given_an_eviction_under_way_when_leased_then_the_replica_stays_and_is_cheap_t
     world.ack_one(Ok(()));
     assert!(world.storage.is_empty(), "it is leased");
     assert_eq!(world.describe(key).state, PayloadState::Durable);
-    world.send(Request::Release { lease: grant.lease });
+    world.send(Request::Release { lease: grant.lease, by: None });
     world.settle();
     assert!(matches!(world.answer(number), Some(Ok(Reply::Allocated(_)))), "dropped at the release");
 }
@@ -186,7 +195,7 @@ fn given_an_evicted_payload_when_promoted_and_read_then_it_goes_again_before_oth
     world.ask(Request::Delete { key: hog, force: false, expected_version: None }).expect("deleted");
     world.ask(promote(low, Tier::Ram)).expect("promoted");
     let lease = world.lease(low);
-    world.ask(Request::Release { lease: lease.lease }).expect("released");
+    world.ask(Request::Release { lease: lease.lease, by: None }).expect("released");
     let next = world.new_key();
     world.ask(allocation(next, Tier::Ram, 7 * TENTH)).expect("LOW makes room again");
     assert_eq!((tier_of(&mut world, low), tier_of(&mut world, plain)), (Some(Tier::Disk), Some(Tier::Ram)));

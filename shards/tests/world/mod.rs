@@ -22,6 +22,9 @@ pub struct World {
     pub transfers: VecDeque<TransferOp>,
     pub catalog: VecDeque<CatalogOp>,
     pub freed_later: VecDeque<StorageOp>,
+    pub slabs: VecDeque<payload_types::slab::SlabOp>,
+    /// Requests whose Commit was ACCEPTED.
+    pub accepted: VecDeque<u64>,
     /// True: budget requests wait in `budget` until `answer_budget`, as they do on a lane between two threads.
     pub budget_waits: bool,
     pub budget: VecDeque<BudgetRequest>,
@@ -66,6 +69,8 @@ impl World {
             transfers: VecDeque::new(),
             catalog: VecDeque::new(),
             freed_later: VecDeque::new(),
+            slabs: VecDeque::new(),
+            accepted: VecDeque::new(),
             budget_waits: false,
             budget: VecDeque::new(),
             arbiter,
@@ -85,6 +90,8 @@ impl World {
                 Effect::Storage(op) => self.storage.push_back(op),
                 Effect::Transfer(op) => self.transfers.push_back(op),
                 Effect::Catalog(op) => self.catalog.push_back(op),
+                Effect::Slab(op) => self.slabs.push_back(op),
+                Effect::Accepted { to, .. } => self.accepted.push_back(to.0),
                 Effect::Budget(request) if self.budget_waits => self.budget.push_back(request),
                 Effect::Budget(request) => self.arbitrate(request),
             }
@@ -280,6 +287,7 @@ pub fn allocation(key: PayloadKey, tier: Tier, size: u64) -> Request {
         ttl_ms: None,
         no_evict: false,
         policy: EvictionPolicy::default(),
+        memory: Memory::Segment,
         owner: Peer::UNKNOWN,
     })
 }

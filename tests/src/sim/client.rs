@@ -12,8 +12,8 @@ use payload_types::request::{Acquire, Allocate, List, Request, Spill};
 use payload_types::scrub::Scrub;
 use payload_types::tier::SpillTarget;
 use payload_types::{
-    ByteCount, Checksum, EvictionPolicy, EvictionPriority, LeaseId, LeaseNonce, Monotonic, NamespaceId,
-    PayloadId, PayloadKey, Peer, PromotionPolicy, SpillPolicy, Tier, Version, WallMs,
+    ByteCount, Checksum, EvictionPolicy, EvictionPriority, LeaseId, LeaseNonce, Memory, Monotonic,
+    NamespaceId, PayloadId, PayloadKey, Peer, PromotionPolicy, SpillPolicy, Tier, Version, WallMs,
 };
 
 use super::agenda::Task;
@@ -108,7 +108,7 @@ impl World {
     pub(super) fn ask(&mut self, request: Request) {
         if self.is_up() {
             let shard = match (&request, request.routing_id()) {
-                (Request::Release { lease }, _) => lease.shard().0,
+                (Request::Release { lease, .. }, _) => lease.shard().0,
                 (_, Some(id)) => id.shard(self.shard_count()).0,
                 (_, None) => self.rng.below(u64::from(self.shard_count())) as u16,
             };
@@ -157,7 +157,7 @@ impl World {
     pub(super) fn release(&mut self, lease: LeaseId) {
         self.unmap(lease);
         self.client.leases.retain(|held| *held != lease);
-        self.ask(Request::Release { lease });
+        self.ask(Request::Release { lease, by: None });
     }
 
     /// The reader is gone.
@@ -218,7 +218,7 @@ impl World {
                 owner: Peer::UNKNOWN,
             }),
             37..=46 => match self.client.leases.is_empty() || self.rng.chance(150) {
-                true => Request::Release { lease: self.bogus_lease() },
+                true => Request::Release { lease: self.bogus_lease(), by: None },
                 false => {
                     let at = self.rng.below(self.client.leases.len() as u64) as usize;
                     let lease = self.client.leases[at];
@@ -227,7 +227,7 @@ impl World {
                     if self.rng.chance(900) {
                         self.client.leases.swap_remove(at);
                     }
-                    Request::Release { lease }
+                    Request::Release { lease, by: None }
                 }
             },
             47..=57 => Request::Promote {
@@ -369,6 +369,7 @@ impl World {
                 ttl_ms: None,
                 no_evict: false,
                 policy,
+                memory: Memory::Segment,
                 owner: Peer::UNKNOWN,
             };
         }
@@ -384,6 +385,7 @@ impl World {
                 ttl_ms: None,
                 no_evict: false,
                 policy,
+                memory: Memory::Segment,
                 owner: Peer::UNKNOWN,
             };
         }
@@ -392,7 +394,16 @@ impl World {
             && policy.priority != EvictionPriority::Never
             && self.rng.chance(self.plan.ttl_permille);
         let ttl_ms = mortal.then(|| self.rng.pick(&[1, 5, 50, 1_000, 20_000, 3_600_000]));
-        Allocate { key, size: ByteCount(size), tier, ttl_ms, no_evict, policy, owner: Peer::UNKNOWN }
+        Allocate {
+            key,
+            size: ByteCount(size),
+            tier,
+            ttl_ms,
+            no_evict,
+            policy,
+            memory: Memory::Segment,
+            owner: Peer::UNKNOWN,
+        }
     }
 
     /// An answer reaches its client, who goes on from there.

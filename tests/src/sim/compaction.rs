@@ -229,7 +229,8 @@ impl World {
             return false;
         };
         let BlockName { tier, id, generation } = name;
-        let replica = ReplicaRef { tier, id, generation, size: block.size, extent: block.extent };
+        let replica =
+            ReplicaRef { tier, id, generation, size: block.size, extent: block.extent, block: None };
         self.compaction.offers.insert(name);
         let shard = id.shard(self.shard_count());
         self.complete(shard, Completion::Relocate(replica), None);
@@ -345,6 +346,7 @@ impl World {
                     generation: payload_types::Generation(u64::MAX - self.tasks),
                     size: payload_types::ByteCount(1),
                     extent: Some(Extent { file: NonZeroU32::MAX, page: 0 }),
+                    block: None,
                 };
                 let shard = usize::from(old.id.shard(self.shard_count()).0);
                 let now = self.clock();
@@ -429,7 +431,7 @@ impl World {
             if !vouched.contains(name) {
                 let packed = extent.is_some();
                 self.oracle.coverage.hit(if packed { "dead_record_adopted" } else { "held_block_adopted" });
-                let replica = ReplicaRef { tier, id, generation, size, extent };
+                let replica = ReplicaRef { tier, id, generation, size, extent, block: None };
                 cores[usize::from(shard.0)].shard.adopt_held(now, replica);
                 if !packed {
                     let (shard, name) = (usize::from(shard.0), *name);

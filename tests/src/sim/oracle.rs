@@ -271,7 +271,7 @@ impl Oracle {
                 fact.commit_plain |= checksum.is_none();
             }
         }
-        if let Request::Release { lease } = pending.request
+        if let Request::Release { lease, .. } = pending.request
             && let Some(lease) = self.leases.get_mut(&lease)
         {
             lease.over = true;
@@ -292,7 +292,7 @@ impl Oracle {
                     self.coverage.hit("delete_forced_under_lease");
                 }
             }
-            Request::Release { lease } => {
+            Request::Release { lease, .. } => {
                 // Answers that were made before may leave a little later: it is forgotten after the usual slack.
                 if let Some(lease) = self.leases.get_mut(lease) {
                     lease.over = true;
@@ -516,6 +516,7 @@ pub(super) fn key_of(request: &Request) -> Option<PayloadKey> {
         | Request::Find(_)
         | Request::Describe(_)
         | Request::Stats
+        | Request::SpillArenas
         | Request::Outlook { .. } => None,
     }
 }

@@ -347,7 +347,7 @@ impl World {
                 self.oracle.coverage.hit("delete_while_committing");
             }
         }
-        if let Request::Release { lease } = request {
+        if let Request::Release { lease, .. } = request {
             self.session_lease_released(*lease);
         }
         if let Request::Delete { key, .. } = request
@@ -566,6 +566,9 @@ impl World {
                 Ok(())
             }
             Effect::Catalog(op) => self.submit_catalog(op),
+            Effect::Slab(_) | Effect::Accepted { .. } => {
+                breach(Rule::WrongAnswer, "nobody allocates in slabs here".to_owned())
+            }
             Effect::Budget(request) => {
                 if matches!(request, BudgetRequest::Ask { .. }) {
                     self.oracle.coverage.hit("budget_asked");

@@ -253,7 +253,7 @@ impl IntentLog {
         for (&(id, generation), &Named { size, .. }) in live {
             bytes.extend_from_slice(&record(
                 MADE,
-                &ReplicaRef { tier: self.tier, id, generation, size, extent: None },
+                &ReplicaRef { tier: self.tier, id, generation, size, extent: None, block: None },
             ));
         }
         let mut path = self.path.clone().into_os_string();
@@ -376,7 +376,14 @@ mod tests {
 
     fn replica(tail: u64) -> ReplicaRef {
         let id = PayloadId::mint(1 << 50, tail);
-        ReplicaRef { tier: Tier::Disk, id, generation: Generation(tail), size: ByteCount(4096), extent: None }
+        ReplicaRef {
+            tier: Tier::Disk,
+            id,
+            generation: Generation(tail),
+            size: ByteCount(4096),
+            extent: None,
+            block: None,
+        }
     }
 
     fn open(path: &Path) -> (IntentLog, Live) {

@@ -138,7 +138,7 @@ impl Locator {
 }
 
 fn replica(tier: Tier, id: PayloadId, generation: Generation) -> ReplicaRef {
-    ReplicaRef { tier, id, generation, size: payload_types::ByteCount::ZERO, extent: None }
+    ReplicaRef { tier, id, generation, size: payload_types::ByteCount::ZERO, extent: None, block: None }
 }
 
 /// A part of a file name in /dev/shm made from what an operator chose: as it is when it is plain, hashed when not.

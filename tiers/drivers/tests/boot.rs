@@ -19,7 +19,14 @@ const ROOT: &str = "PAYLOAD_DRIVERS_TEST_ROOT";
 /// The number-th replica that the killed process made.
 fn numbered(tier: Tier, id: u64, generation: u64) -> ReplicaRef {
     let id = PayloadId::mint(1 << 50, id);
-    ReplicaRef { tier, id, generation: Generation(generation), size: ByteCount(2_000_000), extent: None }
+    ReplicaRef {
+        tier,
+        id,
+        generation: Generation(generation),
+        size: ByteCount(2_000_000),
+        extent: None,
+        block: None,
+    }
 }
 
 #[test]

@@ -456,7 +456,7 @@ fn given_a_million_records_when_started_then_every_one_is_found_and_what_no_row_
             let page = header.first_page() + slot;
             table.extend_from_slice(&header.record(slot, &Record { id, generation, size, checksum, page }));
             let extent = Some(Extent { file: number, page });
-            rows.push(ReplicaRef { tier: Tier::Disk, id, generation, size, extent });
+            rows.push(ReplicaRef { tier: Tier::Disk, id, generation, size, extent, block: None });
         }
         let file = File::create(path(&place, number)).expect("made");
         file.set_len(header.file_bytes()).expect("sized");

@@ -94,7 +94,7 @@ async fn release(router: &Router, lease: LeaseId, deadline: Option<Deadline>) ->
     if shard.0 >= router.shard_count() {
         return Ok(());
     }
-    match fan::ask(router, shard, Ask::Release { lease }, deadline).await? {
+    match fan::ask(router, shard, Ask::Release { lease, by: None }, deadline).await? {
         Reply::Released => Ok(()),
         other => Err(mismatch("BatchRelease", &other)),
     }

@@ -2,8 +2,8 @@
 
 use payload_types::request::{Allocate, List, Request};
 use payload_types::{
-    ByteCount, Checksum, EvictionPolicy, EvictionPriority, NamespaceId, PayloadError, PayloadKey, Peer, Tier,
-    WallMs, limits,
+    ByteCount, Checksum, EvictionPolicy, EvictionPriority, Memory, NamespaceId, PayloadError, PayloadKey,
+    Peer, Tier, WallMs, limits,
 };
 
 use super::{fence, page_size, storable};
@@ -31,7 +31,7 @@ impl AllocateParts {
     /// The request for the shard that `key` hashes to.
     pub fn into_allocate(self, key: PayloadKey) -> Allocate {
         let Self { size, tier, ttl_ms, no_evict, policy } = self;
-        Allocate { key, size, tier, ttl_ms, no_evict, policy, owner: Peer::UNKNOWN }
+        Allocate { key, size, tier, ttl_ms, no_evict, policy, memory: Memory::Segment, owner: Peer::UNKNOWN }
     }
 }
 

@@ -60,7 +60,7 @@ pub fn acquire(
 /// # Errors
 /// `INVALID_ARGUMENT` for a malformed lease id.
 pub fn release(request: pb::ReleaseLeaseRequest) -> Result<Request, PayloadError> {
-    Ok(Request::Release { lease: ids::lease_id(request.lease_id.as_ref())? })
+    Ok(Request::Release { lease: ids::lease_id(request.lease_id.as_ref())?, by: None })
 }
 
 #[cfg(test)]
@@ -153,7 +153,7 @@ mod tests {
 
         let lease = LeaseId::new(ShardIndex(1), 2, NONCE);
         let request = pb::ReleaseLeaseRequest { lease_id: Some(ids::lease_id_to_pb(lease)) };
-        assert_eq!(release(request), Ok(Request::Release { lease }));
+        assert_eq!(release(request), Ok(Request::Release { lease, by: None }));
         refused(release(pb::ReleaseLeaseRequest { lease_id: None }), InvalidArgument, "lease id");
     }
 }

@@ -13,7 +13,7 @@ use crate::{enums, ids};
 pub fn descriptor(payload: &Descriptor, locate: &impl Locate) -> core::PayloadDescriptor {
     let (name, address) = locate.node().unwrap_or_default();
     core::PayloadDescriptor {
-        location: payload.location.map(|location| place(payload, location, locate)),
+        location: payload.location.and_then(|location| place(payload, location, locate)),
         node_id: name.to_owned(),
         node_address: address.to_owned(),
         ..placeless(payload)
@@ -52,8 +52,10 @@ fn placeless(payload: &Descriptor) -> core::PayloadDescriptor {
 }
 
 /// Where the shown replica lies: in a segment or file of its own from offset 0 on, or in a part of a segment file.
-fn place(payload: &Descriptor, location: Location, locate: &impl Locate) -> PbLocation {
-    match location {
+fn place(payload: &Descriptor, location: Location, locate: &impl Locate) -> Option<PbLocation> {
+    Some(match location {
+        // It has no name that a client without a session could open: a lease of such a one copies it first.
+        Location::Arena(_) => return None,
         Location::Segment => PbLocation::Ram(core::RamLocation {
             shm_name: locate.shm_name(payload.id),
             slab_id: 0,
@@ -70,7 +72,7 @@ fn place(payload: &Descriptor, location: Location, locate: &impl Locate) -> PbLo
             offset_bytes: extent.offset_bytes(),
             length_bytes: payload.size.0,
         }),
-    }
+    })
 }
 
 fn eviction_policy(policy: EvictionPolicy) -> core::EvictionPolicy {

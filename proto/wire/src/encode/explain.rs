@@ -52,6 +52,8 @@ fn shown(
     let (place, extent) = match replica.location {
         Location::Segment => (locate.shm_name(id), None),
         Location::File(generation) => (locate.disk_path(id, generation), None),
+        // It has no name: only native sessions of this node can map it.
+        Location::Arena(_) => (String::new(), None),
         Location::Packed(extent) => (locate.segment_path(extent.file), Some(extent)),
     };
     let verdict = match replica.pressure {

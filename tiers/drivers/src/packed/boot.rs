@@ -172,7 +172,14 @@ impl Tables {
                     books.vouched(extent, size);
                 } else {
                     books.bury(extent, size, Buried { shard: shard_of(id), generation });
-                    dead.push(ReplicaRef { tier: Tier::Disk, id, generation, size, extent: Some(extent) });
+                    dead.push(ReplicaRef {
+                        tier: Tier::Disk,
+                        id,
+                        generation,
+                        size,
+                        extent: Some(extent),
+                        block: None,
+                    });
                 }
             }
         }
@@ -225,7 +232,7 @@ pub(super) fn replicas_of(packed: &Packed, header: Header) -> io::Result<Vec<Rep
     let reader = packed.read_table(&file, header, &mut buffer)?;
     let replica = |Entry { id, generation, size, page, .. }| {
         let extent = Some(Extent { file: header.number, page });
-        ReplicaRef { tier: Tier::Disk, id, generation, size, extent }
+        ReplicaRef { tier: Tier::Disk, id, generation, size, extent, block: None }
     };
     Ok(reader.entries.into_iter().map(replica).collect())
 }

@@ -295,6 +295,7 @@ pub(crate) fn name_in_log(number: NonZeroU32, file_bytes: u64) -> ReplicaRef {
         generation: Generation(u64::from(number.get())),
         size: ByteCount(file_bytes),
         extent: None,
+        block: None,
     }
 }
 

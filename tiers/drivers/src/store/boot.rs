@@ -141,7 +141,14 @@ impl Found {
         let mut tally = Reclaimed::default();
         let mut held = Vec::new();
         let left = |(&(id, generation), named): (&(PayloadId, Generation), &Named)| {
-            (!named.keep).then_some(ReplicaRef { tier, id, generation, size: named.size, extent: None })
+            (!named.keep).then_some(ReplicaRef {
+                tier,
+                id,
+                generation,
+                size: named.size,
+                extent: None,
+                block: None,
+            })
         };
         let leftovers: Vec<ReplicaRef> = self.replicas.iter().filter_map(left).collect();
         for replica in leftovers {

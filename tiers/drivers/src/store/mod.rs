@@ -399,8 +399,14 @@ mod tests {
         let names = Names::Files { root: root.path().into() };
         let store = FileStore::new(names, log, 0o440, Arc::new(crate::calls::System::new()), None, None);
         let id = PayloadId::mint(1 << 50, 1);
-        let replica =
-            ReplicaRef { tier: Tier::Disk, id, generation: Generation(1), size: ByteCount(10), extent: None };
+        let replica = ReplicaRef {
+            tier: Tier::Disk,
+            id,
+            generation: Generation(1),
+            size: ByteCount(10),
+            extent: None,
+            block: None,
+        };
         store.create(&replica).expect("created");
         store.seal(&replica, true).expect("sealed");
         store.unsafe_files().insert((id, Generation(1)));

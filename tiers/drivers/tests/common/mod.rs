@@ -281,7 +281,7 @@ fn op_id() -> OpId {
 pub fn replica(tier: Tier, size: u64) -> ReplicaRef {
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let id = PayloadId::mint((1_700_000_000_000 << 12) + number, number.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    ReplicaRef { tier, id, generation: Generation(number), size: ByteCount(size), extent: None }
+    ReplicaRef { tier, id, generation: Generation(number), size: ByteCount(size), extent: None, block: None }
 }
 
 /// A committed replica with these bytes.
