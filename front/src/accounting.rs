@@ -107,8 +107,11 @@ impl Physical {
         let next = *self.next();
         if let Next::Running { wait_end } = next {
             let left = wait_end.saturating_duration_since(Instant::now());
-            // Too late is no error: what was counted last is told, and what is counted now the next time.
-            drop(tokio::time::timeout(left, counted.changed()).await);
+            // Too late is no error: what was counted last is told, and what is counted now the next time. A wait of
+            // nothing would be one of a tick of tokio's clock, 1 ms.
+            if !left.is_zero() {
+                drop(tokio::time::timeout(left, counted.changed()).await);
+            }
         }
         *self.last.borrow()
     }
