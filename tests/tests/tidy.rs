@@ -19,6 +19,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("payload-drivers", &["payload-types", "payload-ledger", "payload-local"]),
     ("payload-reactor", &["payload-types", "payload-shards", "payload-drivers", "payload-local"]),
     ("payload-client", &["payload-wire", "payload-types", "payload-local"]),
+    ("payload-python", &["payload-client", "payload-types"]),
 ];
 
 /// Crates that do as the system does: only these may use them.
@@ -32,6 +33,7 @@ const SYSTEM_CRATES: &[(&[&str], &[&str])] = &[
         &["tonic", "tokio-stream", "tonic-health", "tonic-reflection"],
         &["payload-wire", "payload-front", "payload-client", "payload-bench", "payload-tests"],
     ),
+    (&["pyo3"], &["payload-python"]),
     (
         // The catalog's PostgreSQL store is the one place behind a synchronous trait.
         &["tokio", "tokio-postgres"],
@@ -42,13 +44,20 @@ const SYSTEM_CRATES: &[(&[&str], &[&str])] = &[
             "payload-bench",
             "payload-tests",
             "payload-catalog",
+            "payload-python",
         ],
     ),
 ];
 
 /// Where `unsafe` may stand.
-const UNSAFE_PLACES: &[&str] =
-    &["reactor/src/", "tiers/drivers/", "client/src/mapping/", "bench/src/floors/", "tests/src/sys.rs"];
+const UNSAFE_PLACES: &[&str] = &[
+    "reactor/src/",
+    "tiers/drivers/",
+    "client/src/mapping/",
+    "client/python/src/",
+    "bench/src/floors/",
+    "tests/src/sys.rs",
+];
 
 const FILE_LINES_MAX: usize = 800;
 const FUNCTION_LINES_MAX: usize = 70;
