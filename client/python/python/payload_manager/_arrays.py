@@ -6,6 +6,7 @@ Metadata: schema :data:`SCHEMA`, data ``{"dtype": "<f4", "shape": [2, 3], "order
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from ._errors import FailedPrecondition, InvalidArgument
@@ -41,7 +42,10 @@ def get(client: Client, id: Any, options: dict[str, Any]) -> Any:
     import numpy as np
 
     dtype, shape, order = about(client, id, options)
-    return np.frombuffer(client.acquire(id, **options), dtype=dtype).reshape(shape, order=order)
+    payload = client.acquire(id, **options)
+    if len(payload) != dtype.itemsize * math.prod(shape):
+        raise FailedPrecondition(f"payload {id} has {len(payload)} bytes, which are no array of {dtype} and shape {shape}")
+    return np.frombuffer(payload, dtype=dtype).reshape(shape, order=order)
 
 
 def about(client: Client, id: Any, options: dict[str, Any]) -> tuple[Any, tuple[int, ...], str]:
