@@ -1,0 +1,153 @@
+//! The reader's protocol: acquire, release, many at once, and whether a lease still holds.
+//!
+//! The caller owns the cell: nobody else fills it, and it is empty before. Between the claim and the second look no lock
+//! is held and nobody is waited for; a reader that is killed there leaves a claim, which ends with its session.
+
+use std::sync::atomic::Ordering;
+
+use payload_types::{PayloadId, ShardIndex};
+
+use super::Claim;
+use super::index::{Entry, IndexView, Mark, Sighting, Unseen};
+use super::page::{CellIndex, StatusView};
+use crate::word::Word;
+
+/// How often an acquire looks again when the entry changed under it. Each time the server has moved it meanwhile.
+pub const TRIES_MAX: usize = 4;
+
+/// Ids of one call of [`acquire_many`]: claims and second looks wait in an array on the stack. Four lines of cells.
+pub const BATCH_MAX: usize = 32;
+
+/// A lease. What it says was copied before it was confirmed, and holds until the cell is emptied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Found {
+    /// What the cell says.
+    pub claim: Claim,
+    /// What is leased.
+    pub entry: Entry,
+    /// Where the entry was, for samples ([`super::access`]).
+    pub position: u32,
+}
+
+/// Why nothing was leased. All of them are hints: the ring is the authority.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Miss {
+    /// Not in this table.
+    Unknown,
+    /// In the table, and not to be leased just now: it is being dropped, or moves.
+    Unreadable,
+    /// It changed at each of [`TRIES_MAX`] looks.
+    Contended,
+    /// Another table has replaced this one: ask for it.
+    Closed,
+}
+
+impl From<Unseen> for Miss {
+    fn from(unseen: Unseen) -> Self {
+        match unseen {
+            Unseen::Unknown => Self::Unknown,
+            Unseen::Unreadable => Self::Unreadable,
+        }
+    }
+}
+
+fn found(seen: &Sighting, shard: ShardIndex) -> Found {
+    Found { claim: Claim::new(shard, seen.entry.generation), entry: seen.entry, position: seen.mark.position }
+}
+
+/// Leases a payload of the shard whose table this is; `cell` is empty and the caller's.
+///
+/// # Errors
+/// [`Miss`]; the cell is empty then.
+#[inline]
+pub fn acquire<W: Word>(
+    index: &IndexView<'_, W>,
+    shard: ShardIndex,
+    id: &PayloadId,
+    cell: &W,
+) -> Result<Found, Miss> {
+    for _ in 0..TRIES_MAX {
+        let seen = index.look(id)?;
+        let found = found(&seen, shard);
+        claim(cell, found.claim);
+        W::fence(Ordering::SeqCst);
+        match index.is_unchanged(seen.mark) {
+            Ok(true) => return Ok(found),
+            Ok(false) => release(cell),
+            Err(_closed) => {
+                release(cell);
+                return Err(Miss::Closed);
+            }
+        }
+    }
+    Err(Miss::Contended)
+}
+
+/// Puts the claim out; a full fence must follow before the second look.
+#[inline]
+fn claim<W: Word>(cell: &W, claim: Claim) {
+    // Release, not Relaxed: a server that reads this claim knows that the lease before it in this cell has ended, and must then see
+    // its last reads as done. A Relaxed store would break the release sequence of the 0 that it overwrites (STLR on ARM;
+    // x86 forgives it, the model finds it).
+    cell.store(claim.bits(), Ordering::Release);
+}
+
+/// Ends the lease that the cell holds.
+#[inline]
+pub fn release<W: Word>(cell: &W) {
+    // Release: what was read under the lease is read before the server sees the cell empty (STLR on ARM).
+    cell.store(0, Ordering::Release);
+}
+
+/// Leases several payloads with one fence: `wanted[i]` into the cell `cells[i]`, the result in `results[i]`.
+///
+/// What changes under it is not tried again: `Miss::Contended`, and one by one it may work.
+///
+/// # Panics
+/// When the slices are not equally long, or longer than [`BATCH_MAX`].
+pub fn acquire_many<W: Word>(
+    wanted: &[(IndexView<'_, W>, ShardIndex, PayloadId)],
+    cells: &[&W],
+    results: &mut [Result<Found, Miss>],
+) {
+    assert!(wanted.len() <= BATCH_MAX, "at most {BATCH_MAX} at a time");
+    assert!(wanted.len() == cells.len() && cells.len() == results.len(), "a cell and a result for each");
+    let mut sightings = [const { None::<Mark> }; BATCH_MAX];
+    for (((index, shard, id), cell), (seen, result)) in
+        wanted.iter().zip(cells).zip(sightings.iter_mut().zip(&mut *results))
+    {
+        *result = index.look(id).map_err(Miss::from).map(|sighting| {
+            let found = found(&sighting, *shard);
+            claim(*cell, found.claim);
+            *seen = Some(sighting.mark);
+            found
+        });
+    }
+    // One fence for all: each claim is before it, each second look behind it.
+    W::fence(Ordering::SeqCst);
+    for (((index, ..), cell), (seen, result)) in
+        wanted.iter().zip(cells).zip(sightings.iter().zip(&mut *results))
+    {
+        let Some(seen) = seen else { continue };
+        let miss = match index.is_unchanged(*seen) {
+            Ok(true) => continue,
+            Ok(false) => Miss::Contended,
+            Err(_closed) => Miss::Closed,
+        };
+        release(*cell);
+        *result = Err(miss);
+    }
+}
+
+/// Whether a lease still held when the bytes that were read under it were read: to be asked afterwards. `epoch` is what the
+/// session's was when it was leased.
+///
+/// Not whether the generation is the same: a payload that moves has another one, and the lease holds the old place.
+#[inline]
+pub fn is_valid<W: Word>(status: &StatusView<'_, W>, index: CellIndex, claim: Claim, epoch: u64) -> bool {
+    // Acquire: the loads of the bytes come before the looks below (DMB ISHLD on ARM, nothing on x86). Whoever wrote over the
+    // bytes did so behind the server's Release fence (`scan::revoke`), so one new byte read means that the revocation is seen.
+    W::fence(Ordering::Acquire);
+    status.revoked(index).load(Ordering::Relaxed) != claim.bits()
+        && status.epoch.load(Ordering::Relaxed) == epoch
+}
