@@ -1,0 +1,347 @@
+//! Limbo: what was withdrawn from readers who ask nobody, until a scan of their cells has not found it (DESIGN §4, §8).
+//!
+//! Owned by a shard. Pure: a scan goes out as a value and comes back as one; whoever drives the shard reads the cells.
+//!
+//! ```text
+//!   enter --> waiting --take_scan--> Scan { number, generations } --the driver reads all cells--> ScanDone
+//!               ^                                                                                  |
+//!               +------------- held: looked for again after 1 ms, 2 ms, ... 500 ms ------ finish --+--> free: Outcome::Free
+//!   a `Purpose::Ask` is answered by its first scan, Free or Held, and is in limbo no more either way
+//!   revoke --> quarantined until a time --tick--> Outcome::Quarantined: its memory goes to its own namespace only
+//! ```
+//!
+//! Invariants: nothing leaves as free but by a scan that was taken *after* it entered; each generation is here once;
+//! what a session holds is the sum of the bytes that the last scans found with it, each counted for everybody who holds it.
+//! Nobody is waited for. Limits: [`SCAN_BATCH_MAX`] generations a scan, one scan under way, [`HOLDERS_MAX`] holders
+//! counted for each generation, [`REVOKED_TURN_MAX`] named a turn.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use payload_types::{ByteCount, Generation, Monotonic, SessionId};
+
+/// Generations of one scan: about 2 us of a shard's turn with 64 sessions, 40 with 1,024.
+pub const SCAN_BATCH_MAX: usize = 256;
+
+/// Sessions that are counted for one generation. Whoever holds more than this is not charged: those first found are.
+pub const HOLDERS_MAX: usize = 8;
+
+/// Leases that are named to be taken away in one turn.
+pub const REVOKED_TURN_MAX: usize = 64;
+
+/// How soon what is held is looked for again: doubled each time, up to half a second, so that what a dead session held is
+/// free within the second. A reader that pins for ever costs a place in two scans a second.
+const LOOK_AGAIN_MS_MIN: u64 = 1;
+/// See [`LOOK_AGAIN_MS_MIN`].
+const LOOK_AGAIN_MS_MAX: u64 = 500;
+
+/// Why something is in limbo.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// It is gone from the payload; its place is wanted back, whenever that may be.
+    Drop,
+    /// Delete and Spill ask whether anybody holds it; the payload is withdrawn meanwhile. Answered by the next scan.
+    Ask,
+}
+
+/// What enters limbo.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entering {
+    /// Which replica: a claim's generation, withdrawn before this.
+    pub generation: Generation,
+    /// What its place takes, as charged.
+    pub bytes: ByteCount,
+    /// Why.
+    pub purpose: Purpose,
+}
+
+/// A scan to be made: after a full fence, all cells of all sessions, those of dead ones within their grace included.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Scan {
+    /// Its number; the answer names it.
+    pub number: u64,
+    /// What is looked for, at most [`SCAN_BATCH_MAX`].
+    pub generations: Vec<Generation>,
+}
+
+/// What a scan has found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ScanDone {
+    /// Which scan.
+    pub number: u64,
+    /// Who holds something, each session once.
+    pub held: Vec<Held>,
+}
+
+/// What one session holds of a scan's generations.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Held {
+    /// Who.
+    pub session: SessionId,
+    /// A bit for each generation, in the order of the scan.
+    pub marks: [u64; SCAN_BATCH_MAX / 64],
+}
+
+impl Held {
+    fn has(&self, at: usize) -> bool {
+        self.marks[at / 64] >> (at % 64) & 1 != 0
+    }
+}
+
+/// What has become of something in limbo.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// Nobody holds it, and nobody can any more: its place may be used again. Of an `Ask`: go on.
+    Free {
+        /// Which.
+        generation: Generation,
+    },
+    /// Of an `Ask`: somebody holds it. Restore it, and refuse.
+    Held {
+        /// Which.
+        generation: Generation,
+        /// One of those who do.
+        by: SessionId,
+    },
+    /// Its lease was taken away, and the time of grace is over: its place may be used again within its namespace only.
+    Quarantined {
+        /// Which.
+        generation: Generation,
+    },
+}
+
+/// A lease that is to be taken away.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Overdue {
+    /// What it holds.
+    pub generation: Generation,
+    /// Whose it is.
+    pub session: SessionId,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    bytes: ByteCount,
+    purpose: Purpose,
+    since: Monotonic,
+    /// When it is looked for next; `None` while a scan looks for it, and once it is revoked.
+    due: Option<Monotonic>,
+    look_again_ms: u64,
+    /// By whom, as the last scan found.
+    holders: Vec<SessionId>,
+    /// Its leases are taken away; its place is free then.
+    revoked_until: Option<Monotonic>,
+}
+
+/// What a shard has withdrawn and not got back yet.
+#[derive(Debug, Default)]
+pub struct Limbo {
+    waiting: BTreeMap<Generation, Waiting>,
+    /// What is to be looked for, by time.
+    due: BTreeSet<(Monotonic, Generation)>,
+    /// What was revoked, by the end of its grace.
+    quarantine: BTreeSet<(Monotonic, Generation)>,
+    under_way: Option<Scan>,
+    scans: u64,
+    held: BTreeMap<SessionId, ByteCount>,
+    holdings: BTreeSet<(SessionId, Generation)>,
+    bytes: ByteCount,
+}
+
+impl Limbo {
+    /// With nothing in it.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Generations in it.
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// True when nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// What it holds back, `Ask`s apart: those are still their payload's.
+    pub fn bytes(&self) -> ByteCount {
+        self.bytes
+    }
+
+    /// What a session held back of that when it was last looked at.
+    pub fn bytes_held_by(&self, session: SessionId) -> ByteCount {
+        self.held.get(&session).copied().unwrap_or_default()
+    }
+
+    /// Takes in what was withdrawn just now. A scan that is under way does not count for it.
+    ///
+    /// # Panics
+    /// When the generation is here already: a shard withdraws each once.
+    pub fn enter(&mut self, now: Monotonic, entering: Entering) {
+        let Entering { generation, bytes, purpose } = entering;
+        let waiting = Waiting {
+            bytes,
+            purpose,
+            since: now,
+            due: Some(now),
+            look_again_ms: LOOK_AGAIN_MS_MIN,
+            holders: Vec::new(),
+            revoked_until: None,
+        };
+        let before = self.waiting.insert(generation, waiting);
+        assert!(before.is_none(), "a generation is withdrawn once");
+        self.due.insert((now, generation));
+        if purpose == Purpose::Drop {
+            self.bytes = ByteCount(self.bytes.0 + bytes.0);
+        }
+    }
+
+    /// When there is something to do next, a scan under way apart.
+    pub fn next_at(&self) -> Option<Monotonic> {
+        let scan = self.due.first().filter(|_| self.under_way.is_none());
+        scan.into_iter().chain(self.quarantine.first()).map(|(at, _)| *at).min()
+    }
+
+    /// The next scan, if one is due and none is under way. To be made after this call and nothing before it.
+    pub fn take_scan(&mut self, now: Monotonic) -> Option<Scan> {
+        if self.under_way.is_some() {
+            return None;
+        }
+        let mut generations = Vec::new();
+        while generations.len() < SCAN_BATCH_MAX
+            && let Some((at, generation)) = self.due.pop_first()
+        {
+            if at > now {
+                self.due.insert((at, generation));
+                break;
+            }
+            self.waiting.get_mut(&generation).expect("what is due waits").due = None;
+            generations.push(generation);
+        }
+        if generations.is_empty() {
+            return None;
+        }
+        self.scans += 1;
+        let scan = Scan { number: self.scans, generations };
+        self.under_way = Some(scan.clone());
+        Some(scan)
+    }
+
+    /// Takes the answer of the scan that is under way. Everything that this tells is in limbo no more.
+    ///
+    /// # Panics
+    /// When it is the answer to another one: there is one at a time.
+    pub fn finish(&mut self, now: Monotonic, done: &ScanDone, mut tell: impl FnMut(Outcome)) {
+        let scan = self.under_way.take().expect("a scan is under way");
+        assert!(scan.number == done.number, "one scan at a time");
+        for (at, generation) in scan.generations.into_iter().enumerate() {
+            // Revoked meanwhile: its grace decides.
+            if self.waiting.get(&generation).is_none_or(|waiting| waiting.revoked_until.is_some()) {
+                continue;
+            }
+            let holders: Vec<SessionId> = done
+                .held
+                .iter()
+                .filter(|held| held.has(at))
+                .map(|held| held.session)
+                .take(HOLDERS_MAX)
+                .collect();
+            self.forget_holders(generation);
+            let waiting = self.waiting.get_mut(&generation).expect("looked at above");
+            match (holders.first(), waiting.purpose) {
+                (None, _) => {
+                    self.leave(generation);
+                    tell(Outcome::Free { generation });
+                }
+                (Some(by), Purpose::Ask) => {
+                    let by = *by;
+                    self.leave(generation);
+                    tell(Outcome::Held { generation, by });
+                }
+                (Some(_), Purpose::Drop) => {
+                    let at = now.plus_millis(waiting.look_again_ms);
+                    waiting.look_again_ms = (2 * waiting.look_again_ms).min(LOOK_AGAIN_MS_MAX);
+                    waiting.due = Some(at);
+                    self.due.insert((at, generation));
+                    for session in &holders {
+                        let held = self.held.entry(*session).or_default();
+                        held.0 += waiting.bytes.0;
+                        self.holdings.insert((*session, generation));
+                    }
+                    waiting.holders = holders;
+                }
+            }
+        }
+    }
+
+    /// Leases to take away: of sessions that hold back more than `quota`, the oldest that have been in limbo since
+    /// `since` at least, at most [`REVOKED_TURN_MAX`] in all.
+    pub fn overdue(&self, since: Monotonic, quota: impl Fn(SessionId) -> ByteCount) -> Vec<Overdue> {
+        let mut overdue = Vec::new();
+        for (session, held) in &self.held {
+            let mut excess = held.0.saturating_sub(quota(*session).0);
+            let of_session = (*session, Generation(0))..=(*session, Generation(u64::MAX));
+            for (_, generation) in self.holdings.range(of_session) {
+                // Generations follow the order in which shards give them, not that of withdrawal: younger ones are passed over.
+                if excess == 0 || overdue.len() >= REVOKED_TURN_MAX {
+                    break;
+                }
+                let waiting = &self.waiting[generation];
+                if waiting.since <= since {
+                    excess = excess.saturating_sub(waiting.bytes.0);
+                    overdue.push(Overdue { generation: *generation, session: *session });
+                }
+            }
+        }
+        overdue
+    }
+
+    /// Its leases are taken away (in all cells, before this): its place is free at `until`, whoever still holds it. False
+    /// when it is not here.
+    pub fn revoke(&mut self, generation: Generation, until: Monotonic) -> bool {
+        let Some(waiting) = self.waiting.get_mut(&generation) else { return false };
+        if let Some(at) = waiting.due.take() {
+            self.due.remove(&(at, generation));
+        }
+        if let Some(before) = waiting.revoked_until.replace(until) {
+            self.quarantine.remove(&(before, generation));
+        }
+        self.quarantine.insert((until, generation));
+        self.forget_holders(generation);
+        true
+    }
+
+    /// Tells what has been in quarantine for long enough, at most [`SCAN_BATCH_MAX`]; true when there is more.
+    pub fn tick(&mut self, now: Monotonic, mut tell: impl FnMut(Outcome)) -> bool {
+        for _ in 0..SCAN_BATCH_MAX {
+            let Some((at, generation)) = self.quarantine.first().copied().filter(|(at, _)| *at <= now) else {
+                return false;
+            };
+            self.quarantine.remove(&(at, generation));
+            self.leave(generation);
+            tell(Outcome::Quarantined { generation });
+        }
+        self.quarantine.first().is_some_and(|(at, _)| *at <= now)
+    }
+
+    fn forget_holders(&mut self, generation: Generation) {
+        let Some(waiting) = self.waiting.get_mut(&generation) else { return };
+        for session in std::mem::take(&mut waiting.holders) {
+            self.holdings.remove(&(session, generation));
+            if let Some(held) = self.held.get_mut(&session) {
+                held.0 -= waiting.bytes.0;
+                if held.0 == 0 {
+                    self.held.remove(&session);
+                }
+            }
+        }
+    }
+
+    fn leave(&mut self, generation: Generation) {
+        if let Some(waiting) = self.waiting.remove(&generation)
+            && waiting.purpose == Purpose::Drop
+        {
+            self.bytes.0 -= waiting.bytes.0;
+        }
+    }
+}
