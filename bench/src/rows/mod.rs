@@ -15,6 +15,7 @@ mod ledger;
 mod listing;
 mod memory;
 mod native;
+mod python;
 mod records;
 mod shard;
 mod stall;
@@ -174,6 +175,18 @@ pub const FAMILIES: &[Family] = &[
             },
         ],
         run: native::asleep,
+    },
+    Family {
+        specs: &[Spec {
+            target: Some(5.0),
+            ..floor(
+                "python/lease",
+                "µs",
+                Better::Lower,
+                "acquire + read + release of a numpy view in Python, client and server awake, p50",
+            )
+        }],
+        run: python::lease,
     },
     Family {
         specs: &[Spec {
