@@ -17,12 +17,14 @@
 //! - [`lease`]: leases and their order; [`limbo`]: replicas that were dropped and whose space is not free yet
 //! - `holds`: payloads that streams keep; [`keeper`]: what the node tells shards of such streams
 //! - [`op`]: work that drivers or the catalog do for a payload; [`parked`]: requests that wait for such work
+//! - `arenas`: memory of native sessions, their slabs and what lies in them
 //! - `flow`: what each request does, a file each
 //! - [`evict`]: who may be evicted and where to; [`door`]: whether there is room there; [`arbiter`]: the node's capacity,
 //!   shared among shards, and who waits for it
 #![forbid(unsafe_code)]
 
 pub mod arbiter;
+mod arenas;
 pub mod config;
 pub mod door;
 pub mod evict;
@@ -43,6 +45,7 @@ pub mod table;
 mod usage;
 
 pub use arbiter::{Arbiter, Watermarks};
+pub use arenas::Writer;
 pub use config::ShardConfig;
 pub use evict::Candidate;
 pub use flow::adopt::Adopted;

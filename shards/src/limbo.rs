@@ -45,6 +45,8 @@ pub struct Entry {
     pub sound: bool,
     /// False when what a relocation made, or left, takes its place: the other one of the two has the charge.
     pub charged: bool,
+    /// The name under which its block goes on; `None`: it lies in no slab.
+    retired: Option<Generation>,
     /// The catalog transaction that must be durable before a driver is told; 0: there is none.
     free_after: u64,
     /// How far the drop has come.
@@ -153,10 +155,28 @@ impl Limbo {
     }
 
     /// Takes a dropped replica in whose row the catalog transaction `free_after` removed, as [`Limbo::insert`].
-    pub fn insert_after(&mut self, replica: ReplicaRef, users: Users, kept: Kept, free_after: u64) {
+    pub fn insert_after(
+        &mut self,
+        replica: ReplicaRef,
+        users: Users,
+        kept: Kept,
+        free_after: u64,
+        retired: Option<Generation>,
+    ) {
+        if let Some(retired) = retired {
+            return self.insert_block(replica, users, retired);
+        }
         // What is in memory is lost with power anyway.
         let free_after = if replica.tier.is_durable() { free_after } else { 0 };
         self.add(replica, None, users, kept, true, free_after);
+    }
+
+    /// Takes in a replica whose block goes on under the name `retired`: its slab has the charge, and nobody can bring it
+    /// back, nor tell a driver of it.
+    pub fn insert_block(&mut self, replica: ReplicaRef, users: Users, retired: Generation) {
+        let kept = Kept { synced: false, sound: false };
+        let key = self.add(replica, None, users, kept, false, 0);
+        self.entries.get_mut(key).expect("just made").retired = Some(retired);
     }
 
     /// Takes a dropped replica in, `charged` or not, that no row speaks of.
@@ -189,6 +209,7 @@ impl Limbo {
             synced: kept.synced,
             sound: kept.sound,
             charged,
+            retired: None,
             free_after,
             phase: Phase::Held,
             mapped: false,
@@ -277,6 +298,16 @@ impl Limbo {
         let entry = self.entries.get_mut(first).expect("queued entries exist");
         entry.phase = Phase::Dropping;
         Some(entry.replica)
+    }
+
+    /// The replica that `next_drop` gave lies in a slab: it is gone at once. The name of its block.
+    ///
+    /// # Panics
+    /// When `next_drop` did not just give it.
+    pub fn block_dropped(&mut self, generation: Generation) -> Generation {
+        let key = self.find(generation).expect("just given");
+        self.dropping -= 1;
+        self.take(key).retired.expect("only what lies in a slab is dropped so")
     }
 
     /// True when `next_drop` would give one.

@@ -23,7 +23,8 @@ use payload_ledger::{SlotKey, Slots, TimerId};
 use payload_types::effect::{ReplicaRef, ReplyTo};
 use payload_types::report::PinOwner;
 use payload_types::{
-    BatchPart, ByteCount, Checksum, Monotonic, OpId, PayloadError, PayloadState, PerTier, Pin, Tier, limits,
+    BatchPart, ByteCount, Checksum, Monotonic, OpId, PayloadError, PayloadState, PerTier, Pin, SessionId,
+    SlabId, Tier, limits,
 };
 
 use crate::flow::scrub::Verify;
@@ -113,6 +114,15 @@ pub enum Kind {
         deadline: Option<Monotonic>,
         /// What is being made.
         replica: ReplicaRef,
+    },
+    /// A session's next slab is made.
+    MakeSlab {
+        /// Whose.
+        session: SessionId,
+        /// Which.
+        slab: SlabId,
+        /// Its size.
+        bytes: ByteCount,
     },
     /// CommitPayload.
     Commit {
@@ -445,6 +455,7 @@ impl Ops {
                 }
             }
             Kind::Allocate { .. }
+            | Kind::MakeSlab { .. }
             | Kind::Commit { .. }
             | Kind::Sync { .. }
             | Kind::Mark(_)
@@ -452,6 +463,16 @@ impl Ops {
             | Kind::Pin { .. }
             | Kind::Enrol { .. } => {}
         }
+    }
+
+    /// Replicas in slabs that are being made, or zeroed. For checks: as long as the table.
+    pub fn blocks_under_way(&self) -> impl Iterator<Item = ReplicaRef> {
+        let all = (0..limits::OPS_PER_SHARD_MAX as u32)
+            .filter_map(|index| self.slots.get(self.slots.key_at(index)?));
+        all.filter_map(|op| match op.kind {
+            Kind::Allocate { replica, .. } if replica.block.is_some() => Some(replica),
+            _ => None,
+        })
     }
 
     /// Operations under way.

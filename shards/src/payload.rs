@@ -10,8 +10,8 @@ use payload_ledger::{SlotKey, TimerId};
 use payload_types::effect::ReplicaRef;
 use payload_types::reply::Summary;
 use payload_types::{
-    ByteCount, Checksum, Descriptor, Epoch, EvictionPolicy, Extent, Generation, Health, Location, PayloadKey,
-    PayloadRow, PayloadState, PerTier, Pin, ReplicaRow, Tier, Version, WallMs,
+    Block, ByteCount, Checksum, Descriptor, Epoch, EvictionPolicy, Extent, Generation, Health, Location,
+    PayloadKey, PayloadRow, PayloadState, PerTier, Pin, ReplicaRow, Tier, Version, WallMs,
 };
 
 use crate::evict::Class;
@@ -87,6 +87,10 @@ pub struct Payload {
     pub creating: bool,
     /// True while some stream, or an append, holds it (`holds`). Kept by the table.
     pub held: bool,
+    /// The replica on RAM lies in a slab; where, the table knows. It has no charge of its own.
+    pub in_arena: bool,
+    /// COMMITTING, and already shown as ACTIVE: its Commit was ACCEPTED.
+    pub accepted: bool,
     /// Current replicas.
     pub replicas: PerTier<Option<Replica>>,
     /// Where the replica on DISK lies in a segment file; `None`: it has a file of its own, or there is none.
@@ -167,6 +171,8 @@ impl Payload {
             stored: false,
             creating: true,
             held: false,
+            in_arena: false,
+            accepted: false,
             replicas: PerTier::default(),
             extent: None,
             limbo_segment: None,
@@ -222,8 +228,19 @@ impl Payload {
         if self.is_durable() { PayloadState::Durable } else { PayloadState::Active }
     }
 
-    /// How drivers are told about its replica on `tier`.
-    pub fn replica_ref(&self, tier: Tier) -> Option<ReplicaRef> {
+    /// Charged bytes of its replica on `tier`, if it has one: whole pages, or nothing where its slab is charged.
+    #[inline]
+    pub fn charged_on(&self, tier: Tier) -> u64 {
+        if self.in_arena && tier == Tier::Ram { 0 } else { self.size.in_pages().0 }
+    }
+
+    /// True when it was committed, as clients see it.
+    pub fn is_committed(&self) -> bool {
+        self.state.is_committed() || self.accepted
+    }
+
+    /// How drivers are told about its replica on `tier`; `block` is where one in a slab lies.
+    pub fn replica_ref(&self, tier: Tier, block: Option<Block>) -> Option<ReplicaRef> {
         let replica = self.replicas[tier]?;
         let extent = self.extent.filter(|_| tier == Tier::Disk);
         Some(ReplicaRef {
@@ -232,7 +249,7 @@ impl Payload {
             generation: replica.generation,
             size: self.size,
             extent,
-            block: None,
+            block: block.filter(|_| tier == Tier::Ram && self.in_arena),
         })
     }
 
@@ -254,13 +271,18 @@ impl Payload {
 
     /// The state as clients see it: COMMITTING is internal.
     pub fn shown_state(&self) -> PayloadState {
-        if self.state == PayloadState::Committing { PayloadState::Allocated } else { self.state }
+        match self.state {
+            PayloadState::Committing if self.accepted => self.settled_state(),
+            PayloadState::Committing => PayloadState::Allocated,
+            state => state,
+        }
     }
 
-    /// Where the replica on `tier` lies.
-    pub fn location(&self, tier: Tier) -> Option<Location> {
+    /// Where the replica on `tier` lies; `block` is where one in a slab does.
+    pub fn location(&self, tier: Tier, block: Option<Block>) -> Option<Location> {
         let replica = self.replicas[tier]?;
         Some(match tier {
+            Tier::Ram if self.in_arena => Location::Arena(block?),
             Tier::Disk => self.extent.map_or(Location::File(replica.generation), Location::Packed),
             Tier::Gpu | Tier::Ram | Tier::Object => Location::Segment,
         })
@@ -272,9 +294,9 @@ impl Payload {
     }
 
     /// What a client is told; `with_location` is false where the bytes must not be read.
-    pub fn describe(&self, with_location: bool) -> Descriptor {
+    pub fn describe(&self, with_location: bool, block: Option<Block>) -> Descriptor {
         let tier = self.tier();
-        let location = self.location(tier).expect("the shown tier has a replica");
+        let location = self.location(tier, block).expect("the shown tier has a replica");
         Descriptor {
             id: self.key.id,
             tier,
@@ -332,7 +354,9 @@ impl Payload {
     pub fn replica_rows(&self) -> Vec<ReplicaRow> {
         let sound = |tier: Tier| self.replicas[tier].is_some_and(|replica| !replica.unsound);
         let durable = Tier::ALL.into_iter().any(|tier| tier.is_durable() && sound(tier));
-        let vouched = |tier: &Tier| tier.is_durable() || !durable;
+        // A slab does not outlive the server.
+        let is_lasting = |tier: Tier| tier != Tier::Ram || !self.in_arena;
+        let vouched = |tier: &Tier| tier.is_durable() || !durable && is_lasting(*tier);
         let row = |tier: Tier| {
             let replica = self.replicas[tier]?;
             Some(ReplicaRow {

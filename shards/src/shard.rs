@@ -10,6 +10,7 @@ use payload_types::{
     Tier, Version, limits,
 };
 
+use crate::arenas::Arenas;
 use crate::config::ShardConfig;
 use crate::door::Door;
 use crate::lease::Leases;
@@ -64,6 +65,7 @@ pub struct Shard {
     pub(crate) accounts: PerTier<Account>,
     pub(crate) budget: PerTier<Pressure>,
     pub(crate) sessions: Sessions,
+    pub(crate) arenas: Arenas,
     /// What is known of the room on the tiers to which payloads move down.
     pub(crate) doors: PerTier<Door>,
     /// False when the end of a step has nothing to say to the arbiter.
@@ -87,6 +89,11 @@ impl Shard {
         assert!(config.shard.0 < config.shard_count, "a shard is one of those there are");
         Self {
             table: Table::new(config.capacity),
+            arenas: Arenas::new(
+                config.shard,
+                config.shard_count,
+                config.capacity[Tier::Ram].unwrap_or_default(),
+            ),
             config,
             leases: Leases::default(),
             ops: Ops::default(),
@@ -129,9 +136,11 @@ impl Shard {
                 }
             }
             Event::Completion(completion) => self.completion(&mut step, completion, &mut work_left),
-            Event::SessionClosed { session } => self.sessions.close(session),
-            // No session has memory here yet.
-            Event::SessionGone { .. } => {}
+            Event::SessionClosed { session } => {
+                self.sessions.close(session);
+                self.close_arena(&mut step, session);
+            }
+            Event::SessionGone { session } => self.arenas.gone(session),
             Event::Timer => self.timers(&mut step, &mut work_left),
         }
         if self.sessions.has_closed() {
@@ -153,12 +162,16 @@ impl Shard {
         if self.limbo.has_drop() {
             self.run_drops(&mut step, &mut work_left);
         }
+        if self.arenas.has_returns() {
+            self.run_returns(&mut step, &mut work_left);
+        }
     }
 
     /// When the next `Event::Timer` is wanted: at a timer's moment, or at once while bounded work is left over.
     pub fn next_timer(&self) -> Option<Monotonic> {
         if self.parked.has_ready()
             || self.limbo.has_drop()
+            || self.arenas.has_returns()
             || self.table.holds_drain()
             || self.sessions.has_closed()
         {
@@ -177,6 +190,7 @@ impl Shard {
         self.ops.is_empty()
             && self.parked.is_empty()
             && !self.limbo.has_drop()
+            && !self.arenas.has_returns()
             && !self.table.holds_drain()
             && !self.sessions.has_closed()
     }
@@ -279,7 +293,7 @@ impl Shard {
                     self.release_charge(entry.replica.tier, entry.replica.size.in_pages());
                 }
             }
-            Completion::Slab(done) => panic!("this shard asks for no slabs yet: {done:?}"),
+            Completion::Slab(done) => self.slab_done(step, done),
             Completion::Transfer(done) => self.copy_done(step, done.op, done.result),
             Completion::Relocate(replica) => self.relocate(step, replica),
             Completion::Catalog(ack) => self.catalog_ack(step, ack),
@@ -336,6 +350,11 @@ impl Shard {
             && let Some(replica) = self.limbo.next_drop()
         {
             *work_left -= 1;
+            if let Some(block) = replica.block {
+                let next = self.limbo.block_dropped(replica.generation);
+                self.block_freed(block, next);
+                continue;
+            }
             let (shard, op) = (self.config.shard, OpId { index: u32::MAX, generation: 0 });
             step.out.push(Effect::Storage(StorageOp { shard, op, replica, action: StorageAction::Drop }));
         }

@@ -20,8 +20,8 @@ use payload_types::reply::{ShardPage, ShardStats, TierStats};
 use payload_types::report::{PinOwner, StreamHold};
 use payload_types::request::List;
 use payload_types::{
-    ByteCount, EvictionPriority, Monotonic, NamespaceId, PayloadId, PayloadKey, PerTier, Pin, Rank, Tier,
-    limits,
+    Block, ByteCount, Descriptor, EvictionPriority, Monotonic, NamespaceId, PayloadId, PayloadKey, PerTier,
+    Pin, Rank, Tier, limits,
 };
 
 use crate::evict::{self, Candidate, Class, Exit};
@@ -59,6 +59,10 @@ pub struct Table {
     /// Who set the pins of this start, by the payload's slot. Beside the payloads, of which few are pinned.
     pin_owners: BTreeMap<u32, PinOwner>,
     holds: Holds,
+    /// Where payloads in slabs lie, by slot. Beside the payloads, of which few may be there.
+    blocks: BTreeMap<u32, Block>,
+    /// Their logical bytes.
+    arena_bytes: u64,
 }
 
 /// Where a tier is nearly full, so many of those who would go there are looked at for one who fits.
@@ -88,6 +92,8 @@ impl Table {
             touched: Vec::new(),
             pin_owners: BTreeMap::new(),
             holds: Holds::default(),
+            blocks: BTreeMap::new(),
+            arena_bytes: 0,
         }
     }
 
@@ -116,7 +122,7 @@ impl Table {
 
     /// The payload, in whichever namespace, that has this very replica now.
     pub fn find_replica(&self, replica: ReplicaRef) -> Option<SlotKey> {
-        self.find_if(replica.id, |payload| payload.replica_ref(replica.tier) == Some(replica))
+        self.find_if(replica.id, |payload| payload.replica_ref(replica.tier, replica.block) == Some(replica))
     }
 
     fn find_if(&self, id: PayloadId, is_it: impl Fn(&Payload) -> bool) -> Option<SlotKey> {
@@ -151,10 +157,54 @@ impl Table {
         let payload = self.payloads.remove(slot).expect("the caller holds a live slot");
         assert!(self.by_key.remove(hash(payload.key.id), slot.index), "every payload is indexed");
         self.pin_owners.remove(&slot.index);
+        if payload.in_arena {
+            self.blocks.remove(&slot.index);
+        }
         if payload.held {
             self.holds.forget(slot.index);
         }
         payload
+    }
+
+    /// Where the payload's replica in RAM lies, if in a slab.
+    pub fn block(&self, slot: SlotKey) -> Option<Block> {
+        if self.at(slot).in_arena { self.blocks.get(&slot.index).copied() } else { None }
+    }
+
+    /// Notes where the payload's new replica in RAM lies in a slab, or that it does not any more. Within [`Table::update`]
+    /// the payload's `in_arena` changes with it.
+    pub fn set_block(&mut self, slot: SlotKey, block: Option<Block>) {
+        match block {
+            Some(block) => drop(self.blocks.insert(slot.index, block)),
+            None => drop(self.blocks.remove(&slot.index)),
+        }
+    }
+
+    /// Payloads in slabs.
+    pub fn blocks_len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Their logical bytes.
+    pub fn arena_bytes(&self) -> u64 {
+        self.arena_bytes
+    }
+
+    /// The blocks of all payloads in slabs, with their generations. For checks, and sums.
+    pub fn blocks(&self) -> impl Iterator<Item = (Block, &Payload)> {
+        self.blocks
+            .iter()
+            .filter_map(|(index, block)| Some((*block, self.payloads.get(self.payloads.key_at(*index)?)?)))
+    }
+
+    /// How drivers are told about a payload's replica on `tier`.
+    pub fn replica_ref(&self, slot: SlotKey, tier: Tier) -> Option<ReplicaRef> {
+        self.at(slot).replica_ref(tier, self.block(slot))
+    }
+
+    /// What a client is told of the payload in `slot`; `with_location` is false where the bytes must not be read.
+    pub fn shown(&self, slot: SlotKey, with_location: bool) -> Descriptor {
+        self.at(slot).describe(with_location, self.block(slot))
     }
 
     /// The payload in `slot`, unless it is gone.
@@ -208,7 +258,7 @@ impl Table {
         if payload.lease_count == 1 {
             let pages = payload.size.in_pages().0;
             for tier in Tier::ALL.into_iter().filter(|tier| payload.replicas[*tier].is_some()) {
-                self.books[tier].leased += pages;
+                self.books[tier].leased += payload.charged_on(tier);
             }
             if payload.class != Class::NONE {
                 self.recency.remove(payload.class.list(), slot.index, pages);
@@ -224,7 +274,7 @@ impl Table {
         if payload.lease_count == 0 {
             let pages = payload.size.in_pages().0;
             for tier in Tier::ALL.into_iter().filter(|tier| payload.replicas[*tier].is_some()) {
-                self.books[tier].leased -= pages;
+                self.books[tier].leased -= payload.charged_on(tier);
             }
             if payload.class == Class::NONE {
                 self.recency.set_stamp(slot.index, now.0);
@@ -388,17 +438,20 @@ impl Table {
 
     fn account_bytes(&mut self, slot: SlotKey, add: bool) {
         let payload = self.payloads.get(slot).expect("the caller holds a live slot");
-        let pages = payload.size.in_pages().0;
-        let leased = if payload.lease_count > 0 { pages } else { 0 };
-        let pinned = if payload.pin == Pin::None { 0 } else { pages };
-        let uncommitted = if payload.state.is_committed() { 0 } else { pages };
         for tier in Tier::ALL {
             if payload.replicas[tier].is_none() {
                 continue;
             }
+            let pages = payload.charged_on(tier);
+            let leased = if payload.lease_count > 0 { pages } else { 0 };
+            let pinned = if payload.pin == Pin::None { 0 } else { pages };
+            let uncommitted = if payload.state.is_committed() { 0 } else { pages };
             let books = &mut self.books[tier];
             let put = |sum: &mut u64, bytes: u64| if add { *sum += bytes } else { *sum -= bytes };
             put(&mut books.logical, payload.size.0);
+            if tier == Tier::Ram && payload.in_arena {
+                put(&mut self.arena_bytes, payload.size.0);
+            }
             put(&mut books.charged, pages);
             put(&mut books.leased, leased);
             put(&mut books.pinned, pinned);

@@ -147,6 +147,10 @@ impl Shard {
                 assert!(self.accounts[tier].charge(replica.size.in_pages()), "a grant covers its ask");
                 self.create(step, id, replica);
             }
+            Kind::MakeSlab { bytes, .. } => {
+                assert!(self.accounts[tier].charge(*bytes), "a grant covers its ask");
+                self.slab_charged(step, op);
+            }
             Kind::Copy(copy) if self.is_ending(*payload) => self.end_unwanted(*copy, op),
             Kind::Copy(copy) => {
                 assert!(self.accounts[tier].charge(copy.to.size.in_pages()), "a grant covers its ask");
@@ -158,7 +162,7 @@ impl Shard {
             | Kind::Verify(_)
             | Kind::Remove { .. }
             | Kind::Pin { .. }
-            | Kind::Enrol { .. } => unreachable!("only allocations and copies ask for space"),
+            | Kind::Enrol { .. } => unreachable!("only allocations, slabs and copies ask for space"),
         }
     }
 
@@ -172,6 +176,7 @@ impl Shard {
         let size = match self.ops.get(op).map(|op| &op.kind) {
             Some(Kind::Allocate { replica, .. }) => replica.size,
             Some(Kind::Copy(copy)) => copy.to.size,
+            Some(Kind::MakeSlab { bytes, .. }) => *bytes,
             _ => return,
         };
         if matches!(self.ops.get(op), Some(Op { kind: Kind::Copy(copy), .. }) if copy.evicts) {
@@ -190,7 +195,20 @@ impl Shard {
                 self.release_source(copy, op);
                 self.copy_undone(op, error);
             }
-            _ => self.allocation_failed(step, op_id(op), error.clone()),
+            Kind::MakeSlab { .. } => self.slab_refused(op, error),
+            Kind::Allocate { replica, .. } => {
+                if let Some(block) = replica.block {
+                    self.arenas.unmake(block.slab, false);
+                }
+                self.allocation_failed(step, op_id(op), error.clone());
+            }
+            Kind::Commit { .. }
+            | Kind::Sync { .. }
+            | Kind::Mark(_)
+            | Kind::Verify(_)
+            | Kind::Remove { .. }
+            | Kind::Pin { .. }
+            | Kind::Enrol { .. } => unreachable!("only allocations, slabs and copies ask for space"),
         }
     }
 
@@ -206,6 +224,9 @@ impl Shard {
         self.budget[tier].on = pressure;
         self.budget[tier].answer = Some(recall);
         self.budget_is_busy = true;
+        if pressure && tier == Tier::Ram {
+            self.arenas.trim_all();
+        }
         if let Some(order) = evict {
             self.evict(step, tier, order, work_left);
         }

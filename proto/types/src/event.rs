@@ -33,7 +33,7 @@ pub enum Event {
         session: SessionId,
     },
     /// A native session's process is proven to have ended, or it never had memory that it could write to: what it did not
-    /// commit, and what was dropped of its memory, may be used again. Sent once, after the `SessionClosed`.
+    /// commit, and what was dropped of its memory, may be used again. Sent once, after the last `SessionClosed` of it.
     SessionGone {
         /// Which.
         session: SessionId,

@@ -142,6 +142,10 @@ pub const EVENT_PAGE_MAX: usize = LIST_PAGE_MAX;
 /// How long a call's `x-request-id` is remembered (behaviour.md, "Everywhere").
 pub const REPEATS_KEPT_MS: u64 = 600_000;
 
+/// Slabs, and memories of payloads' own, of one native session on one shard, those on their way back included: each is a
+/// descriptor of the server's, and 1,024 slabs are 64 GiB.
+pub const SLABS_PER_SESSION_MAX: usize = 1024;
+
 /// Integers that the store keeps as signed 64 bits.
 pub const STORED_INTEGER_MAX: u64 = i64::MAX as u64;
 

@@ -10,6 +10,8 @@ use payload_types::{
     ByteCount, ErrorKind, Memory, Monotonic, Now, OpId, PayloadError, PayloadState, Tier, limits,
 };
 
+use payload_ledger::SlotKey;
+
 use crate::limbo::{Kept, Users};
 use crate::op::{Class, Kind, Op, op_id, slot_key};
 use crate::parked::Caller;
@@ -18,6 +20,9 @@ use crate::shard::{Answer, Shard, Step, Timer};
 
 impl Shard {
     pub(crate) fn allocate(&mut self, step: &mut Step<'_>, caller: Caller, request: Allocate) -> Answer {
+        if request.memory != Memory::Segment {
+            return self.allocate_in_slab(step, caller, request);
+        }
         let reply_to = caller.reply_to.expect("only clients allocate");
         match self.start_allocation(step, reply_to, caller.deadline, &request) {
             Ok(()) => None,
@@ -32,15 +37,32 @@ impl Shard {
         deadline: Option<Monotonic>,
         request: &Allocate,
     ) -> Result<(), PayloadError> {
-        if request.memory != Memory::Segment {
-            return Err(PayloadError::new(
-                ErrorKind::Unimplemented,
-                "this server does not hand out memory in slabs yet; allocate a segment",
-            ));
-        }
         self.check_capacity(request.tier, request.size)?;
         self.check_slot(Class::Request)?;
         self.check_wait(request.tier, request.size)?;
+        self.check_allocation(request)?;
+        let slot = self.enter(request)?;
+        let generation = self.mint_generation();
+        let replica = ReplicaRef {
+            tier: request.tier,
+            id: request.key.id,
+            generation,
+            size: request.size,
+            extent: None,
+            block: None,
+        };
+        let kind = Kind::Allocate { reply_to, deadline, replica };
+        let op = self.ops.start(Op::new(slot, Class::Request, kind));
+        self.table.links(slot).op = Some(op);
+        let until = deadline.unwrap_or(step.now.monotonic.plus_millis(limits::ALLOCATE_WAIT_MS_DEFAULT));
+        if self.charge_or_wait(step, op, replica.tier, replica.size.in_pages(), Some(until)) {
+            self.create(step, op_id(op), replica);
+        }
+        Ok(())
+    }
+
+    /// Refuses one payload more than there may be.
+    pub(crate) fn check_allocation(&self, request: &Allocate) -> Result<(), PayloadError> {
         self.check_limbo()?;
         self.sessions.check_allocations(request.owner)?;
         if self.table.is_full() {
@@ -48,6 +70,11 @@ impl Shard {
                 "this shard holds as many payloads as it may; delete some, or run more shards",
             ));
         }
+        Ok(())
+    }
+
+    /// Enters the payload, hidden until its space is there.
+    pub(crate) fn enter(&mut self, request: &Allocate) -> Result<SlotKey, PayloadError> {
         let created_at = request.key.id.created_at();
         let expires_at = match request.ttl_ms {
             None => None,
@@ -72,26 +99,14 @@ impl Shard {
                 table.get(noted).is_none_or(|payload| payload.state.is_committed())
             });
         }
-        let generation = self.mint_generation();
-        let replica = ReplicaRef {
-            tier: request.tier,
-            id: request.key.id,
-            generation,
-            size: request.size,
-            extent: None,
-            block: None,
-        };
-        let kind = Kind::Allocate { reply_to, deadline, replica };
-        let op = self.ops.start(Op::new(slot, Class::Request, kind));
-        self.table.links(slot).op = Some(op);
-        let until = deadline.unwrap_or(step.now.monotonic.plus_millis(limits::ALLOCATE_WAIT_MS_DEFAULT));
-        if self.charge_or_wait(step, op, replica.tier, replica.size.in_pages(), Some(until)) {
-            self.create(step, op_id(op), replica);
-        }
-        Ok(())
+        Ok(slot)
     }
 
+    /// Its space is charged: has it made.
     pub(crate) fn create(&mut self, step: &mut Step<'_>, op: OpId, replica: ReplicaRef) {
+        if let Some(block) = replica.block {
+            return self.create_own(step, op, replica, block.slab);
+        }
         let shard = self.config.shard;
         step.out.push(Effect::Storage(StorageOp { shard, op, replica, action: StorageAction::Create }));
     }
@@ -121,13 +136,28 @@ impl Shard {
             self.allocation_failed(step, op, PayloadError::new(ErrorKind::DeadlineExceeded, late));
             return;
         }
+        self.end_op(slot_key(op), None);
+        self.show_allocated(step, slot, reply_to, replica);
+    }
+
+    /// The payload has its space: it can be known from here on.
+    pub(crate) fn show_allocated(
+        &mut self,
+        step: &mut Step<'_>,
+        slot: SlotKey,
+        reply_to: ReplyTo,
+        replica: ReplicaRef,
+    ) {
+        if replica.block.is_some() {
+            self.table.set_block(slot, replica.block);
+        }
         self.table.update(slot, |payload| {
             payload.creating = false;
+            payload.in_arena = replica.block.is_some();
             payload.replicas[replica.tier] = Some(Replica::new(replica.generation, false, step.now.wall));
         });
         self.arm_payload_timer(step.now, slot);
-        self.end_op(slot_key(op), None);
-        step.out.reply(reply_to, Ok(Reply::Allocated(self.table.at(slot).describe(true))));
+        step.out.reply(reply_to, Ok(Reply::Allocated(self.table.shown(slot, true))));
     }
 
     /// Forgets the payload and tells its caller why.

@@ -31,7 +31,7 @@ impl Shard {
                 let tier = *tier;
                 self.rewrite_unsound(step, slot_key(op), tier);
             }
-            Kind::Allocate { .. } | Kind::Sync { .. } | Kind::Verify(_) => {}
+            Kind::Allocate { .. } | Kind::MakeSlab { .. } | Kind::Sync { .. } | Kind::Verify(_) => {}
         }
     }
 

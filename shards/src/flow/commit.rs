@@ -3,12 +3,14 @@
 //! A part of a batch goes the same way: its row is marked, and the catalog writer stores all rows of the batch in one
 //! transaction once it has them. When another part is refused the writer says so, and this payload is put back to ALLOCATED.
 
-use payload_types::effect::{CatalogChange, CatalogOp, Effect, StorageAction, StorageOp};
+use payload_ledger::SlotKey;
+use payload_types::effect::{CatalogChange, CatalogOp, Effect, ReplyTo, StorageAction, StorageOp};
 use payload_types::event::{DriverError, DriverErrorKind};
 use payload_types::reply::Reply;
 use payload_types::request::Request;
+use payload_types::slab::SlabAction;
 use payload_types::{
-    BatchPart, Checksum, ErrorKind, Health, OpId, PayloadError, PayloadKey, PayloadState, Tier,
+    BatchPart, Checksum, ErrorKind, Health, OpId, PayloadError, PayloadKey, PayloadState, SlabId, Tier,
 };
 
 use crate::op::{self, Class, Kind, Op, op_id, slot_key};
@@ -42,7 +44,7 @@ impl Shard {
                 let joined = payload.op;
                 return self.park(slot, joined, caller, Request::Commit { key, checksum, batch });
             }
-            _ if caller.joined => return Some(Ok(Reply::Committed(payload.describe(true)))),
+            _ if caller.joined => return Some(Ok(Reply::Committed(self.table.shown(slot, true)))),
             state => {
                 return Some(Err(PayloadError::precondition(format!(
                     "payload {} is {state}: it was committed before, and is committed once",
@@ -61,13 +63,17 @@ impl Shard {
             return Some(Err(error));
         }
         let tier = payload.tier();
-        let replica = payload.replica_ref(tier).expect("an allocated payload has its replica");
+        let replica = self.table.replica_ref(slot, tier).expect("an allocated payload has its replica");
         let reply_to = caller.reply_to.expect("only clients commit");
         let kind = Kind::Commit { reply_to, checksum, batch, step: op::Step::Driver };
         let op = self.ops.start(Op::new(slot, class, kind));
         let payload = self.table.links(slot);
         payload.op = Some(op);
         payload.set_state(PayloadState::Committing);
+        if let Some(block) = replica.block {
+            self.commit_in_slab(step, op, block.slab);
+            return None;
+        }
         let action = StorageAction::Seal { sync: self.syncs(tier) };
         step.out.push(Effect::Storage(StorageOp {
             shard: self.config.shard,
@@ -78,18 +84,48 @@ impl Shard {
         None
     }
 
+    /// What lies in a slab has no file to be sealed: it is ACCEPTED at once, or when the kernel has made its memory immutable.
+    fn commit_in_slab(&mut self, step: &mut Step<'_>, op: SlotKey, slab: SlabId) {
+        if self.arenas.is_isolated(slab) {
+            let session = self.arenas.writer_of(slab);
+            self.ask_slab(step, op, session, slab, SlabAction::Freeze);
+        } else {
+            self.commit_sealed(step, op_id(op), Ok(()));
+        }
+    }
+
+    /// Somebody can still write to memory that was to be made immutable.
+    pub(crate) fn commit_still_writable(&mut self, step: &mut Step<'_>, id: OpId) {
+        let Some(Op { payload, kind: Kind::Commit { .. }, .. }) = self.ops.get(slot_key(id)) else { return };
+        let id_of = self.table.at(*payload).key.id;
+        let error = PayloadError::precondition(format!(
+            "payload {id_of} is to be made immutable, and a writable mapping of it exists: unmap it, then commit again; it is still ALLOCATED"
+        ));
+        self.commit_failed(step, id, error);
+    }
+
+    /// A Commit's payload in a slab can be leased from here on, before its row is stored.
+    fn accept(&mut self, step: &mut Step<'_>, slot: SlotKey, to: ReplyTo) {
+        self.table.update(slot, |payload| {
+            payload.accepted = true;
+            payload.version = payload.version.next();
+        });
+        let descriptor = self.table.shown(slot, true);
+        step.out.push(Effect::Accepted { to, descriptor });
+    }
+
     /// True when what is written to `tier` is brought to stable storage unasked.
     pub(crate) fn syncs(&self, tier: Tier) -> bool {
         tier == Tier::Disk && self.config.disk_fsync
     }
 
     pub(crate) fn commit_sealed(&mut self, step: &mut Step<'_>, id: OpId, result: Result<(), DriverError>) {
-        let Some(Op { payload, kind: Kind::Commit { checksum, batch, step: at, .. }, .. }) =
+        let Some(Op { payload, kind: Kind::Commit { checksum, batch, step: at, reply_to }, .. }) =
             self.ops.get_mut(slot_key(id))
         else {
             return;
         };
-        let (slot, checksum, batch) = (*payload, *checksum, *batch);
+        let (slot, checksum, batch, reply_to) = (*payload, *checksum, *batch, *reply_to);
         if let Err(error) = result {
             let key = self.table.at(slot).key;
             let refusal = seal_error(key, &error);
@@ -106,7 +142,13 @@ impl Shard {
         let payload = self.table.links(slot);
         payload.set_checksum(checksum);
         payload.replicas[tier].as_mut().expect("the sealed replica").synced = synced;
-        let row = payload.row(epoch, payload.settled_state(), payload.version.next(), payload.replica_rows());
+        // A part of a batch is there with the others, or not at all.
+        if payload.in_arena && batch.is_none() {
+            self.accept(step, slot, reply_to);
+        }
+        let payload = self.table.at(slot);
+        let version = if payload.accepted { payload.version } else { payload.version.next() };
+        let row = payload.row(epoch, payload.settled_state(), version, payload.replica_rows());
         let change = CatalogChange::Put(Box::new(row));
         step.out.push(Effect::Catalog(CatalogOp { shard: self.config.shard, op: id, change, batch }));
     }
@@ -128,12 +170,14 @@ impl Shard {
         }
         self.table.update(slot, |payload| {
             payload.set_state(payload.settled_state());
-            payload.version = payload.version.next();
+            if !std::mem::take(&mut payload.accepted) {
+                payload.version = payload.version.next();
+            }
             payload.stored = true;
         });
         self.arm_payload_timer(step.now, slot);
         self.end_op(slot_key(id), None);
-        step.out.reply(reply_to, Ok(Reply::Committed(self.table.at(slot).describe(true))));
+        step.out.reply(reply_to, Ok(Reply::Committed(self.table.shown(slot, true))));
     }
 
     /// Another node has a row of this id: nothing was stored, and repeating the call will not help.
@@ -168,7 +212,13 @@ impl Shard {
             return;
         };
         let (slot, reply_to) = (*payload, *reply_to);
-        self.table.links(slot).set_state(PayloadState::Allocated);
+        self.table.update(slot, |payload| {
+            payload.set_state(PayloadState::Allocated);
+            // It was shown as ACTIVE: leases that were granted keep what they name.
+            if std::mem::take(&mut payload.accepted) {
+                payload.version = payload.version.next();
+            }
+        });
         self.arm_payload_timer(step.now, slot);
         self.end_op(slot_key(id), Some(&error));
         step.out.reply(reply_to, Err(error));

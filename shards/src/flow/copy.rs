@@ -125,8 +125,9 @@ impl Shard {
         }
         // What replaces a replica is as safe as that was, or may have been when an earlier run wrote it.
         let sync = sync || payload.replicas[to].is_some();
-        let from = payload.replica_ref(payload.tier()).expect("the fastest replica");
-        let to = ReplicaRef { tier: to, generation: self.mint_generation(), extent: None, ..from };
+        let from = self.table.replica_ref(slot, payload.tier()).expect("the fastest replica");
+        let to =
+            ReplicaRef { tier: to, generation: self.mint_generation(), extent: None, block: None, ..from };
         let alone = from.tier == to.tier;
         let copy = Copy { from, to, sync, evicts, step: op::Step::Budget, keeps_source: false, alone };
         let op = self.ops.start(Op::new(slot, class, Kind::Copy(copy)));
@@ -375,14 +376,22 @@ impl Shard {
     }
 
     fn retire_as(&mut self, slot: SlotKey, tier: Tier, sound: bool, charged: bool) {
-        let Some(reference) = self.table.at(slot).replica_ref(tier) else { return };
+        let Some(reference) = self.table.replica_ref(slot, tier) else { return };
+        let retired = self.retire_block(&reference);
         let replica = self.table.update(slot, |payload| {
             if tier == Tier::Disk {
                 payload.extent = None;
             }
+            if tier == Tier::Ram {
+                payload.in_arena = false;
+            }
             payload.replicas[tier].take().expect("it has a reference")
         });
         let kept = Kept { synced: replica.synced, sound };
+        if let Some(retired) = retired {
+            self.table.set_block(slot, None);
+            return self.limbo.insert_block(reference, replica.users, retired);
+        }
         let entry = self.limbo.insert(reference, Some(slot), replica.users, kept, charged);
         if tier == Tier::Ram {
             self.table.links(slot).limbo_segment = Some(entry);

@@ -21,7 +21,7 @@ impl Shard {
     pub(crate) fn resolve(&mut self, step: &mut Step<'_>, key: PayloadKey) -> Answer {
         Some(self.find(step.now, key).map(|slot| {
             let payload = self.table.at(slot);
-            Reply::Resolved(payload.describe(payload.state.is_committed()))
+            Reply::Resolved(self.table.shown(slot, payload.is_committed()))
         }))
     }
 
@@ -84,7 +84,7 @@ impl Shard {
     ) -> Result<SlotKey, PayloadError> {
         let slot = self.find(step.now, key)?;
         let payload = self.table.at(slot);
-        if !payload.state.is_committed() {
+        if !payload.is_committed() {
             return Err(PayloadError::precondition(format!(
                 "payload {} is ALLOCATED; commit it first",
                 key.id
@@ -117,7 +117,7 @@ impl Shard {
         };
         let taken = Taken { nonce: request.nonce, owner: request.owner, acquired_at: step.now.wall };
         let lease = self.leases.grant(self.config.shard, &mut payload.leases, target, taken, arm);
-        let descriptor = payload.describe(true);
+        let descriptor = self.table.shown(slot, true);
         if let Some(session) = session {
             let key = self.leases.find(lease).expect("just granted");
             let place = self.sessions.leased(session, key, size);

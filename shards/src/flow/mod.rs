@@ -3,6 +3,7 @@
 pub mod adopt;
 mod allocate;
 mod apart;
+mod arena;
 mod catalog;
 mod commit;
 mod copy;

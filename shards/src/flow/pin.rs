@@ -79,6 +79,7 @@ impl Shard {
             Kind::Commit { .. } | Kind::Remove { .. } | Kind::Mark(_) => true,
             Kind::Copy(copy) => copy.step == op::Step::Catalog,
             Kind::Allocate { .. }
+            | Kind::MakeSlab { .. }
             | Kind::Sync { .. }
             | Kind::Verify(_)
             | Kind::Pin { .. }

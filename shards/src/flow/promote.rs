@@ -35,7 +35,7 @@ impl Shard {
         match self.try_promote(step, &caller, request) {
             Ok(Progress::There) => {
                 let slot = self.table.find(request.key).expect("just found");
-                Some(Ok(Reply::Promoted(self.table.at(slot).describe(true))))
+                Some(Ok(Reply::Promoted(self.table.shown(slot, true))))
             }
             Ok(Progress::Waits(joined)) => {
                 let slot = self.table.find(request.key).expect("just found");

@@ -94,6 +94,7 @@ impl Shard {
         match &op.kind {
             Kind::Copy(copy) => matches!(copy.step, op::Step::Budget | op::Step::Driver),
             Kind::Allocate { .. }
+            | Kind::MakeSlab { .. }
             | Kind::Commit { .. }
             | Kind::Sync { .. }
             | Kind::Mark(_)
@@ -128,7 +129,7 @@ impl Shard {
         // What somebody leases stays until the release, unless a forced delete ends the leases.
         if payload.lease_count == 0 || matches!(caller, Some((_, Removal::Delete))) {
             for tier in Tier::ALL.into_iter().filter(|tier| payload.replicas[*tier].is_some()) {
-                leaving[tier] = payload.size.in_pages().0;
+                leaving[tier] = payload.charged_on(tier);
             }
         }
         let kind = Kind::Remove { caller, prior, leaving };
@@ -151,6 +152,7 @@ impl Shard {
         forced: bool,
         sequence: u64,
     ) {
+        let block = self.table.block(slot);
         let mut payload = self.table.remove(slot);
         self.sessions.forget_orphan(slot);
         if let Some(op) = payload.op {
@@ -161,11 +163,15 @@ impl Shard {
             self.wheel.disarm(timer);
         }
         for tier in Tier::ALL {
-            if let (Some(replica), Some(reference)) = (payload.replicas[tier], payload.replica_ref(tier)) {
-                let leases = if forced { 0 } else { replica.users.leases };
+            if let (Some(replica), Some(reference)) =
+                (payload.replicas[tier], payload.replica_ref(tier, block))
+            {
+                // No driver could prove that nobody reads a block any more: it waits for its leases.
+                let leases = if forced && reference.block.is_none() { 0 } else { replica.users.leases };
                 let users = Users { leases, copies: replica.users.copies };
                 let kept = Kept { synced: replica.synced, sound: false };
-                self.limbo.insert_after(reference, users, kept, sequence);
+                let retired = self.retire_block(&reference);
+                self.limbo.insert_after(reference, users, kept, sequence, retired);
             }
         }
         if let Some(segment) = payload.limbo_segment {

@@ -38,6 +38,8 @@ impl Shard {
         stats.leases_granted = self.leases.sequence();
         stats.operations = u64::from(self.ops.len());
         stats.parked = u64::from(self.parked.len());
+        stats.arenas = self.arena_stats();
+        stats.tiers[Tier::Ram].current += stats.arenas.charged_bytes;
         stats
     }
 
@@ -87,8 +89,8 @@ impl Shard {
         self.table.check_holds()?;
         let mut counted: PerTier<TierBooks> = PerTier::default();
         for payload in self.table.iter() {
-            let pages = payload.size.in_pages().0;
             for tier in Tier::ALL.into_iter().filter(|tier| payload.replicas[*tier].is_some()) {
+                let pages = payload.charged_on(tier);
                 let books = &mut counted[tier];
                 books.logical += payload.size.0;
                 books.charged += pages;
@@ -103,10 +105,11 @@ impl Shard {
                 return Err(format!("{tier}: the books say {kept:?}, the replicas are {counted:?}"));
             }
             let (allocated, limbo) = (self.accounts[tier].charged().0, self.limbo.bytes(tier));
-            let under_way = allocated.checked_sub(kept.charged + limbo);
+            let slabs = if tier == Tier::Ram { self.arena_charged().0 } else { 0 };
+            let under_way = allocated.checked_sub(kept.charged + limbo + slabs);
             if under_way.is_none() {
                 return Err(format!(
-                    "{tier}: {allocated} are charged for {} of replicas and {limbo} in limbo",
+                    "{tier}: {allocated} are charged for {} of replicas, {slabs} of slabs and {limbo} in limbo",
                     kept.charged
                 ));
             }
@@ -175,7 +178,7 @@ impl Shard {
             let since = (replica.made_s > 0).then(|| WallMs::from_millis(u64::from(replica.made_s) * 1000));
             Some(ReplicaReport {
                 tier,
-                location: payload.location(tier)?,
+                location: payload.location(tier, self.table.block(slot))?,
                 since,
                 leases: replica.users.leases,
                 copies: replica.users.copies,
@@ -184,7 +187,7 @@ impl Shard {
             })
         };
         Ok(Reply::Explained(Box::new(Explanation {
-            descriptor: payload.describe(payload.state.is_committed()),
+            descriptor: self.table.shown(slot, payload.is_committed()),
             leases: payload.lease_count,
             pin: if payload.pin.holds_at(now.wall) { payload.pin } else { Pin::None },
             streams: self.table.holders(slot),
@@ -201,7 +204,7 @@ impl Shard {
     fn work_on(&self, payload: &Payload) -> Option<Work> {
         let op = payload.op.or(payload.pin_stored_by).and_then(|op| self.ops.get(op))?;
         Some(match &op.kind {
-            Kind::Allocate { .. } | Kind::Commit { .. } => Work::Committing,
+            Kind::Allocate { .. } | Kind::MakeSlab { .. } | Kind::Commit { .. } => Work::Committing,
             Kind::Copy(copy) => Work::Copying { from: copy.from.tier, to: copy.to.tier },
             Kind::Sync { replica } => Work::Syncing(replica.tier),
             Kind::Mark(_) | Kind::Verify(_) => Work::Marking,
@@ -219,7 +222,7 @@ impl Shard {
                 kept.push(why);
             }
         };
-        keep(!payload.state.is_committed(), Kept::Uncommitted);
+        keep(!payload.is_committed(), Kept::Uncommitted);
         keep(matches!(payload.state, PayloadState::Deleting | PayloadState::Expired), Kept::Ending);
         keep(payload.health == Health::Damaged, Kept::Damaged);
         keep(payload.lease_count > 0, Kept::Leased(payload.lease_count));

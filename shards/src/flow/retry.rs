@@ -92,6 +92,17 @@ impl Shard {
             self.parked.get_mut(key).expect("just seen").timer = None;
             return self.cancel_wait(step.out, op);
         }
+        if let Request::Allocate(waits) = &parked.request {
+            let session = waits.owner.session().expect("only sessions wait for slabs");
+            // One that is ready already stands in no session's list.
+            let mut none = Ends::default();
+            let ends = self.arenas.parked(session).unwrap_or(&mut none);
+            let parked = self.parked.remove(ends, key);
+            let late = "the session's memory was not there when the call's deadline passed; allow more time";
+            let late = PayloadError::new(ErrorKind::DeadlineExceeded, late);
+            let to = parked.caller.reply_to.expect("only clients allocate");
+            return step.out.reply(to, Err(late));
+        }
         let mut ends = match self.table.get(slot) {
             Some(payload) if retry => payload.retries,
             Some(payload) => payload.parked,
@@ -127,9 +138,9 @@ impl Shard {
     /// The answer at a deadline: a promotion that was best effort goes on and is answered with the present tier.
     fn too_late(&self, request: &Request, slot: SlotKey) -> payload_types::reply::ReplyResult {
         if let Request::Promote { policy: PromotionPolicy::BestEffort, .. } = request
-            && let Some(payload) = self.table.get(slot).filter(|payload| payload.state.is_readable())
+            && self.table.get(slot).is_some_and(|payload| payload.state.is_readable())
         {
-            return Ok(Reply::Promoted(payload.describe(true)));
+            return Ok(Reply::Promoted(self.table.shown(slot, true)));
         }
         let what = match request {
             Request::Acquire(_) => "the lease was not granted",

@@ -43,13 +43,16 @@ impl Shard {
         self.note_repairs(slot, &mut request);
         let payload = self.table.at(slot);
         let marked = payload.health == Health::Damaged;
-        let wanted = |tier: &Tier| request.tier.is_none_or(|only| only == *tier);
+        // What lies in a slab has no storage that could be damaged unseen, and no driver reads it.
+        let in_slab = |tier: Tier| tier == Tier::Ram && payload.in_arena;
+        let wanted = |tier: &Tier| request.tier.is_none_or(|only| only == *tier) && !in_slab(*tier);
         let is_new = |replica: &ReplicaRef| {
             let seen =
                 |seen: &ScrubbedReplica| (seen.tier, seen.generation) == (replica.tier, replica.generation);
             payload.state.is_committed() && !request.seen.iter().any(seen)
         };
-        let replicas = Tier::ALL.into_iter().filter(wanted).filter_map(|tier| payload.replica_ref(tier));
+        let replicas =
+            Tier::ALL.into_iter().filter(wanted).filter_map(|tier| payload.replica_ref(tier, None));
         let Some(replica) = replicas.into_iter().find(is_new) else {
             return Some(Ok(Reply::Scrubbed(request.seen)));
         };
@@ -95,7 +98,7 @@ impl Shard {
         let Verify { caller, mut request, replica, expected } = *verify;
         self.release_read(slot, replica);
         let is_current =
-            self.table.get(slot).and_then(|payload| payload.replica_ref(replica.tier)) == Some(replica);
+            self.table.get(slot).and_then(|payload| payload.replica_ref(replica.tier, None)) == Some(replica);
         let verdict = match result {
             Ok(()) if expected.is_some() => ScrubVerdict::Sound,
             Ok(()) => ScrubVerdict::Unverifiable,

@@ -65,7 +65,7 @@ impl Shard {
     }
 
     fn spilled(&self, slot: SlotKey) -> payload_types::reply::ReplyResult {
-        Ok(Reply::Spilled(Some(self.table.at(slot).describe(true))))
+        Ok(Reply::Spilled(Some(self.table.shown(slot, true))))
     }
 
     fn plan_spill(&mut self, step: &Step<'_>, request: &Spill) -> Result<(SlotKey, Plan), PayloadError> {

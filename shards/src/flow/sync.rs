@@ -28,7 +28,7 @@ impl Shard {
         }
         let class = if caller.reply_to.is_some() { Class::Request } else { Class::Upkeep };
         self.check_slot(class)?;
-        let replica = self.table.at(slot).replica_ref(tier).expect("the caller saw the replica");
+        let replica = self.table.replica_ref(slot, tier).expect("the caller saw the replica");
         let op = self.ops.start(Op::new(slot, class, Kind::Sync { replica }));
         self.table.links(slot).op = Some(op);
         let shard = self.config.shard;

@@ -10,6 +10,7 @@ use payload_types::effect::{
 use payload_types::event::{CatalogAck, Completion, Copied, Event, StorageDone, TransferDone};
 use payload_types::reply::{LeaseGrant, Reply, ReplyResult};
 use payload_types::request::{Acquire, Allocate, Request, Spill};
+use payload_types::slab::{SlabAction, SlabDone};
 use payload_types::tier::SpillTarget;
 use payload_types::*;
 
@@ -23,6 +24,8 @@ pub struct World {
     pub catalog: VecDeque<CatalogOp>,
     pub freed_later: VecDeque<StorageOp>,
     pub slabs: VecDeque<payload_types::slab::SlabOp>,
+    /// Slabs made and not returned.
+    pub slab_bytes: BTreeMap<SlabId, ByteCount>,
     /// Requests whose Commit was ACCEPTED.
     pub accepted: VecDeque<u64>,
     /// True: budget requests wait in `budget` until `answer_budget`, as they do on a lane between two threads.
@@ -70,6 +73,7 @@ impl World {
             catalog: VecDeque::new(),
             freed_later: VecDeque::new(),
             slabs: VecDeque::new(),
+            slab_bytes: BTreeMap::new(),
             accepted: VecDeque::new(),
             budget_waits: false,
             budget: VecDeque::new(),
@@ -162,6 +166,25 @@ impl World {
         self.complete(Completion::Storage(done));
     }
 
+    /// Carries out one operation on a slab faultlessly.
+    pub fn slab_one(&mut self) {
+        let op = self.slabs.pop_front().expect("an operation on a slab waits");
+        let done = match op.action {
+            SlabAction::Make { bytes, .. } => {
+                self.slab_bytes.insert(op.slab, bytes);
+                SlabDone::Made { op: op.op, result: Ok(()) }
+            }
+            SlabAction::Prefault { .. } => return,
+            SlabAction::Zero { .. } => SlabDone::Zeroed { op: op.op, result: Ok(()) },
+            SlabAction::Freeze => SlabDone::Frozen { op: op.op, result: Ok(()) },
+            SlabAction::Return => {
+                let bytes = self.slab_bytes.remove(&op.slab).expect("made, and returned once");
+                SlabDone::Returned { slab: op.slab, bytes }
+            }
+        };
+        self.complete(Completion::Slab(done));
+    }
+
     pub fn free_all(&mut self) {
         while let Some(op) = self.freed_later.pop_front() {
             let (tier, generation) = (op.replica.tier, op.replica.generation);
@@ -187,7 +210,9 @@ impl World {
     /// Does all the work there is, faultlessly.
     pub fn settle(&mut self) {
         loop {
-            if !self.storage.is_empty() {
+            if !self.slabs.is_empty() {
+                self.slab_one();
+            } else if !self.storage.is_empty() {
                 self.store_one();
             } else if !self.transfers.is_empty() {
                 self.transfer_one(Ok(Checksum(7)));
