@@ -7,17 +7,20 @@ Metadata: schema :data:`SCHEMA`, data ``{"dtype": "<f4", "shape": [2, 3], "order
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
 
 from ._errors import FailedPrecondition, InvalidArgument
 
 if TYPE_CHECKING:
+    import numpy
+
     from ._client import Client
 
 SCHEMA = "payload_manager.ndarray.v1"
 
 
-def put(client: Client, array: Any, options: dict[str, Any]) -> Any:
+def put(client: Client, array: Any, options: dict[str, Any]) -> UUID:
     """Stores an array."""
     import numpy as np
 
@@ -26,18 +29,19 @@ def put(client: Client, array: Any, options: dict[str, Any]) -> Any:
         raise InvalidArgument(f"an array of {array.dtype} holds Python objects, which cannot be shared; convert it first")
     if array.nbytes == 0:
         raise InvalidArgument(f"an array of shape {array.shape} has no bytes, and a payload needs at least one")
-    order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+    order: Any = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
     about = {"dtype": np.lib.format.dtype_to_descr(array.dtype), "shape": list(array.shape), "order": order}
     with client.allocate(array.nbytes, **options) as writer:
         # Before the commit: there is no array that cannot be read, whatever happens in between.
         client.metadata.set(writer.id, about, SCHEMA, actor="payload_manager", timeout=options.get("timeout"))
-        target = np.frombuffer(writer, dtype=array.dtype).reshape(array.shape, order=order)
+        # numpy's hints know buffers from Python 3.12 on.
+        target = np.frombuffer(cast(Any, writer), dtype=array.dtype).reshape(array.shape, order=order)
         np.copyto(target, array)
         del target
         return writer.commit()
 
 
-def get(client: Client, id: Any, options: dict[str, Any]) -> Any:
+def get(client: Client, id: Any, options: dict[str, Any]) -> numpy.ndarray:
     """An array that lies where the payload does, and keeps its lease."""
     import numpy as np
 
@@ -45,10 +49,10 @@ def get(client: Client, id: Any, options: dict[str, Any]) -> Any:
     payload = client.acquire(id, **options)
     if len(payload) != dtype.itemsize * math.prod(shape):
         raise FailedPrecondition(f"payload {id} has {len(payload)} bytes, which are no array of {dtype} and shape {shape}")
-    return np.frombuffer(payload, dtype=dtype).reshape(shape, order=order)
+    return np.frombuffer(cast(Any, payload), dtype=dtype).reshape(shape, order=order)
 
 
-def about(client: Client, id: Any, options: dict[str, Any]) -> tuple[Any, tuple[int, ...], str]:
+def about(client: Client, id: Any, options: dict[str, Any]) -> tuple[Any, tuple[int, ...], Any]:
     """What the metadata say: dtype, shape, order."""
     import numpy as np
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Iterable, Iterator, cast
 from uuid import UUID
 
 from . import _arrays, _native, _tables
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 PayloadId = UUID | str | bytes
 """How an id may be given: ``uuid.UUID``, its text, or its 16 bytes."""
+
+_List = list  # The class has a method of this name.
 
 
 @dataclass(frozen=True)
@@ -100,17 +102,17 @@ class Client(_native.Client):
         fsync: bool = False,
         expected_version: int | None = None,
         timeout: float | None = None,
-    ) -> Info | None | list[Spilled]:
+    ) -> Info | None | _List[Spilled]:
         """Moves payloads to a slower tier: ``to`` is ``"disk"``, ``"object"`` or ``"void"`` (discard); by default what
         each was allocated with, else disk.
 
         For one id: its info afterwards, and :class:`FailedPrecondition` when it stays where it is. For several: a list
         of :class:`Spilled`, in order.
         """
-        is_one = isinstance(ids, (UUID, str, bytes))
-        wanted = [ids] if is_one else list(ids)
+        one = ids if isinstance(ids, (UUID, str, bytes)) else None
+        wanted = [one] if one is not None else _List(cast("Iterable[PayloadId]", ids))
         results = self._spill(wanted, to, wait, wait_for_leases, fsync, expected_version, timeout)
-        if not is_one:
+        if one is None:
             return [Spilled(id, info, error) for id, (info, error) in zip(wanted, results)]
         info, error = results[0]
         if error is not None:
@@ -128,7 +130,7 @@ class Client(_native.Client):
 
     def count(self, tier: str | None = None, *, timeout: float | None = None) -> int:
         """How many payloads there are."""
-        return self._list_page(tier, 1, None, timeout)[2]
+        return self._list_page(tier, 1, None, timeout)[2] or 0
 
     def find(self, *, timeout: float | None = None, **wish: Any) -> Iterator[Info]:
         """Payloads for which all holds that is given: ``tier``, ``state``, ``created_from`` and ``created_before``

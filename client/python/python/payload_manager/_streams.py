@@ -60,6 +60,9 @@ class Group:
     committed_at: float
 
 
+_List = list  # `Streams` has a method of this name.
+
+
 def split_name(name: str) -> tuple[str, str]:
     """``namespace/name`` as two words."""
     namespace, slash, rest = name.partition("/")
@@ -161,11 +164,11 @@ class Streams:
         first, last = self._native.append(split_name(name), items_of(items), timeout)
         return range(first, last + 1)
 
-    def read(self, name: str, start: int = 0, max_entries: int = 0, *, timeout: float | None = None) -> list[Entry]:
+    def read(self, name: str, start: int = 0, max_entries: int = 0, *, timeout: float | None = None) -> _List[Entry]:
         """Entries from an offset on: what one answer holds, at most ``max_entries``. Empty: there is none yet."""
         return [entry_of(entry) for entry in self._native.read(split_name(name), start, max_entries, timeout)]
 
-    def range(self, name: str, first: int, last: int, *, timeout: float | None = None) -> list[Entry]:
+    def range(self, name: str, first: int, last: int, *, timeout: float | None = None) -> _List[Entry]:
         """The entries between two offsets, both included."""
         return [entry_of(entry) for entry in self._native.range(split_name(name), first, last, timeout)]
 

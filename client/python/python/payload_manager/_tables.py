@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from ._errors import FailedPrecondition, InvalidArgument
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 SCHEMA = "payload_manager.table.v1"
 
 
-def put(client: Client, table: Any, options: dict[str, Any]) -> Any:
+def put(client: Client, table: Any, options: dict[str, Any]) -> UUID:
     """Stores a table."""
     import pyarrow as pa
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PayloadId = _client.PayloadId
 T = TypeVar("T")
+_List = list  # `Streams` has a method of this name.
 
 THREADS_MAX = 32
 """Calls of one client that wait at a time; more of them queue."""
@@ -331,11 +332,11 @@ class Streams:
         """Appends committed payloads, all or none."""
         return await self._threads.run(self._streams.append, name, items, **options)
 
-    async def read(self, name: str, start: int = 0, max_entries: int = 0, **options: Any) -> list[_streams.Entry]:
+    async def read(self, name: str, start: int = 0, max_entries: int = 0, **options: Any) -> _List[_streams.Entry]:
         """Entries from an offset on."""
         return await self._threads.run(self._streams.read, name, start, max_entries, **options)
 
-    async def range(self, name: str, first: int, last: int, **options: Any) -> list[_streams.Entry]:
+    async def range(self, name: str, first: int, last: int, **options: Any) -> _List[_streams.Entry]:
         """The entries between two offsets, both included."""
         return await self._threads.run(self._streams.range, name, first, last, **options)
 
@@ -373,7 +374,7 @@ class Subscription:
     def __init__(self, subscription: _streams.Subscription) -> None:
         self._subscription = subscription
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="payload-manager-stream")
-        self._waiting: asyncio.Future[_streams.Entry] | None = None
+        self._waiting: asyncio.Future[_streams.Entry | None] | None = None
         self._closed = False
 
     def _wait(self) -> _streams.Entry | None:
