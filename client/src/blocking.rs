@@ -187,6 +187,7 @@ impl Client {
             ttl_ms: options.ttl_ms.unwrap_or_default(),
             no_evict: options.no_evict,
             policy: options.policy,
+            memory: payload_types::Memory::Segment,
             deadline_ms: self.deadline_ms(),
         })?;
         let (id, shown) = payload_of(outcome)?;

@@ -17,7 +17,7 @@ use payload_tests::server::{PATIENCE, Place, Server, eventually, program};
 use payload_tests::sys::{self, Signal};
 use payload_tests::v1::{DISK, RAM, V1, content};
 use payload_types::tier::SpillTarget;
-use payload_types::{ByteCount, Checksum, ErrorKind, PayloadId, Tier, WallMs};
+use payload_types::{ByteCount, Checksum, ErrorKind, Memory, PayloadId, Tier, WallMs};
 use payload_wire::pb::core::v1 as core;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -225,6 +225,7 @@ fn given_a_server_that_is_killed_when_calls_wait_then_each_has_an_error_and_mapp
         ttl_ms: 0,
         no_evict: false,
         policy: payload_types::EvictionPolicy::default(),
+        memory: Memory::Segment,
         deadline_ms: 0,
     };
     let waits: Vec<_> = (0..4).map(|_| session.submit(&allocate).expect("submitted")).collect();

@@ -49,7 +49,7 @@ pub(super) fn greet(path: &Path) -> Result<Greeted, ClientError> {
         ServerFrame::Refusal { text, .. } | ServerFrame::Closed { text } => {
             return Err(ClientError::Refused { address: path.display().to_string(), reason: text });
         }
-        ServerFrame::Doorbells { .. } => return Err(broken("its first frame is no Welcome")),
+        _ => return Err(broken("its first frame is no Welcome")),
     };
     let expected = 2 + usize::from(doorbells_in_message(welcome.shard_count, 0));
     let mut descriptors = counted(descriptors, expected)?.into_iter();

@@ -13,7 +13,8 @@
 use payload_types::tier::SpillTarget;
 use payload_types::{
     Block, ByteCount, Checksum, ErrorKind, EvictionPolicy, EvictionPriority, Extent, Generation, LeaseId,
-    Location, PayloadError, PayloadId, PayloadState, PromotionPolicy, SpillPolicy, Tier, Version, limits,
+    Location, Memory, PayloadError, PayloadId, PayloadState, PromotionPolicy, SpillPolicy, Tier, Version,
+    limits,
 };
 
 use crate::ring::Contents;
@@ -143,6 +144,8 @@ pub enum Submission {
         no_evict: bool,
         /// Validated.
         policy: EvictionPolicy,
+        /// Which kind of memory; other than a segment only on tier RAM, with feature ARENAS.
+        memory: Memory,
         /// See above.
         deadline_ms: u64,
     },
@@ -235,10 +238,12 @@ mod flag {
 mod option {
     pub(super) const NO_EVICT: u64 = 1;
     pub(super) const REQUIRE_DURABLE: u64 = 2;
+    pub(super) const ARENA: u64 = 4;
+    pub(super) const SEALED: u64 = 8;
     pub(super) const PRIORITY_SHIFT: u32 = 8;
     pub(super) const SPILL_TARGET_SHIFT: u32 = 16;
     pub(super) const MIN_RESIDENCY_SHIFT: u32 = 24;
-    pub(super) const ALL: u64 = 0xFFFF_FF03;
+    pub(super) const ALL: u64 = 0xFFFF_FF0F;
 }
 
 /// The number of VOID, beside those of tiers.
@@ -389,9 +394,10 @@ impl Submission {
                 policy = if *wanted == SpillPolicy::BestEffort { BEST_EFFORT } else { BLOCKING };
                 (tier, words[3]) = (target_number(*target), *deadline_ms);
             }
-            Self::Allocate { size, tier: wanted, ttl_ms, no_evict, policy, deadline_ms } => {
+            Self::Allocate { size, tier: wanted, ttl_ms, no_evict, policy, memory, deadline_ms } => {
                 tier = *wanted as u8;
-                words = [size.0, *ttl_ms, allocation_options(*no_evict, policy), *deadline_ms, 0, 0];
+                let options = allocation_options(*no_evict, policy, *memory);
+                words = [size.0, *ttl_ms, options, *deadline_ms, 0, 0];
             }
             Self::Commit { id, checksum, accepted } => {
                 words[..2].copy_from_slice(&id_words(id.as_bytes()));
@@ -416,9 +422,15 @@ impl Submission {
     }
 }
 
-fn allocation_options(no_evict: bool, policy: &EvictionPolicy) -> u64 {
+fn allocation_options(no_evict: bool, policy: &EvictionPolicy, memory: Memory) -> u64 {
+    let memory = match memory {
+        Memory::Segment => 0,
+        Memory::Arena => option::ARENA,
+        Memory::Sealed => option::SEALED,
+    };
     let flags = if no_evict { option::NO_EVICT } else { 0 }
-        | if policy.require_durable { option::REQUIRE_DURABLE } else { 0 };
+        | if policy.require_durable { option::REQUIRE_DURABLE } else { 0 }
+        | memory;
     flags
         | (policy.priority as u64) << option::PRIORITY_SHIFT
         | u64::from(target_number(policy.spill_target)) << option::SPILL_TARGET_SHIFT
@@ -521,12 +533,29 @@ impl<'a> Reader<'a> {
             min_residency: tier("min_residency_tier", byte(option::MIN_RESIDENCY_SHIFT))?,
         };
         policy.validate()?;
+        let tier = self.tier()?.ok_or_else(|| PayloadError::invalid("tier is 0; say where to allocate"))?;
+        let memory = match options & (option::ARENA | option::SEALED) {
+            0 => Memory::Segment,
+            option::ARENA => Memory::Arena,
+            option::SEALED => Memory::Sealed,
+            _ => {
+                return Err(PayloadError::invalid(
+                    "ARENA and SEALED are both set; choose one kind of memory",
+                ));
+            }
+        };
+        if memory != Memory::Segment && tier != Tier::Ram {
+            return Err(PayloadError::invalid(
+                "ARENA or SEALED is set, and the tier is not RAM; they are kinds of memory",
+            ));
+        }
         Ok(Submission::Allocate {
             size: ByteCount(size),
-            tier: self.tier()?.ok_or_else(|| PayloadError::invalid("tier is 0; say where to allocate"))?,
+            tier,
             ttl_ms,
             no_evict: options & option::NO_EVICT != 0,
             policy,
+            memory,
             deadline_ms,
         })
     }
@@ -670,6 +699,12 @@ impl Completion {
     /// The tag alone: who is to be told even of nonsense.
     pub fn tag_of(contents: &Contents) -> u32 {
         Head::of(contents[0]).tag
+    }
+
+    /// False for ACCEPTED of a Commit, whose answer is to follow.
+    pub fn is_last_of(contents: &Contents) -> bool {
+        // The stage lies where submissions have their tier.
+        Head::of(contents[0]).tier == 0
     }
 
     /// Reads an entry that a server wrote.

@@ -5,6 +5,11 @@
 //!               <----- Welcome, descriptors                 memfd of the session, node page, one eventfd a shard
 //!               <----- Doorbells, descriptors               the other eventfds, when one message cannot carry all
 //!               <----- Refusal                              instead, and the socket is closed
+//!               <----- SlabOffered, descriptor              memory that the session may write: it maps it, and says so
+//!         SlabMapped ------------------>                    from then on nobody else can ever write there
+//!         SlabWanted ------------------>                    memory of another session, to read
+//!               <----- SlabOpened, descriptor               or SlabRefused
+//!               <----- SlabClosed                           memory that the server takes back
 //!         Bye ------------------------->                    then the socket is closed
 //!               <----- Closed                               why the server ends it, then the socket is closed
 //! ```
@@ -12,7 +17,7 @@
 //! Decoding takes any bytes: it is bounded by [`FRAME_BYTES_MAX`], never panics, and refuses what is shorter or longer
 //! than it says. Descriptors travel beside the frames; who receives them counts them.
 
-use payload_types::{Epoch, NamespaceId, PayloadError, limits};
+use payload_types::{ByteCount, Epoch, NamespaceId, PayloadError, SlabId, limits};
 
 use crate::layout::{self, NODE_PAGE_BYTES, RING_ENTRIES, SESSION_HEADER_BYTES, SHARD_BYTES, TEXT_SLOTS};
 
@@ -21,6 +26,9 @@ pub const MAGIC: [u8; 8] = *b"PMNATIVE";
 
 /// The version of the protocol that this code speaks.
 pub const VERSION: u16 = 1;
+
+/// A feature: memory that the session writes and others map once, in slabs. A client that wants it answers SlabOffered.
+pub const FEATURE_ARENAS: u64 = 1;
 
 /// The longest frame: a Welcome with its longest path.
 pub const FRAME_BYTES_MAX: usize = 2048;
@@ -47,6 +55,17 @@ const KIND_REFUSAL: u16 = 3;
 const KIND_BYE: u16 = 4;
 const KIND_CLOSED: u16 = 5;
 const KIND_DOORBELLS: u16 = 6;
+const KIND_SLAB_OFFERED: u16 = 7;
+const KIND_SLAB_MAPPED: u16 = 8;
+const KIND_SLAB_WANTED: u16 = 9;
+const KIND_SLAB_OPENED: u16 = 10;
+const KIND_SLAB_REFUSED: u16 = 11;
+const KIND_SLAB_CLOSED: u16 = 12;
+
+/// Of a SlabOffered: it is for one payload, which the kernel makes immutable at Commit.
+const SLAB_ISOLATED: u32 = 1;
+/// Of a SlabOffered: it has large pages, at least in part.
+const SLAB_LARGE_PAGES: u32 = 2;
 
 /// The first frame of a client.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -55,7 +74,7 @@ pub struct Hello {
     pub version_min: u16,
     /// The newest.
     pub version_max: u16,
-    /// Bits of features it would use; none are defined in version 1.
+    /// Bits of features it would use: [`FEATURE_ARENAS`].
     pub features: u64,
     /// What people call the program; at most [`PROGRAM_BYTES`] bytes, cut.
     pub program: String,
@@ -68,6 +87,16 @@ pub enum ClientFrame {
     Hello(Hello),
     /// I am done: end what I hold.
     Bye,
+    /// I have mapped what was offered.
+    SlabMapped {
+        /// Which.
+        slab: SlabId,
+    },
+    /// I have a lease in a slab that I do not know.
+    SlabWanted {
+        /// Which.
+        slab: SlabId,
+    },
 }
 
 /// What a session is.
@@ -133,6 +162,37 @@ pub enum ServerFrame {
         /// Why.
         text: String,
     },
+    /// Memory for what this session writes, with one descriptor to be mapped shared, to read and write. To be answered
+    /// by SlabMapped within a second.
+    SlabOffered {
+        /// Which.
+        slab: SlabId,
+        /// For one payload, which the kernel makes immutable at Commit: unmap it before.
+        isolated: bool,
+        /// At least some of its pages are large: nothing is gained by touching it ahead.
+        large_pages: bool,
+        /// Whole pages, at least one; not more than the largest payload.
+        bytes: ByteCount,
+    },
+    /// Memory of any session, with one descriptor to be mapped shared, to read.
+    SlabOpened {
+        /// Which.
+        slab: SlabId,
+        /// Whole pages.
+        bytes: ByteCount,
+    },
+    /// No.
+    SlabRefused {
+        /// Which.
+        slab: SlabId,
+        /// For a person.
+        text: String,
+    },
+    /// Unmap it once no lease of yours lies in it; its number is never used again.
+    SlabClosed {
+        /// Which.
+        slab: SlabId,
+    },
 }
 
 impl RefusalKind {
@@ -162,6 +222,8 @@ impl ClientFrame {
                 frame
             }
             Self::Bye => head(KIND_BYE),
+            Self::SlabMapped { slab } => slab_frame(KIND_SLAB_MAPPED, *slab),
+            Self::SlabWanted { slab } => slab_frame(KIND_SLAB_WANTED, *slab),
         }
     }
 
@@ -184,6 +246,8 @@ impl ClientFrame {
                 Self::Hello(Hello { version_min, version_max, features, program })
             }
             KIND_BYE => Self::Bye,
+            KIND_SLAB_MAPPED => Self::SlabMapped { slab: reader.slab()? },
+            KIND_SLAB_WANTED => Self::SlabWanted { slab: reader.slab()? },
             kind => return Err(wrong(format!("its kind {kind} is none that a client sends"))),
         };
         reader.end()?;
@@ -239,6 +303,25 @@ impl ServerFrame {
                 put_text(&mut frame, cut(text));
                 frame
             }
+            Self::SlabOffered { slab, isolated, large_pages, bytes } => {
+                let mut frame = slab_frame(KIND_SLAB_OFFERED, *slab);
+                let flag = |is_set, flag| if is_set { flag } else { 0 };
+                let flags = flag(*isolated, SLAB_ISOLATED) | flag(*large_pages, SLAB_LARGE_PAGES);
+                frame.extend(flags.to_le_bytes());
+                frame.extend(bytes.0.to_le_bytes());
+                frame
+            }
+            Self::SlabOpened { slab, bytes } => {
+                let mut frame = slab_frame(KIND_SLAB_OPENED, *slab);
+                frame.extend(bytes.0.to_le_bytes());
+                frame
+            }
+            Self::SlabRefused { slab, text } => {
+                let mut frame = slab_frame(KIND_SLAB_REFUSED, *slab);
+                put_text(&mut frame, cut(text));
+                frame
+            }
+            Self::SlabClosed { slab } => slab_frame(KIND_SLAB_CLOSED, *slab),
         }
     }
 
@@ -258,6 +341,19 @@ impl ServerFrame {
                 Self::Refusal { kind, text: reader.text(TEXT_BYTES_MAX)? }
             }
             KIND_CLOSED => Self::Closed { text: reader.text(TEXT_BYTES_MAX)? },
+            KIND_SLAB_OFFERED => {
+                let (slab, flags) = (reader.slab()?, reader.u32()?);
+                if flags & !(SLAB_ISOLATED | SLAB_LARGE_PAGES) != 0 {
+                    return Err(wrong(format!("the flags of a slab are {flags:#x}")));
+                }
+                let (isolated, large_pages) = (flags & SLAB_ISOLATED != 0, flags & SLAB_LARGE_PAGES != 0);
+                Self::SlabOffered { slab, isolated, large_pages, bytes: reader.slab_bytes()? }
+            }
+            KIND_SLAB_OPENED => Self::SlabOpened { slab: reader.slab()?, bytes: reader.slab_bytes()? },
+            KIND_SLAB_REFUSED => {
+                Self::SlabRefused { slab: reader.slab()?, text: reader.text(TEXT_BYTES_MAX)? }
+            }
+            KIND_SLAB_CLOSED => Self::SlabClosed { slab: reader.slab()? },
             kind => return Err(wrong(format!("its kind {kind} is none that a server sends"))),
         };
         reader.end()?;
@@ -339,6 +435,12 @@ fn head(kind: u16) -> Vec<u8> {
     frame
 }
 
+fn slab_frame(kind: u16, slab: SlabId) -> Vec<u8> {
+    let mut frame = head(kind);
+    frame.extend(slab.get().to_le_bytes());
+    frame
+}
+
 fn put_text(frame: &mut Vec<u8>, text: &str) {
     frame.extend((text.len() as u16).to_le_bytes());
     frame.extend(text.as_bytes());
@@ -382,6 +484,20 @@ impl<'a> Reader<'a> {
 
     fn u64(&mut self) -> Result<u64, PayloadError> {
         Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    fn slab(&mut self) -> Result<SlabId, PayloadError> {
+        SlabId::new(self.u32()?).ok_or_else(|| wrong("slab 0 cannot be".to_owned()))
+    }
+
+    /// Whole pages, and no more than the largest payload takes.
+    fn slab_bytes(&mut self) -> Result<ByteCount, PayloadError> {
+        match self.u64()? {
+            bytes @ 1..=limits::PAYLOAD_BYTES_MAX if bytes.is_multiple_of(limits::PAGE_BYTES) => {
+                Ok(ByteCount(bytes))
+            }
+            bytes => Err(wrong(format!("a slab of {bytes} bytes cannot be"))),
+        }
     }
 
     fn zero(&mut self) -> Result<(), PayloadError> {

@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! session memfd (read-write for both)                       node page (read-only for clients)
-//!   line 0, 1    wake line: waiting, wake, client_closed      line s        word 0: `sleeping` of shard s
+//!   line 0       wake line: waiting, wake, client_closed      line s        word 0: `sleeping` of shard s
+//!   line 1       word 0: server's `revoked`
 //!   shard 0      line 0  client's: completions_taken          line 256      word 0: `epoch`, word 1: boot id hash
 //!                line 1  server's: submissions_taken
 //!                submissions   256 entries of 64 bytes
@@ -45,7 +46,8 @@ pub const TEXT_SLOT_BYTES: usize = 512;
 /// Words of a text slot.
 pub const TEXT_SLOT_WORDS: usize = TEXT_SLOT_BYTES / WORD_BYTES;
 
-/// Bytes before the first shard's part: the wake line, and one more, because processors fetch lines in pairs.
+/// Bytes before the first shard's part: the wake line, and one that the server writes seldom; processors fetch lines in
+/// pairs.
 pub const SESSION_HEADER_BYTES: usize = 2 * LINE_BYTES;
 
 /// Bytes of one shard's part: two lines, two rings of 16 KiB, texts of 16 KiB.
@@ -136,6 +138,13 @@ impl<'a, W: Word> SessionView<'a, W> {
         WakeLine { waiting: &self.words[0], wake: &self.words[1], client_closed: &self.words[2] }
     }
 
+    /// Server: goes up each time that a payload is deleted by force on this node. While it is what it was when a lease was
+    /// granted, that lease's payload is there; when it is not, ask (Resolve). On a line of its own: it is read often, and
+    /// written seldom.
+    pub fn revoked(&self) -> &'a W {
+        &self.words[LINE_WORDS]
+    }
+
     /// One shard's part.
     ///
     /// # Panics
@@ -200,7 +209,7 @@ mod tests {
             let view = SessionView::new(&memory, shard_count).expect("as long as stated");
             let mark = |word: &AtomicU64| assert_eq!(word.fetch_add(1, Ordering::Relaxed), 0, "marked twice");
             let WakeLine { waiting, wake, client_closed } = view.wake_line();
-            [waiting, wake, client_closed].into_iter().for_each(mark);
+            [waiting, wake, client_closed, view.revoked()].into_iter().for_each(mark);
             for shard in 0..shard_count {
                 let part = view.shard(shard);
                 [part.completions_taken, part.submissions_taken].into_iter().for_each(mark);

@@ -8,9 +8,9 @@ use payload_local::ring::{ClientRings, Contents, ServerRings};
 use payload_local::{Completion, Op, Outcome, Shown, Submission, text};
 use payload_types::tier::SpillTarget;
 use payload_types::{
-    ByteCount, Checksum, Epoch, ErrorKind, EvictionPolicy, EvictionPriority, Extent, Generation, LeaseId,
-    LeaseNonce, Location, NamespaceId, PayloadId, PayloadState, PromotionPolicy, ShardIndex, SpillPolicy,
-    Tier, Version, limits,
+    Block, ByteCount, Checksum, Epoch, ErrorKind, EvictionPolicy, EvictionPriority, Extent, Generation,
+    LeaseId, LeaseNonce, Location, Memory, NamespaceId, PayloadId, PayloadState, PromotionPolicy, ShardIndex,
+    SlabId, SpillPolicy, Tier, Version, limits,
 };
 
 const ID: PayloadId = PayloadId::from_bytes([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
@@ -83,9 +83,21 @@ fn submissions() -> Vec<Submission> {
                 ttl_ms: size,
                 no_evict,
                 policy,
+                memory: Memory::Segment,
                 deadline_ms: 5,
             });
         }
+    }
+    for memory in [Memory::Segment, Memory::Arena, Memory::Sealed] {
+        all.push(Submission::Allocate {
+            size: ByteCount(1),
+            tier: Tier::Ram,
+            ttl_ms: 0,
+            no_evict: false,
+            policy: EvictionPolicy::default(),
+            memory,
+            deadline_ms: 0,
+        });
     }
     all
 }
@@ -123,6 +135,7 @@ fn given_submissions_that_are_wrong_when_read_then_the_reason_is_said_and_the_ta
             ttl_ms: 0,
             no_evict: false,
             policy: EvictionPolicy::default(),
+            memory: Memory::Segment,
             deadline_ms: 0,
         }
         .encode(8)
@@ -134,7 +147,7 @@ fn given_submissions_that_are_wrong_when_read_then_the_reason_is_said_and_the_ta
     let resolve = Submission::Resolve { id: ID }.encode(8);
     let delete = Submission::Delete { id: ID, force: false, expected_version: None }.encode(8);
     let spill = |tier: u64| changed([0; 7], 0, 6 | tier << 16 | 8 << 32);
-    let cases: [(Contents, &str); 10] = [
+    let cases: [(Contents, &str); 12] = [
         (changed([0; 7], 0, 8 << 32), "operation 0 is not known"),
         (changed([0; 7], 0, 200 | 8 << 32), "operation 200 is not known"),
         (allocate(0), "the size is 0"),
@@ -145,6 +158,8 @@ fn given_submissions_that_are_wrong_when_read_then_the_reason_is_said_and_the_ta
         (spill(6), "tier 6 is no tier"),
         (changed(spill(0), 0, 2 << 24), "policy 2 is not known"),
         (changed(allocate(1), 3, 1 << 40), "have no meaning"),
+        (changed(allocate(1), 3, 12), "ARENA and SEALED are both set"),
+        (changed(changed(allocate(1), 0, 1 << 16), 3, 4), "kinds of memory"),
     ];
     for (contents, sentence) in cases {
         let malformed = Submission::decode(&contents).expect_err(sentence);
@@ -163,6 +178,7 @@ fn given_every_completion_when_written_and_read_then_it_is_the_same() {
         Some(Location::Segment),
         Some(Location::File(Generation(u64::MAX))),
         Some(Location::Packed(extent)),
+        Some(Location::Arena(Block { slab: SlabId::new(u32::MAX).expect("not 0"), unit: 9 })),
     ] {
         for state in PayloadState::ALL {
             let shown = Shown {
@@ -215,6 +231,13 @@ fn given_every_frame_when_written_and_read_then_it_is_the_same_and_cut_ones_are_
     };
     let mut frames = vec![ServerFrame::Welcome(Box::new(welcome())), ServerFrame::Doorbells { first: 250 }];
     frames.extend(texts("the server stops").into_iter().chain(texts("")));
+    let slab = SlabId::new(u32::MAX).expect("not 0");
+    for (isolated, large_pages, bytes) in [(false, true, 4096), (true, false, limits::PAYLOAD_BYTES_MAX)] {
+        frames.push(ServerFrame::SlabOffered { slab, isolated, large_pages, bytes: ByteCount(bytes) });
+        frames.push(ServerFrame::SlabOpened { slab, bytes: ByteCount(bytes) });
+    }
+    frames
+        .extend([ServerFrame::SlabRefused { slab, text: "no".to_owned() }, ServerFrame::SlabClosed { slab }]);
     for frame in frames {
         let bytes = frame.encode();
         assert_eq!(ServerFrame::decode(&bytes), Ok(frame.clone()));
@@ -224,11 +247,35 @@ fn given_every_frame_when_written_and_read_then_it_is_the_same_and_cut_ones_are_
         assert!(ServerFrame::decode(&[&bytes[..], &[0]].concat()).is_err());
         assert!(ClientFrame::decode(&bytes).is_err(), "the wrong direction");
     }
-    for frame in [ClientFrame::Hello(Hello::new("trainer")), ClientFrame::Bye] {
+    for frame in [
+        ClientFrame::Hello(Hello::new("trainer")),
+        ClientFrame::Bye,
+        ClientFrame::SlabMapped { slab },
+        ClientFrame::SlabWanted { slab },
+    ] {
         let bytes = frame.encode();
         assert_eq!(ClientFrame::decode(&bytes), Ok(frame));
         assert!((0..bytes.len()).all(|length| ClientFrame::decode(&bytes[..length]).is_err()));
     }
+}
+
+#[test]
+fn given_slabs_that_cannot_be_when_read_then_refused() {
+    let slab = SlabId::new(1).expect("not 0");
+    let offered = |bytes: u64| {
+        ServerFrame::SlabOffered { slab, isolated: false, large_pages: false, bytes: ByteCount(bytes) }
+            .encode()
+    };
+    assert!(ServerFrame::decode(&offered(8192)).is_ok());
+    for bytes in [0, 1, 4097, limits::PAYLOAD_BYTES_MAX + 4096, u64::MAX - 4095] {
+        assert!(ServerFrame::decode(&offered(bytes)).is_err(), "{bytes} bytes");
+    }
+    let mut flagged = offered(8192);
+    flagged[16] = 4;
+    assert!(ServerFrame::decode(&flagged).is_err(), "a flag without a meaning");
+    let mut mapped = ClientFrame::SlabMapped { slab }.encode();
+    mapped[12] = 0;
+    assert!(ClientFrame::decode(&mapped).is_err(), "slab 0");
 }
 
 #[test]

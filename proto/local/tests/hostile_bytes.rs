@@ -2,7 +2,9 @@
 
 use payload_local::hello::{ClientFrame, Hello, RefusalKind, ServerFrame, Welcome};
 use payload_local::{Completion, Op, Outcome, Submission};
-use payload_types::{ByteCount, Epoch, ErrorKind, EvictionPolicy, NamespaceId, PayloadId, Tier};
+use payload_types::{
+    ByteCount, Epoch, ErrorKind, EvictionPolicy, Memory, NamespaceId, PayloadId, SlabId, Tier,
+};
 
 mod hostile;
 
@@ -36,6 +38,7 @@ fn samples() -> Vec<Vec<u8>> {
         ttl_ms: 1,
         no_evict: true,
         policy: EvictionPolicy::default(),
+        memory: Memory::Arena,
         deadline_ms: 9,
     };
     let welcome = Welcome {
@@ -61,6 +64,14 @@ fn samples() -> Vec<Vec<u8>> {
     samples.push(words(refused.encode()));
     samples.push(ClientFrame::Hello(Hello::new("test")).encode());
     samples.push(ClientFrame::Bye.encode());
+    let slab = SlabId::new(7).expect("not 0");
+    samples.push(ClientFrame::SlabMapped { slab }.encode());
+    samples.push(ClientFrame::SlabWanted { slab }.encode());
+    let bytes = ByteCount(1 << 20);
+    samples.push(ServerFrame::SlabOffered { slab, isolated: true, large_pages: false, bytes }.encode());
+    samples.push(ServerFrame::SlabOpened { slab, bytes }.encode());
+    samples.push(ServerFrame::SlabRefused { slab, text: "no".to_owned() }.encode());
+    samples.push(ServerFrame::SlabClosed { slab }.encode());
     samples.push(ServerFrame::Welcome(Box::new(welcome)).encode());
     samples.push(ServerFrame::Closed { text: "é".to_owned() }.encode());
     samples.push(ServerFrame::Refusal { kind: RefusalKind::User, text: "no".to_owned() }.encode());

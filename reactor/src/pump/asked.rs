@@ -88,7 +88,12 @@ impl Asker {
                     expected_version,
                 })
             }
-            Submission::Allocate { size, tier, ttl_ms, no_evict, policy, .. } => {
+            Submission::Allocate { size, tier, ttl_ms, no_evict, policy, memory, .. } => {
+                if memory != Memory::Segment && !asker.arenas {
+                    return Err(PayloadError::invalid(
+                        "ARENA or SEALED is set, and this session has no feature ARENAS; say it in Hello, or allocate a segment",
+                    ));
+                }
                 let expires = ttl_ms > 0 && !no_evict && policy.priority != EvictionPriority::Never;
                 if expires && now.wall.checked_plus(ttl_ms).is_none() {
                     return Err(PayloadError::invalid(format!(
@@ -102,7 +107,7 @@ impl Asker {
                     ttl_ms: expires.then_some(ttl_ms),
                     no_evict,
                     policy,
-                    memory: Memory::Segment,
+                    memory,
                     owner: asker.peer,
                 })
             }

@@ -241,6 +241,9 @@ impl Registry {
             Ok(ClientFrame::Hello(hello)) if greeting => self.admit(index, &hello),
             Ok(ClientFrame::Hello(_)) => self.reject(index, "a second Hello; a session has one"),
             Ok(ClientFrame::Bye) => self.close(index, None),
+            Ok(ClientFrame::SlabMapped { .. } | ClientFrame::SlabWanted { .. }) => {
+                self.reject(index, "a frame of slabs, and this session has no feature ARENAS")
+            }
             Err(error) => self.reject(index, &error.message),
         }
     }
@@ -292,7 +295,7 @@ impl Registry {
         let id = SessionId::new(self.session_last).expect("4 billion sessions in one start");
         let slot = self.slots_free.pop_front().expect("looked at before");
         let peer = Peer::native(pid, uid, id);
-        let identity = Identity { id, slot, peer, namespace: self.parts.config.namespace };
+        let identity = Identity { id, slot, peer, namespace: self.parts.config.namespace, arenas: false };
         let made = self.make(identity).and_then(|(session, memory, bells)| {
             self.welcome(index, hello, identity, &memory, &bells)?;
             self.watch(&bells)?;

@@ -62,6 +62,8 @@ pub(crate) struct Identity {
     pub peer: Peer,
     /// Whose payloads it sees.
     pub namespace: NamespaceId,
+    /// It may have slabs: feature ARENAS was asked for and is served.
+    pub arenas: bool,
 }
 
 /// One session, as shards have it.
