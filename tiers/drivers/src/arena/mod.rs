@@ -15,7 +15,7 @@
 //!   written on, which is what its writer does; a frozen memory nobody can write.
 //!
 //! Called by the session thread (`seal`, `writer`, `reader`) and, for all else, through the [`Keeper`], whose thread
-//! makes, touches, zeroes and returns. Every call may block for milliseconds: none of it belongs on a shard thread.
+//! makes, touches, zeroes and returns. Copies read slabs through [`Sources`]. Every call may block for milliseconds: none of it belongs on a shard thread.
 //! `ledger::arena` has the books, and nothing here knows what a block is.
 //!
 //! Limits: a slab costs two descriptors until it is sealed and one after that, and its size in address space plus 2 MiB.
@@ -26,8 +26,10 @@ mod kernel;
 mod making;
 mod numa;
 mod slab;
+mod sources;
 
 pub use error::ArenaError;
 pub use keeper::{Done, JOBS_WAITING_MAX, Job, Keeper, Leaving};
 pub use making::{Granted, LargePages, Maker, MakerConfig, Placement};
 pub use slab::{Draft, Frozen, Isolated, Slab};
+pub use sources::Sources;

@@ -112,6 +112,11 @@ impl Slab {
         self.mapping.zero(range);
     }
 
+    /// To be read without a mapping.
+    pub(super) fn own(&self) -> &File {
+        &self.own
+    }
+
     pub(super) fn leave(self) -> Remains {
         Remains { own: self.own, bytes: self.bytes }
     }
@@ -167,6 +172,11 @@ impl Isolated {
         }
     }
 
+    /// To be read without a mapping.
+    pub(super) fn own(&self) -> &File {
+        &self.own
+    }
+
     pub(super) fn leave(self) -> Remains {
         Remains { own: self.own, bytes: self.bytes }
     }
@@ -200,6 +210,11 @@ impl Frozen {
     /// As fstat(2).
     pub fn bytes_in_kernel(&self) -> io::Result<ByteCount> {
         bytes_in_kernel(&self.own)
+    }
+
+    /// To be read without a mapping.
+    pub(super) fn own(&self) -> &File {
+        &self.own
     }
 
     pub(super) fn leave(self) -> Remains {

@@ -27,8 +27,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use payload_types::effect::{ReplicaRef, TransferOp};
 use payload_types::event::{DriverError, DriverErrorKind};
-use payload_types::{ByteCount, Extent, Generation, PayloadId};
+use payload_types::{Block, ByteCount, Extent, Generation, PayloadId};
 
+use crate::arena::Sources;
 use crate::calls::Calls;
 use crate::fault::{fault, finding};
 use crate::health::{Health, Work};
@@ -62,6 +63,8 @@ pub(crate) struct FileStore {
     pub(crate) packed: Option<Packed>,
     /// Of memory: what is kept to be used again.
     pub(crate) pool: Option<Pool>,
+    /// Of memory: what lies in no segment.
+    pub(crate) slabs: Sources,
 }
 
 impl FileStore {
@@ -75,7 +78,8 @@ impl FileStore {
     ) -> Self {
         let unsafe_files = Mutex::new(HashSet::new());
         let user = sys::effective_user();
-        Self { names, log, mode_sealed, user, unsafe_files, calls, health, packed, pool: None }
+        let slabs = Sources::default();
+        Self { names, log, mode_sealed, user, unsafe_files, calls, health, packed, pool: None, slabs }
     }
 
     /// Does `work`, unless the root is being left alone, and tells its health how it ended.
@@ -343,6 +347,14 @@ impl FileStore {
     /// As [`open`](Self::open), wherever the file ends.
     fn open_cut(&self, replica: &ReplicaRef) -> Result<(File, Metadata), DriverError> {
         let (id, tier) = (replica.id, replica.tier);
+        if let Some(block) = replica.block {
+            let opened = self.slabs.open(block.slab).and_then(|file| {
+                let metadata = file.metadata()?;
+                Ok((file, metadata))
+            });
+            return opened
+                .map_err(|error| fault(format_args!("opening the slab of {id} on {tier}"), &error));
+        }
         let mut options = OpenOptions::new();
         options.read(true).custom_flags(sys::HANDLE_WITH_CARE);
         let path = match replica.extent {
@@ -377,7 +389,7 @@ impl FileStore {
 
 /// Where a replica begins in its file.
 pub(crate) fn offset_of(replica: &ReplicaRef) -> u64 {
-    replica.extent.map_or(0, Extent::offset_bytes)
+    replica.extent.map_or(0, Extent::offset_bytes) + replica.block.map_or(0, Block::offset_bytes)
 }
 
 /// Puts a directory's names on stable storage.

@@ -4,6 +4,7 @@
 //! spill     segment --pread--> staging --hash--> io_uring writes (8 x 1 MiB) --> draft file  --> named
 //! promote   file --io_uring reads (8 x 1 MiB)--> staging --hash--> pwrite --> draft segment --> named
 //!           or, where it has large pages:   --> draft segment --pread--> staging --hash--> named
+//! apart     slab, at an offset, as a file is read; in memory there is no such thing as O_DIRECT
 //! ```
 //! What goes into a segment file is written by [`crate::packed::writer`]; this reads it from there, and makes files of
 //! one replica. Run by transfer threads, one copy at a time on each. While the disk works on eight chunks the processor works on
@@ -72,7 +73,9 @@ fn copy(
     let draft = Draft::begin(to, op.to).map_err(TransferError::Destination)?;
     let copied = match (op.from.tier, op.to.tier) {
         (Tier::Ram, Tier::Disk) => spill(op, &source, to, &draft, pipeline),
-        (Tier::Disk, Tier::Ram | Tier::Disk) => read(op, source, to, &draft, pipeline),
+        (Tier::Disk, Tier::Ram | Tier::Disk) | (Tier::Ram, Tier::Ram) => {
+            read(op, source, to, &draft, pipeline)
+        }
         (from, to) => {
             let message = format!("no driver copies from {from} to {to}");
             Err(TransferError::Destination(finding(DriverErrorKind::Io, message)))
@@ -98,6 +101,7 @@ fn spill(
     reserved.map_err(|error| unwritten(&error))?;
     go_direct(&draft.file);
     let mut hasher = Xxh3::new();
+    let begin = offset_of(&op.from);
     let chunks = chunk_count(op.from.size);
     for index in 0..chunks {
         let (slot, offset) = (index % SLOTS, chunk_offset(index));
@@ -105,7 +109,7 @@ fn spill(
         let padded = length.next_multiple_of(ALIGNMENT);
         let buffer = pipeline.buffer(slot);
         source
-            .read_exact_at(&mut buffer[..length], offset)
+            .read_exact_at(&mut buffer[..length], begin + offset)
             .map_err(|error| TransferError::Source(unread(&op.from, &error)))?;
         hasher.update(&buffer[..length]);
         buffer[length..padded].fill(0);
@@ -122,7 +126,7 @@ fn spill(
     Ok(Checksum(hasher.digest()))
 }
 
-/// From disk: into memory, or into a file of its own what compaction found no other place for.
+/// From disk: into memory, or into a file of its own what compaction found no other place for. From a slab: into a segment.
 fn read(
     op: &TransferOp,
     source: File,
@@ -147,7 +151,9 @@ fn read(
         }
         return Ok(Checksum(hasher.digest()));
     }
-    go_direct(&source);
+    if op.from.tier == Tier::Disk {
+        go_direct(&source);
+    }
     let source = Arc::new(source);
     let window = if pipeline.takes_windows() { to.in_large_pages(&draft.file, op.to.size) } else { None };
     let in_place = match window {

@@ -99,7 +99,8 @@ pub(crate) fn verify(
     if replica.tier == Tier::Ram {
         for index in 0..chunk_count(replica.size) {
             let buffer = &mut pipeline.buffer(0)[..chunk_length(replica.size, index)];
-            source.read_exact_at(buffer, chunk_offset(index)).map_err(|error| failed(&error))?;
+            let offset = offset_of(replica) + chunk_offset(index);
+            source.read_exact_at(buffer, offset).map_err(|error| failed(&error))?;
             take(buffer)?;
         }
     } else {
