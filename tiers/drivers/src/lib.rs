@@ -256,6 +256,11 @@ impl Drivers {
         })
     }
 
+    /// Where whoever seals slabs enters them, so that payloads in them can be copied.
+    pub fn slabs(&self) -> arena::Sources {
+        self.stores.ram.slabs.clone()
+    }
+
     /// Boot: whether a replica that a row vouches for is there, at its full size (a segment: made in this boot of the
     /// machine). It is kept if so, and also if it could not be looked at. To be called once per replica, before
     /// [`reclaim`](Self::reclaim).
