@@ -352,8 +352,7 @@ impl FileStore {
                 let metadata = file.metadata()?;
                 Ok((file, metadata))
             });
-            return opened
-                .map_err(|error| fault(format_args!("opening the slab of {id} on {tier}"), &error));
+            return opened.map_err(|error| fault(format_args!("opening the slab of {id} on {tier}"), &error));
         }
         let mut options = OpenOptions::new();
         options.read(true).custom_flags(sys::HANDLE_WITH_CARE);
