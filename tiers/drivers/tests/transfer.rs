@@ -2,16 +2,17 @@
 
 mod common;
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use common::{Place, Rig, committed, engines, sample, twin};
+use payload_drivers::arena::{LargePages, Maker, MakerConfig, Slab};
 use payload_drivers::checksum;
 use payload_types::effect::ReplicaRef;
 use payload_types::event::{DriverErrorKind, TransferError};
-use payload_types::{ByteCount, Checksum, Tier};
+use payload_types::{Block, ByteCount, Checksum, SlabId, Tier};
 
 fn rigs() -> Vec<(Place, Rig)> {
     let start = |io| {
@@ -203,5 +204,43 @@ fn given_an_op_that_makes_a_thread_panic_when_carried_out_then_it_is_answered_an
         }
         assert!(place.files().is_empty());
         assert_eq!(rig.copy(source, twin(source, Tier::Disk), None), Ok(checksum(&sample(5000))));
+    }
+}
+
+/// A slab with these bytes at this unit, entered for copies; its writer keeps his mapping, as a client does.
+fn slab_with(rig: &Rig, bytes: &[u8], unit: u32) -> (Slab, File, Block) {
+    static NUMBER: AtomicU32 = AtomicU32::new(1);
+    let block = Block { slab: SlabId::new(NUMBER.fetch_add(1, Ordering::Relaxed)).expect("not 0"), unit };
+    let maker = Maker::new(MakerConfig { large_pages: LargePages::No });
+    let draft = maker.slab(ByteCount(16 << 20), None).expect("memory");
+    let writer = File::from(draft.writer().try_clone_to_owned().expect("a descriptor"));
+    writer.write_all_at(bytes, block.offset_bytes()).expect("written before the seal");
+    let slab = draft.seal().expect("sealed");
+    rig.drivers.slabs().add(block.slab, &slab).expect("entered");
+    (slab, writer, block)
+}
+
+#[test]
+fn given_a_payload_in_a_slab_when_copied_to_a_segment_or_to_disk_then_its_own_bytes_and_no_others() {
+    for (_place, mut rig) in rigs() {
+        for (size, unit) in [(1, 0), (100, 3), (4097, 64), ((1 << 20) + 5, 128), ((5 << 20) + 1, 4096)] {
+            let bytes = sample(size);
+            let (_slab, _writer, block) = slab_with(&rig, &bytes, unit);
+            let made = committed(&mut rig, Tier::Ram, &bytes);
+            let source = ReplicaRef { block: Some(block), ..twin(made, Tier::Ram) };
+            rig.detach(made);
+            for tier in [Tier::Ram, Tier::Disk] {
+                let target = twin(made, tier);
+                assert_eq!(rig.copy(source, target, Some(checksum(&bytes))), Ok(checksum(&bytes)), "{size}");
+                assert!(fs::read(rig.path(target)).expect("readable") == bytes, "{size} bytes on {tier}");
+                rig.detach(target);
+            }
+            let wrong = rig.copy(source, twin(made, Tier::Ram), Some(Checksum(1)));
+            let Err(TransferError::Source(error)) = wrong else { panic!("{wrong:?}") };
+            assert_eq!(error.kind, DriverErrorKind::Corrupt, "{}", error.message);
+            rig.drivers.slabs().remove(block.slab);
+            let gone = rig.copy(source, twin(made, Tier::Disk), None);
+            assert!(matches!(gone, Err(TransferError::Source(_))), "{gone:?}");
+        }
     }
 }
