@@ -6,7 +6,7 @@
 //!   enter --> waiting --take_scan--> Scan { number, generations } --the driver reads all cells--> ScanDone
 //!               ^                                                                                  |
 //!               +------------- held: looked for again after 1 ms, 2 ms, ... 500 ms ------ finish --+--> free: Outcome::Free
-//!   a `Purpose::Ask` is answered by its first scan, Free or Held, and is in limbo no more either way
+//!   a `Purpose::Ask` is answered by its first scan, Free or Held, and is in limbo no more either way; a `Take` is told Held
 //!   revoke --> quarantined until a time --tick--> Outcome::Quarantined: its memory goes to its own namespace only
 //! ```
 //!
@@ -15,7 +15,7 @@
 //! Nobody is waited for. Limits: [`SCAN_BATCH_MAX`] generations a scan, one scan under way, [`HOLDERS_MAX`] holders
 //! counted for each generation, [`REVOKED_TURN_MAX`] named a turn.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use payload_types::{ByteCount, Generation, Monotonic, SessionId};
 
@@ -41,6 +41,8 @@ pub enum Purpose {
     Drop,
     /// Delete and Spill ask whether anybody holds it; the payload is withdrawn meanwhile. Answered by the next scan.
     Ask,
+    /// As `Drop`, and whoever holds it shall lose it (a forced delete): the first scan that finds somebody says so.
+    Take,
 }
 
 /// What enters limbo.
@@ -81,10 +83,8 @@ pub struct Held {
     pub marks: [u64; SCAN_BATCH_MAX / 64],
 }
 
-impl Held {
-    fn has(&self, at: usize) -> bool {
-        self.marks[at / 64] >> (at % 64) & 1 != 0
-    }
+fn has(marks: &[u64; SCAN_BATCH_MAX / 64], at: usize) -> bool {
+    marks[at / 64] >> (at % 64) & 1 != 0
 }
 
 /// What has become of something in limbo.
@@ -95,7 +95,7 @@ pub enum Outcome {
         /// Which.
         generation: Generation,
     },
-    /// Of an `Ask`: somebody holds it. Restore it, and refuse.
+    /// Somebody holds it. Of an `Ask`: restore it, and refuse. Of a `Take`, which stays in limbo: take the lease away.
     Held {
         /// Which.
         generation: Generation,
@@ -118,11 +118,17 @@ pub struct Overdue {
     pub session: SessionId,
 }
 
+/// What entered, and when.
+#[derive(Clone, Copy, Debug)]
+struct Entered {
+    what: Entering,
+    since: Monotonic,
+}
+
+/// What a scan has found somebody to hold.
 #[derive(Debug)]
 struct Waiting {
-    bytes: ByteCount,
-    purpose: Purpose,
-    since: Monotonic,
+    entered: Entered,
     /// When it is looked for next; `None` while a scan looks for it, and once it is revoked.
     due: Option<Monotonic>,
     look_again_ms: u64,
@@ -132,15 +138,19 @@ struct Waiting {
     revoked_until: Option<Monotonic>,
 }
 
-/// What a shard has withdrawn and not got back yet.
+/// What a shard has withdrawn and not got back yet. What nobody holds passes through a queue and a list; only what somebody
+/// was found to hold has an entry in the maps.
 #[derive(Debug, Default)]
 pub struct Limbo {
+    /// Not looked for yet.
+    fresh: VecDeque<Entered>,
     waiting: BTreeMap<Generation, Waiting>,
-    /// What is to be looked for, by time.
+    /// Of those: what is to be looked for again, by time.
     due: BTreeSet<(Monotonic, Generation)>,
     /// What was revoked, by the end of its grace.
     quarantine: BTreeSet<(Monotonic, Generation)>,
-    under_way: Option<Scan>,
+    /// `None` for what was revoked since the scan began: its grace decides.
+    under_way: Option<Vec<Option<Entered>>>,
     scans: u64,
     held: BTreeMap<SessionId, ByteCount>,
     holdings: BTreeSet<(SessionId, Generation)>,
@@ -155,12 +165,15 @@ impl Limbo {
 
     /// Generations in it.
     pub fn len(&self) -> usize {
-        self.waiting.len()
+        let scanned = self.under_way.iter().flatten().flatten();
+        let first_time =
+            scanned.filter(|entered| !self.waiting.contains_key(&entered.what.generation)).count();
+        self.fresh.len() + self.waiting.len() + first_time
     }
 
     /// True when nothing is in it.
     pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.len() == 0
     }
 
     /// What it holds back, `Ask`s apart: those are still their payload's.
@@ -173,33 +186,21 @@ impl Limbo {
         self.held.get(&session).copied().unwrap_or_default()
     }
 
-    /// Takes in what was withdrawn just now. A scan that is under way does not count for it.
-    ///
-    /// # Panics
-    /// When the generation is here already: a shard withdraws each once.
-    pub fn enter(&mut self, now: Monotonic, entering: Entering) {
-        let Entering { generation, bytes, purpose } = entering;
-        let waiting = Waiting {
-            bytes,
-            purpose,
-            since: now,
-            due: Some(now),
-            look_again_ms: LOOK_AGAIN_MS_MIN,
-            holders: Vec::new(),
-            revoked_until: None,
-        };
-        let before = self.waiting.insert(generation, waiting);
-        assert!(before.is_none(), "a generation is withdrawn once");
-        self.due.insert((now, generation));
-        if purpose == Purpose::Drop {
-            self.bytes = ByteCount(self.bytes.0 + bytes.0);
+    /// Takes in what was withdrawn just now. A scan that is under way does not count for it. A generation is here once:
+    /// shards withdraw each once, or ask again after the answer.
+    pub fn enter(&mut self, now: Monotonic, what: Entering) {
+        if what.purpose != Purpose::Ask {
+            self.bytes.0 += what.bytes.0;
         }
+        self.fresh.push_back(Entered { what, since: now });
     }
 
     /// When there is something to do next, a scan under way apart.
     pub fn next_at(&self) -> Option<Monotonic> {
-        let scan = self.due.first().filter(|_| self.under_way.is_none());
-        scan.into_iter().chain(self.quarantine.first()).map(|(at, _)| *at).min()
+        let fresh = self.fresh.front().map(|entered| entered.since);
+        let again = self.due.first().map(|(at, _)| *at);
+        let scan = fresh.into_iter().chain(again).filter(|_| self.under_way.is_none());
+        scan.chain(self.quarantine.first().map(|(at, _)| *at)).min()
     }
 
     /// The next scan, if one is due and none is under way. To be made after this call and nothing before it.
@@ -207,71 +208,85 @@ impl Limbo {
         if self.under_way.is_some() {
             return None;
         }
-        let mut generations = Vec::new();
-        while generations.len() < SCAN_BATCH_MAX
-            && let Some((at, generation)) = self.due.pop_first()
+        let mut looked_for = Vec::with_capacity(SCAN_BATCH_MAX.min(self.fresh.len() + self.due.len()));
+        // What is held comes first: it is at most half a second's, and must not starve behind what is new.
+        while looked_for.len() < SCAN_BATCH_MAX
+            && let Some((_, generation)) = self.due.first().copied().filter(|(at, _)| *at <= now)
         {
-            if at > now {
-                self.due.insert((at, generation));
-                break;
-            }
-            self.waiting.get_mut(&generation).expect("what is due waits").due = None;
-            generations.push(generation);
+            self.due.pop_first();
+            let waiting = self.waiting.get_mut(&generation).expect("what is due waits");
+            waiting.due = None;
+            looked_for.push(waiting.entered);
         }
-        if generations.is_empty() {
+        let room = SCAN_BATCH_MAX - looked_for.len();
+        looked_for.extend(self.fresh.drain(..room.min(self.fresh.len())));
+        if looked_for.is_empty() {
             return None;
         }
         self.scans += 1;
-        let scan = Scan { number: self.scans, generations };
-        self.under_way = Some(scan.clone());
-        Some(scan)
+        let generations = looked_for.iter().map(|entered| entered.what.generation).collect();
+        self.under_way = Some(looked_for.into_iter().map(Some).collect());
+        Some(Scan { number: self.scans, generations })
     }
 
-    /// Takes the answer of the scan that is under way. Everything that this tells is in limbo no more.
+    /// Takes the answer of the scan that is under way, and tells what has become of things.
     ///
     /// # Panics
     /// When it is the answer to another one: there is one at a time.
     pub fn finish(&mut self, now: Monotonic, done: &ScanDone, mut tell: impl FnMut(Outcome)) {
-        let scan = self.under_way.take().expect("a scan is under way");
-        assert!(scan.number == done.number, "one scan at a time");
-        for (at, generation) in scan.generations.into_iter().enumerate() {
-            // Revoked meanwhile: its grace decides.
-            if self.waiting.get(&generation).is_none_or(|waiting| waiting.revoked_until.is_some()) {
+        let looked_for = self.under_way.take().expect("a scan is under way");
+        assert!(self.scans == done.number, "one scan at a time");
+        let mut any = [0; SCAN_BATCH_MAX / 64];
+        for held in &done.held {
+            any.iter_mut().zip(held.marks).for_each(|(any, marks)| *any |= marks);
+        }
+        for (at, entered) in looked_for.into_iter().enumerate() {
+            let Some(entered) = entered else { continue };
+            let generation = entered.what.generation;
+            let is_first = !self.waiting.contains_key(&generation);
+            if !is_first {
+                self.forget_holders(generation);
+            }
+            if !has(&any, at) {
+                self.leave(entered.what);
+                tell(Outcome::Free { generation });
                 continue;
             }
-            let holders: Vec<SessionId> = done
-                .held
-                .iter()
-                .filter(|held| held.has(at))
-                .map(|held| held.session)
-                .take(HOLDERS_MAX)
-                .collect();
-            self.forget_holders(generation);
-            let waiting = self.waiting.get_mut(&generation).expect("looked at above");
-            match (holders.first(), waiting.purpose) {
-                (None, _) => {
-                    self.leave(generation);
-                    tell(Outcome::Free { generation });
-                }
-                (Some(by), Purpose::Ask) => {
-                    let by = *by;
-                    self.leave(generation);
+            let holders = done.held.iter().filter(|held| has(&held.marks, at)).map(|held| held.session);
+            let holders: Vec<SessionId> = holders.take(HOLDERS_MAX).collect();
+            let by = holders[0];
+            match entered.what.purpose {
+                Purpose::Ask => {
+                    self.leave(entered.what);
                     tell(Outcome::Held { generation, by });
+                    continue;
                 }
-                (Some(_), Purpose::Drop) => {
-                    let at = now.plus_millis(waiting.look_again_ms);
-                    waiting.look_again_ms = (2 * waiting.look_again_ms).min(LOOK_AGAIN_MS_MAX);
-                    waiting.due = Some(at);
-                    self.due.insert((at, generation));
-                    for session in &holders {
-                        let held = self.held.entry(*session).or_default();
-                        held.0 += waiting.bytes.0;
-                        self.holdings.insert((*session, generation));
-                    }
-                    waiting.holders = holders;
-                }
+                Purpose::Take if is_first => tell(Outcome::Held { generation, by }),
+                Purpose::Take | Purpose::Drop => {}
             }
+            self.keep(now, entered, holders);
         }
+    }
+
+    /// Somebody holds it: it is charged to them, and looked for again.
+    fn keep(&mut self, now: Monotonic, entered: Entered, holders: Vec<SessionId>) {
+        let generation = entered.what.generation;
+        for session in &holders {
+            self.held.entry(*session).or_default().0 += entered.what.bytes.0;
+            self.holdings.insert((*session, generation));
+        }
+        let waiting = self.waiting.entry(generation).or_insert_with(|| Waiting {
+            entered,
+            due: None,
+            look_again_ms: LOOK_AGAIN_MS_MIN,
+            holders: Vec::new(),
+            revoked_until: None,
+        });
+        let at = now.plus_millis(waiting.look_again_ms);
+        waiting.look_again_ms = (2 * waiting.look_again_ms).min(LOOK_AGAIN_MS_MAX);
+        waiting.due = Some(at);
+        waiting.holders = holders;
+        self.due.insert((at, generation));
     }
 
     /// Leases to take away: of sessions that hold back more than `quota`, the oldest that have been in limbo since
@@ -287,8 +302,8 @@ impl Limbo {
                     break;
                 }
                 let waiting = &self.waiting[generation];
-                if waiting.since <= since {
-                    excess = excess.saturating_sub(waiting.bytes.0);
+                if waiting.entered.since <= since {
+                    excess = excess.saturating_sub(waiting.entered.what.bytes.0);
                     overdue.push(Overdue { generation: *generation, session: *session });
                 }
             }
@@ -297,7 +312,7 @@ impl Limbo {
     }
 
     /// Its leases are taken away (in all cells, before this): its place is free at `until`, whoever still holds it. False
-    /// when it is not here.
+    /// when no scan has found anybody to hold it.
     pub fn revoke(&mut self, generation: Generation, until: Monotonic) -> bool {
         let Some(waiting) = self.waiting.get_mut(&generation) else { return false };
         if let Some(at) = waiting.due.take() {
@@ -307,6 +322,9 @@ impl Limbo {
             self.quarantine.remove(&(before, generation));
         }
         self.quarantine.insert((until, generation));
+        for entered in self.under_way.iter_mut().flatten() {
+            entered.take_if(|entered| entered.what.generation == generation);
+        }
         self.forget_holders(generation);
         true
     }
@@ -318,7 +336,8 @@ impl Limbo {
                 return false;
             };
             self.quarantine.remove(&(at, generation));
-            self.leave(generation);
+            let what = self.waiting[&generation].entered.what;
+            self.leave(what);
             tell(Outcome::Quarantined { generation });
         }
         self.quarantine.first().is_some_and(|(at, _)| *at <= now)
@@ -329,7 +348,7 @@ impl Limbo {
         for session in std::mem::take(&mut waiting.holders) {
             self.holdings.remove(&(session, generation));
             if let Some(held) = self.held.get_mut(&session) {
-                held.0 -= waiting.bytes.0;
+                held.0 -= waiting.entered.what.bytes.0;
                 if held.0 == 0 {
                     self.held.remove(&session);
                 }
@@ -337,11 +356,10 @@ impl Limbo {
         }
     }
 
-    fn leave(&mut self, generation: Generation) {
-        if let Some(waiting) = self.waiting.remove(&generation)
-            && waiting.purpose == Purpose::Drop
-        {
-            self.bytes.0 -= waiting.bytes.0;
+    fn leave(&mut self, what: Entering) {
+        self.waiting.remove(&what.generation);
+        if what.purpose != Purpose::Ask {
+            self.bytes.0 -= what.bytes.0;
         }
     }
 }
