@@ -212,6 +212,12 @@ impl<'a, W: Word> IndexView<'a, W> {
         &self.entries[position * ENTRY_WORDS..(position + 1) * ENTRY_WORDS]
     }
 
+    /// Reads the line where the search for an id begins, so that it is there soon. What it says means nothing.
+    #[inline]
+    pub(super) fn touch(&self, id: &PayloadId) -> u64 {
+        self.slot(self.home(id))[at::STATE].load(Ordering::Relaxed)
+    }
+
     /// Finds an id as a reader does: everything may change meanwhile.
     #[inline]
     pub(super) fn look(&self, id: &PayloadId) -> Result<Sighting, Unseen> {

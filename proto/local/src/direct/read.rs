@@ -69,8 +69,8 @@ pub fn acquire<W: Word>(
     for _ in 0..TRIES_MAX {
         let seen = index.look(id)?;
         let found = found(&seen, shard);
-        claim(cell, found.claim);
-        W::fence(Ordering::SeqCst);
+        // Release and a full fence: see `claim` and `is_unchanged`.
+        cell.store_and_fence(found.claim.bits());
         match index.is_unchanged(seen.mark) {
             Ok(true) => return Ok(found),
             Ok(false) => release(cell),
@@ -112,6 +112,10 @@ pub fn acquire_many<W: Word>(
 ) {
     assert!(wanted.len() <= BATCH_MAX, "at most {BATCH_MAX} at a time");
     assert!(wanted.len() == cells.len() && cells.len() == results.len(), "a cell and a result for each");
+    // The first lines of all searches are asked for before any is looked at: a search ends in a branch that waits for its
+    // line, and behind a wrong guess no other line would be on its way (10^7 payloads: a third of the time).
+    let ahead = wanted.iter().map(|(index, _, id)| index.touch(id));
+    std::hint::black_box(ahead.fold(0, |all, state| all ^ state));
     let mut sightings = [const { None::<Mark> }; BATCH_MAX];
     for (((index, shard, id), cell), (seen, result)) in
         wanted.iter().zip(cells).zip(sightings.iter_mut().zip(&mut *results))
