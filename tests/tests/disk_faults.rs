@@ -224,6 +224,7 @@ impl Node {
             duration_ms: 0,
             expected_version: None,
             accepts_packed: true,
+            accepts_slabs: false,
             nonce: LeaseNonce([3; 10]),
             owner: Peer::UNKNOWN,
         };

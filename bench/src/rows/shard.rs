@@ -156,6 +156,7 @@ impl World {
             duration_ms: 0,
             expected_version: None,
             accepts_packed: true,
+            accepts_slabs: false,
             nonce: LeaseNonce(nonce),
             owner: Peer::UNKNOWN,
         };

@@ -276,6 +276,7 @@ fn pace(shards: &ReactorHandle, shard_count: u16, keys: &[PayloadKey], tally: &A
                 duration_ms: 0,
                 expected_version: None,
                 accepts_packed: true,
+                accepts_slabs: false,
                 nonce: mint.lease_nonce(),
                 owner: Peer::UNKNOWN,
             };

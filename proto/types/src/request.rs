@@ -168,6 +168,8 @@ pub struct Acquire {
     pub expected_version: Option<Version>,
     /// It never sets a file's length, so it may be shown a place in a file that others share.
     pub accepts_packed: bool,
+    /// It has a session that is sent slabs, so it may be shown a place in one.
+    pub accepts_slabs: bool,
     /// The unguessable part of the lease id.
     pub nonce: LeaseNonce,
     /// Who asks.

@@ -63,6 +63,7 @@ impl Asker {
                     duration_ms: 0,
                     expected_version,
                     accepts_packed,
+                    accepts_slabs: asker.arenas,
                     nonce: self.nonce(),
                     owner: asker.peer,
                 })

@@ -330,6 +330,7 @@ pub fn acquisition(key: PayloadKey, min_tier: Option<Tier>) -> Acquire {
         duration_ms: 0,
         expected_version: None,
         accepts_packed: true,
+        accepts_slabs: true,
         nonce: LeaseNonce([3; 10]),
         owner: Peer::UNKNOWN,
     }

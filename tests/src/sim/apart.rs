@@ -52,6 +52,7 @@ impl World {
                 duration_ms: self.rng.pick(&[0, 5, 100]),
                 expected_version: None,
                 accepts_packed: self.rng.chance(600),
+                accepts_slabs: false,
                 nonce: self.nonce(),
                 owner: Peer::UNKNOWN,
             };

@@ -214,6 +214,7 @@ impl World {
                 duration_ms: self.rng.pick(&[0, 1, 5, 100, 3_000, u64::MAX / 4]),
                 expected_version,
                 accepts_packed: self.rng.chance(850),
+                accepts_slabs: false,
                 nonce: self.nonce(),
                 owner: Peer::UNKNOWN,
             }),

@@ -179,6 +179,7 @@ impl World {
                 duration_ms: 0,
                 expected_version: None,
                 accepts_packed: true,
+                accepts_slabs: false,
                 nonce,
                 owner: Peer::UNKNOWN,
             }));

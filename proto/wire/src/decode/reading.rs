@@ -50,6 +50,7 @@ pub fn acquire(
         duration_ms,
         expected_version,
         accepts_packed,
+        accepts_slabs: false,
         nonce,
         owner,
     }))
@@ -86,6 +87,7 @@ mod tests {
             duration_ms: 0,
             expected_version: None,
             accepts_packed: false,
+            accepts_slabs: false,
             nonce: NONCE,
             owner: Peer::UNKNOWN,
         };
@@ -110,6 +112,7 @@ mod tests {
             duration_ms: 10_000_000,
             expected_version: Some(Version(12)),
             accepts_packed: true,
+            accepts_slabs: false,
             nonce: NONCE,
             owner: Peer::UNKNOWN,
         };
