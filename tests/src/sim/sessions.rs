@@ -190,6 +190,7 @@ impl World {
                 duration_ms: 0,
                 expected_version,
                 accepts_packed: true,
+                accepts_slabs: owner.session().is_some(),
                 nonce,
                 owner,
             }));
