@@ -35,7 +35,8 @@ const SYSTEM_CRATES: &[(&[&str], &[&str])] = &[
     ),
     (&["pyo3"], &["payload-python"]),
     (
-        // The catalog's PostgreSQL store is the one place behind a synchronous trait.
+        // Behind a synchronous interface, on a runtime of their own: the catalog's PostgreSQL store, and the drivers' object
+        // store (`ASYNC_PLACES` says where in them).
         &["tokio", "tokio-postgres"],
         &[
             "payload-wire",
@@ -44,10 +45,16 @@ const SYSTEM_CRATES: &[(&[&str], &[&str])] = &[
             "payload-bench",
             "payload-tests",
             "payload-catalog",
+            "payload-drivers",
             "payload-python",
         ],
     ),
+    // The one crate that speaks to object stores; the bench measures it alone, as our floor.
+    (&["object_store", "reqwest"], &["payload-drivers", "payload-bench"]),
 ];
+
+/// Of a crate that is not asynchronous, the folder that may be: nothing else in it may wait on a runtime's thread.
+const ASYNC_PLACES: &[(&str, &str)] = &[("tiers/drivers/src/", "tiers/drivers/src/object/")];
 
 /// Where `unsafe` may stand.
 const UNSAFE_PLACES: &[&str] = &[
@@ -215,6 +222,14 @@ fn offences(path: &str, text: &str) -> Vec<String> {
             found.push(format!("{path}:{}: {marker}", line + 1));
         }
     }
+    for (crate_folder, place) in ASYNC_PLACES {
+        let is_outside = path.starts_with(crate_folder) && !path.starts_with(place);
+        if let Some(line) =
+            lines.iter().position(|line| is_outside && line.contains(&["tok", "io::"].concat()))
+        {
+            found.push(format!("{path}:{}: a runtime outside {place}", line + 1));
+        }
+    }
     let mut reading = Reading::default();
     reading.visit_file(&syn::parse_file(text).unwrap_or_else(|error| panic!("{path}: {error}")));
     for (start, end) in reading.long {
@@ -266,4 +281,7 @@ fn given_planted_offences_when_read_then_each_is_found() {
     assert_eq!(offences("a.rs", &format!("//! Here.\n{}", "\n".repeat(FILE_LINES_MAX))).len(), 1);
     assert_eq!(offences("a.rs", &format!("//! Here.\nfn f() {{ {}) }}\n", ["to", "do!("].concat())).len(), 1);
     assert_eq!(offences("a.rs", "fn f() {}\n").len(), 1, "no opening");
+    let sleepy = ["//! Here.\nuse tok", "io::time::sleep;\n"].concat();
+    assert_eq!(offences("tiers/drivers/src/x.rs", &sleepy).len(), 1, "a runtime outside its place");
+    assert!(offences("tiers/drivers/src/object/x.rs", &sleepy).is_empty());
 }
