@@ -55,7 +55,7 @@ impl LeaseLoad {
     /// # Errors
     /// When it does not answer.
     pub async fn connect(address: &str, ids: Vec<PayloadId>) -> anyhow::Result<Self> {
-        let client = DataClient::new(Client::connect(address).await?.channel());
+        let client = DataClient::new(Client::connect_grpc(address).await?.channel());
         Ok(Self { client, ids: ids.into(), next: 0 })
     }
 
@@ -181,7 +181,7 @@ async fn release_all(client: &DataClient, leases: Vec<LeaseId>) -> anyhow::Resul
 /// # Errors
 /// When the server refuses.
 pub async fn put_payloads(address: &str) -> anyhow::Result<Vec<PayloadId>> {
-    let client = Client::connect(address).await?;
+    let client = Client::connect_grpc(address).await?;
     let mut ids = Vec::with_capacity(PAYLOADS);
     while ids.len() < PAYLOADS {
         let mut putters = JoinSet::new();

@@ -33,15 +33,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use payload_local::{Outcome, Shown, Submission};
-use payload_types::{ByteCount, Checksum, ErrorKind, PayloadId, PromotionPolicy, SpillPolicy, Tier, Version};
+use payload_local::Submission;
+use payload_types::{ByteCount, Checksum, PayloadId, PromotionPolicy, Tier, Version};
 use tokio::runtime::{Handle, Runtime};
 
-use crate::client::{AcquireOptions, AllocateOptions, SpillOptions, Spilled};
-use crate::descriptor::{Descriptor, Location};
+use crate::batch::Each;
+use crate::client::{AcquireOptions, AllocateOptions, SOCKET_ONLY, SpillOptions, Spilled};
+use crate::descriptor::Descriptor;
 use crate::error::ClientError;
-use crate::mapping::{ReadMapping, WriteMapping};
-use crate::native::Session;
+use crate::mapping::ReadMapping;
+use crate::native::{Session, request};
+use crate::payload::Waits;
 use crate::{client, payload};
 
 /// A connection to a server.
@@ -67,42 +69,26 @@ struct Remote {
 
 /// Reserved space that this process may write to.
 #[derive(Debug)]
-pub struct WritablePayload(Writable);
-
-#[derive(Debug)]
-enum Writable {
-    Native(NativePayload),
+pub struct WritablePayload {
     /// Taken by what consumes it.
-    Remote(Option<payload::WritablePayload>, Arc<Shared>),
-}
-
-#[derive(Debug)]
-struct NativePayload {
-    session: Arc<Session>,
-    descriptor: Descriptor,
-    /// `None` once Commit was asked for, or it was abandoned.
-    mapping: Option<WriteMapping>,
+    payload: Option<payload::WritablePayload>,
+    /// What came over gRPC goes back on this runtime.
+    remote: Option<Arc<Shared>>,
 }
 
 /// A replica that is pinned and mapped, until it is dropped.
 #[derive(Debug)]
-pub struct ReadLease(Readable);
-
-#[derive(Debug)]
-enum Readable {
-    Native(NativeLease),
+pub struct ReadLease {
     /// Taken while it is dropped.
-    Remote(Option<payload::ReadLease>, Arc<Shared>),
+    lease: Option<payload::ReadLease>,
+    /// As of [`WritablePayload`].
+    remote: Option<Arc<Shared>>,
 }
 
+/// A committed payload that may be leased on this node, and is not known to be durable yet.
 #[derive(Debug)]
-struct NativeLease {
-    session: Arc<Session>,
-    lease: payload_types::LeaseId,
-    descriptor: Descriptor,
-    /// `None` while it is dropped.
-    mapping: Option<ReadMapping>,
-}
+#[must_use]
+pub struct Accepted(payload::Accepted<Waits>);
 
 /// Why the `Option`s above are `Some` whenever a caller can look.
 const HELD: &str = "it is taken only by methods that consume the value";
@@ -155,10 +141,7 @@ impl Client {
         call: impl AsyncFnOnce(&client::Client) -> Result<T, ClientError>,
     ) -> Result<T, ClientError> {
         let Some(remote) = &self.shared.remote else {
-            return Err(ClientError::Input(
-                "this client was connected by the path of a socket, which serves leases and allocations only; connect to host:port for all else"
-                    .to_owned(),
-            ));
+            return Err(ClientError::Input(SOCKET_ONLY.to_owned()));
         };
         let client = match self.deadline {
             Some(deadline) => remote.client.with_deadline(deadline),
@@ -178,30 +161,12 @@ impl Client {
         options: &AllocateOptions,
     ) -> Result<WritablePayload, ClientError> {
         let Some(session) = &self.shared.session else {
-            let payload = self.grpc(async |client| client.allocate(size, options).await)?;
-            return Ok(WritablePayload(Writable::Remote(Some(payload), Arc::clone(&self.shared))));
+            let payload = Some(self.grpc(async |client| client.allocate(size, options).await)?);
+            return Ok(WritablePayload { payload, remote: Some(Arc::clone(&self.shared)) });
         };
-        let outcome = session.call(&Submission::Allocate {
-            size,
-            tier: options.tier,
-            ttl_ms: options.ttl_ms.unwrap_or_default(),
-            no_evict: options.no_evict,
-            policy: options.policy,
-            memory: payload_types::Memory::Segment,
-            deadline_ms: self.deadline_ms(),
-        })?;
-        let (id, shown) = payload_of(outcome)?;
-        let descriptor = Descriptor { policy: options.policy, ..session.descriptor(id, &shown) };
-        // From here on dropping it gives it back.
-        let mut payload = NativePayload { session: Arc::clone(session), descriptor, mapping: None };
-        match location_of(&payload.descriptor).and_then(WriteMapping::open) {
-            Ok(mapping) => payload.mapping = Some(mapping.without_children()),
-            Err(error) => {
-                let _ended_with_the_session = session.post(&Submission::Abort { id });
-                return Err(error);
-            }
-        }
-        Ok(WritablePayload(Writable::Native(payload)))
+        let outcome = session.call(&request::allocate(session, size, options, self.deadline))?;
+        let payload = payload::WritablePayload::native(session, outcome, options)?;
+        Ok(WritablePayload { payload: Some(payload), remote: None })
     }
 
     /// Leases a replica and maps it.
@@ -212,26 +177,57 @@ impl Client {
     pub fn acquire(&self, id: PayloadId, options: &AcquireOptions) -> Result<ReadLease, ClientError> {
         let Some(session) = &self.shared.session else {
             let lease = self.grpc(async |client| client.acquire(id, options).await)?;
-            return Ok(ReadLease(Readable::Remote(Some(lease), Arc::clone(&self.shared))));
+            return Ok(self.remote_lease(lease));
         };
-        let outcome = session.call(&Submission::Acquire {
-            id,
-            min_tier: options.min_tier,
-            policy: options.promotion_policy.unwrap_or(PromotionPolicy::Blocking),
-            accepts_packed: !options.own_file,
-            expected_version: options.expected_version,
-            deadline_ms: self.deadline_ms(),
-        })?;
-        let Outcome::Leased(lease, shown) = outcome else { return Err(surprise(&outcome)) };
-        // From here on dropping it releases it.
-        let mut lease = NativeLease {
-            session: Arc::clone(session),
-            lease,
-            descriptor: session.descriptor(id, &shown),
-            mapping: None,
+        let revoked = session.revoked();
+        let outcome = session.call(&request::acquire(id, options, self.deadline))?;
+        let lease = payload::ReadLease::native(session, outcome, id, revoked)?;
+        Ok(ReadLease { lease: Some(lease), remote: None })
+    }
+
+    /// Leases many payloads and maps them, with one ring of the doorbell or one call. One result for each, in order.
+    ///
+    /// # Errors
+    /// Of the whole: when the session has ended, or as the call.
+    pub fn acquire_many(
+        &self,
+        ids: &[PayloadId],
+        options: &AcquireOptions,
+    ) -> Result<Each<ReadLease>, ClientError> {
+        let Some(session) = &self.shared.session else {
+            let leases = self.grpc(async |client| client.acquire_many(ids, options).await)?;
+            return Ok(leases.into_iter().map(|lease| Ok(self.remote_lease(lease?))).collect());
         };
-        lease.mapping = Some(ReadMapping::open(location_of(&lease.descriptor)?)?.without_children());
-        Ok(ReadLease(Readable::Native(lease)))
+        let revoked = session.revoked();
+        let wishes: Vec<_> = ids.iter().map(|id| request::acquire(*id, options, self.deadline)).collect();
+        let lease = |(id, answer): (&PayloadId, Result<_, ClientError>)| {
+            let lease = payload::ReadLease::native(session, answer?, *id, revoked)?;
+            Ok(ReadLease { lease: Some(lease), remote: None })
+        };
+        Ok(ids.iter().zip(session.call_many(&wishes)?).map(lease).collect())
+    }
+
+    /// Ends many leases, with one ring of the doorbell or one call, and returns when they have ended.
+    ///
+    /// # Errors
+    /// Of the first that could not be released; all others were.
+    pub fn release_many(&self, leases: Vec<ReadLease>) -> Result<(), ClientError> {
+        let (mut remote, mut native) = (Vec::new(), Vec::new());
+        for mut lease in leases {
+            let held = lease.lease.take().expect(HELD);
+            match &lease.remote {
+                Some(_) => remote.push(held),
+                None => native.push(held),
+            }
+        }
+        if !remote.is_empty() {
+            self.grpc(async |client| client.release_many(remote).await)?;
+        }
+        payload::release_many_blocking(native)
+    }
+
+    fn remote_lease(&self, lease: payload::ReadLease) -> ReadLease {
+        ReadLease { lease: Some(lease), remote: Some(Arc::clone(&self.shared)) }
     }
 
     /// Describes a payload as it is now.
@@ -240,7 +236,7 @@ impl Client {
     /// As behaviour.md says of ResolveSnapshot.
     pub fn resolve(&self, id: PayloadId) -> Result<Descriptor, ClientError> {
         match &self.shared.session {
-            Some(session) => shown_by(session, session.call(&Submission::Resolve { id })?),
+            Some(session) => session.shown(session.call(&Submission::Resolve { id })?),
             None => self.grpc(async |client| client.resolve(id).await),
         }
     }
@@ -275,10 +271,8 @@ impl Client {
         let Some(session) = &self.shared.session else {
             return self.grpc(async |client| client.promote(id, target, policy, expected_version).await);
         };
-        let policy = policy.unwrap_or(PromotionPolicy::Blocking);
-        let deadline_ms = self.deadline_ms();
-        let wish = Submission::Promote { id, target, policy, expected_version, deadline_ms };
-        shown_by(session, session.call(&wish)?)
+        let wish = request::promote(id, target, policy, expected_version, self.deadline);
+        session.shown(session.call(&wish)?)
     }
 
     /// Moves payloads to a slower tier, all at a time. One result for each, in order.
@@ -289,31 +283,8 @@ impl Client {
         let Some(session) = &self.shared.session else {
             return self.grpc(async |client| client.spill(ids, options).await);
         };
-        let wish = |id| Submission::Spill {
-            id,
-            target: options.target,
-            policy: options.policy.unwrap_or(SpillPolicy::Blocking),
-            wait_for_leases: options.wait_for_leases,
-            fsync: options.fsync,
-            expected_version: options.expected_version,
-            deadline_ms: self.deadline_ms(),
-        };
-        let tickets = ids.iter().map(|id| session.submit(&wish(*id))).collect::<Result<Vec<_>, _>>()?;
-        let result = |(id, ticket): (&PayloadId, crate::native::Ticket<'_>)| {
-            let result = match ticket.wait() {
-                Ok(Outcome::Done) => Ok(None),
-                Ok(outcome) => Ok(Some(shown_by(session, outcome)?)),
-                Err(ClientError::Server { message, .. }) => Err(message),
-                Err(error) => return Err(error),
-            };
-            Ok(Spilled { id: *id, result })
-        };
-        ids.iter().zip(tickets).map(result).collect()
-    }
-
-    /// For the server; 0 is its default.
-    fn deadline_ms(&self) -> u64 {
-        self.deadline.map_or(0, |deadline| (deadline.as_millis() as u64).max(1))
+        let wishes: Vec<_> = ids.iter().map(|id| request::spill(*id, options, self.deadline)).collect();
+        session.spilled(ids, session.call_many(&wishes)?)
     }
 }
 
@@ -330,7 +301,7 @@ impl Remote {
             .enable_all()
             .build()
             .map_err(|reason| ClientError::Io { what: "cannot start a thread", reason })?;
-        let client = runtime.block_on(client::Client::connect(address))?;
+        let client = runtime.block_on(client::Client::connect_grpc(address))?;
         Ok(Self { client, runtime })
     }
 
@@ -345,59 +316,74 @@ impl Remote {
 impl WritablePayload {
     /// Its id, before anybody else may read it.
     pub fn id(&self) -> PayloadId {
-        self.descriptor().id
+        self.payload().id()
     }
 
     /// As Allocate answered.
     pub fn descriptor(&self) -> &Descriptor {
-        match &self.0 {
-            Writable::Native(payload) => &payload.descriptor,
-            Writable::Remote(payload, _) => payload.as_ref().expect(HELD).descriptor(),
-        }
+        self.payload().descriptor()
     }
 
-    /// Ends writing. `checksum` is the XXH3-64 of the bytes when the producer has it.
+    /// Ends writing, and returns when it is durable as its tier says. `checksum` is the XXH3-64 of the bytes when the producer
+    /// has it.
     ///
     /// # Errors
     /// As behaviour.md says of CommitPayload. When the server refuses, the allocation is given back; when the outcome is
     /// unknown, it is left as it is.
     pub fn commit(mut self, checksum: Option<Checksum>) -> Result<Descriptor, ClientError> {
-        match &mut self.0 {
-            Writable::Native(payload) => payload.commit(checksum),
-            Writable::Remote(payload, shared) => {
-                let payload = payload.take().expect(HELD);
-                shared.block_on(payload.commit(checksum))
-            }
+        let payload = self.payload.take().expect(HELD);
+        match &self.remote {
+            None => payload.commit_blocking(checksum),
+            Some(shared) => shared.block_on(payload.commit(checksum)),
         }
+    }
+
+    /// Ends writing, and returns as soon as the payload may be leased on this node: before it is durable, where the server
+    /// can do that. Until [`Accepted::durable`] says so, an end of the server may lose it. Over gRPC it is durable at once.
+    ///
+    /// # Errors
+    /// As [`WritablePayload::commit`].
+    pub fn commit_accepted(mut self, checksum: Option<Checksum>) -> Result<Accepted, ClientError> {
+        if self.remote.is_some() {
+            return Ok(Accepted(payload::Accepted::already(self.commit(checksum)?)));
+        }
+        self.payload.take().expect(HELD).commit_accepted_blocking(checksum).map(Accepted)
+    }
+
+    fn payload(&self) -> &payload::WritablePayload {
+        self.payload.as_ref().expect(HELD)
     }
 }
 
-impl NativePayload {
-    fn commit(&mut self, checksum: Option<Checksum>) -> Result<Descriptor, ClientError> {
-        drop(self.mapping.take());
-        let id = self.descriptor.id;
-        let answer = self.session.call(&Submission::Commit { id, checksum, accepted: false });
-        let refused = [
-            ErrorKind::InvalidArgument,
-            ErrorKind::FailedPrecondition,
-            ErrorKind::ResourceExhausted,
-            ErrorKind::DataLoss,
-        ];
-        if answer.as_ref().is_err_and(|error| error.kind().is_some_and(|kind| refused.contains(&kind))) {
-            let _ended_with_the_session = self.session.post(&Submission::Abort { id });
-        }
-        let policy = self.descriptor.policy;
-        Ok(Descriptor { policy, checksum, ..shown_by(&self.session, answer?)? })
+impl Accepted {
+    /// Its id: it may be leased now, on this node.
+    pub fn id(&self) -> PayloadId {
+        self.0.id()
+    }
+
+    /// As it was accepted.
+    pub fn descriptor(&self) -> &Descriptor {
+        self.0.descriptor()
+    }
+
+    /// True when it was durable as soon as it was accepted.
+    pub fn is_durable(&self) -> bool {
+        self.0.is_durable()
+    }
+
+    /// Waits until it is durable as its tier says. Not waiting for it changes nothing for the payload.
+    ///
+    /// # Errors
+    /// As [`WritablePayload::commit`]: then the payload is gone, for everybody.
+    pub fn durable(self) -> Result<Descriptor, ClientError> {
+        self.0.durable_blocking()
     }
 }
 
 impl ReadLease {
     /// What is leased: its location is the replica that is mapped.
     pub fn descriptor(&self) -> &Descriptor {
-        match &self.0 {
-            Readable::Native(lease) => &lease.descriptor,
-            Readable::Remote(lease, _) => lease.as_ref().expect(HELD).descriptor(),
-        }
+        self.lease().descriptor()
     }
 
     /// Makes sure that all bytes can be loaded: what a hostile process cut off is an error here, and a SIGBUS elsewhere.
@@ -405,15 +391,24 @@ impl ReadLease {
     /// # Errors
     /// [`ClientError::Mapping`] when bytes are gone.
     pub fn prepare(&self) -> Result<(), ClientError> {
-        let mapping = self.mapping();
-        mapping.prepare(0..mapping.len())
+        self.lease().prepare()
+    }
+
+    /// True while the server vouches for the lease: as `payload_client::ReadLease::is_valid`. Over a native session no
+    /// question is asked while nothing was deleted by force.
+    pub fn is_valid(&self) -> bool {
+        match &self.remote {
+            None => self.lease().is_valid_blocking(),
+            Some(shared) => shared.block_on(self.lease().is_valid()),
+        }
     }
 
     fn mapping(&self) -> &ReadMapping {
-        match &self.0 {
-            Readable::Native(lease) => lease.mapping.as_ref().expect(HELD),
-            Readable::Remote(lease, _) => lease.as_ref().expect(HELD).mapping(),
-        }
+        self.lease().mapping()
+    }
+
+    fn lease(&self) -> &payload::ReadLease {
+        self.lease.as_ref().expect(HELD)
     }
 }
 
@@ -427,26 +422,21 @@ impl Deref for ReadLease {
 impl Deref for WritablePayload {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        match &self.0 {
-            Writable::Native(payload) => payload.mapping.as_ref().expect(HELD),
-            Writable::Remote(payload, _) => payload.as_ref().expect(HELD),
-        }
+        self.payload()
     }
 }
 
 impl DerefMut for WritablePayload {
     fn deref_mut(&mut self) -> &mut [u8] {
-        match &mut self.0 {
-            Writable::Native(payload) => payload.mapping.as_mut().expect(HELD),
-            Writable::Remote(payload, _) => payload.as_mut().expect(HELD),
-        }
+        self.payload.as_mut().expect(HELD)
     }
 }
 
-impl Drop for Readable {
+impl Drop for ReadLease {
     fn drop(&mut self) {
-        if let Self::Remote(lease, shared) = self
-            && let Some(lease) = lease.take()
+        // What came over a session cleans up by itself, without waiting.
+        if let Some(shared) = &self.remote
+            && let Some(lease) = self.lease.take()
             && Handle::try_current().is_err()
         {
             // When it fails the lease ends by its own time.
@@ -455,53 +445,13 @@ impl Drop for Readable {
     }
 }
 
-impl Drop for Writable {
+impl Drop for WritablePayload {
     fn drop(&mut self) {
-        if let Self::Remote(payload, shared) = self
-            && let Some(payload) = payload.take()
+        if let Some(shared) = &self.remote
+            && let Some(payload) = self.payload.take()
             && Handle::try_current().is_err()
         {
             shared.block_on(payload.abandon());
         }
     }
-}
-
-impl Drop for NativeLease {
-    fn drop(&mut self) {
-        drop(self.mapping.take());
-        // Without waiting: an ended session has released it, and in a child it is not ours.
-        let _ended_with_the_session = self.session.post(&Submission::Release { lease: self.lease });
-    }
-}
-
-impl Drop for NativePayload {
-    fn drop(&mut self) {
-        if self.mapping.take().is_some() {
-            let _ended_with_the_session = self.session.post(&Submission::Abort { id: self.descriptor.id });
-        }
-    }
-}
-
-fn location_of(descriptor: &Descriptor) -> Result<&Location, ClientError> {
-    descriptor.location.as_ref().ok_or_else(|| {
-        ClientError::Mapping(format!(
-            "tier {} gives no location that this program can map; ask for RAM or DISK",
-            descriptor.tier
-        ))
-    })
-}
-
-fn payload_of(outcome: Outcome) -> Result<(PayloadId, Shown), ClientError> {
-    match outcome {
-        Outcome::Payload(id, shown) => Ok((id, shown)),
-        other => Err(surprise(&other)),
-    }
-}
-
-fn shown_by(session: &Session, outcome: Outcome) -> Result<Descriptor, ClientError> {
-    payload_of(outcome).map(|(id, shown)| session.descriptor(id, &shown))
-}
-
-fn surprise(outcome: &Outcome) -> ClientError {
-    ClientError::Contract(format!("a completion of another operation came: {outcome:?}"))
 }

@@ -1,6 +1,7 @@
 //! [`Client`]: one connection to a server, one method for each RPC.
 //!
-//! Cheap to clone; clones share the HTTP/2 connection, which carries any number of calls at a time. What moves bytes
+//! Cheap to clone; clones share the HTTP/2 connection, which carries any number of calls at a time, and the native session,
+//! where the server is on this host: then leases and allocations go over it. What moves bytes
 //! (`allocate`, `acquire`, `put_bytes`, `read_leased`) is in `payload` and `transfer`, on top of these.
 //!
 //! ```text
@@ -10,13 +11,16 @@
 //! Limits: an answer has at most `limits::MESSAGE_BYTES_MAX` bytes; a connection is given up after
 //! [`CONNECT_TIMEOUT`], and one whose server fell silent after [`KEEPALIVE_INTERVAL`] + [`KEEPALIVE_TIMEOUT`].
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use payload_local::Submission;
 use payload_types::reply::TierStats;
 use payload_types::tier::SpillTarget;
 use payload_types::{
-    ByteCount, Checksum, EvictionPolicy, LeaseId, PayloadId, PerTier, PromotionPolicy, SpillPolicy, Tier,
-    Version, limits,
+    ByteCount, Checksum, EvictionPolicy, LeaseId, Memory, PayloadId, PerTier, PromotionPolicy, SpillPolicy,
+    Tier, Version, limits,
 };
 use payload_wire::pb::admin::v1 as admin;
 use payload_wire::pb::core::v1 as core;
@@ -34,6 +38,9 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::descriptor::{Descriptor, Lease, Page, decode_id, encode_policy, encode_tier};
 use crate::error::ClientError;
+use crate::native::{Session, request};
+use crate::operations::NodeInfo;
+use crate::transfer::blocking;
 
 /// Where a server listens when nothing else is configured.
 pub const ADDRESS_DEFAULT: &str = "127.0.0.1:50051";
@@ -53,9 +60,14 @@ const STREAM_WINDOW_BYTES: u32 = limits::MESSAGE_BYTES_MAX as u32;
 /// HTTP/2 window of the connection: four of the largest messages at once.
 const CONNECTION_WINDOW_BYTES: u32 = 4 * STREAM_WINDOW_BYTES;
 
+/// What is said to who asks a client for more than the path that it was connected by gives.
+pub(crate) const SOCKET_ONLY: &str = "this client was connected by the path of a socket, which serves leases and allocations only; connect to host:port for all else";
+
 /// A connection to a server.
 #[derive(Clone, Debug)]
 pub struct Client {
+    /// Where there is one: leases and allocations go over it.
+    session: Option<Arc<Session>>,
     channel: Channel,
     address: String,
     deadline: Option<Duration>,
@@ -73,11 +85,27 @@ pub struct AllocateOptions {
     pub no_evict: bool,
     /// Who is evicted first, and where to.
     pub policy: EvictionPolicy,
+    /// Which kind of memory, on RAM. `None`: what is fastest, an arena over a native session whose server has them, else a
+    /// segment. Over gRPC there are segments only.
+    pub memory: Option<Memory>,
+}
+
+impl AllocateOptions {
+    /// The same in this kind of memory.
+    pub fn memory(self, memory: Memory) -> Self {
+        Self { memory: Some(memory), ..self }
+    }
 }
 
 impl Default for AllocateOptions {
     fn default() -> Self {
-        Self { tier: Tier::Ram, ttl_ms: None, no_evict: false, policy: EvictionPolicy::default() }
+        Self {
+            tier: Tier::Ram,
+            ttl_ms: None,
+            no_evict: false,
+            policy: EvictionPolicy::default(),
+            memory: None,
+        }
     }
 }
 
@@ -140,11 +168,40 @@ pub struct Spilled {
 }
 
 impl Client {
-    /// Connects to `address`, `host:port`; `http://host:port` is understood too.
+    /// Connects to `host:port` (`http://host:port` is understood too), or to the path of a native session's socket. Where the
+    /// server is on this host and lets this user in, leases and allocations go over a native session, and all else over
+    /// gRPC; otherwise everything does. Connected by a path there is nothing but leases and allocations.
     ///
     /// # Errors
-    /// [`ClientError::Connect`] when no server answers there, [`ClientError::Input`] when it is no address.
-    pub async fn connect(address: &str) -> Result<Self, ClientError> {
+    /// [`ClientError::Connect`] when no server answers there, [`ClientError::Refused`] when a socket was named and its server
+    /// lets this process not in, [`ClientError::Input`] when it is neither address nor path.
+    pub async fn connect(target: &str) -> Result<Self, ClientError> {
+        if target.contains('/') && !target.starts_with("http://") {
+            let session = Self::open_session(target.into()).await?;
+            // Nobody listens on port 0, so that no call over this channel is ever sent; `answer` says what is wrong.
+            let channel = Endpoint::from_static("http://127.0.0.1:0").connect_lazy();
+            let address = target.to_owned();
+            return Ok(Self { session: Some(session), channel, address, deadline: None, request_id: None });
+        }
+        let mut client = Self::connect_grpc(target).await?;
+        // A server that does not know the call serves no sessions.
+        let info = client.node_info().await.ok().filter(NodeInfo::is_this_host);
+        if let Some(path) = info.and_then(|info| info.native_socket) {
+            // Another user, another file system: gRPC does all it did.
+            client.session = Self::open_session(path).await.ok();
+        }
+        Ok(client)
+    }
+
+    async fn open_session(path: PathBuf) -> Result<Arc<Session>, ClientError> {
+        Ok(Arc::new(blocking(move || Session::connect(&path)).await?))
+    }
+
+    /// Connects to `host:port` and uses gRPC alone.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn connect_grpc(address: &str) -> Result<Self, ClientError> {
         let address = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
         let wrong = || {
             ClientError::Input(format!(
@@ -167,7 +224,7 @@ impl Client {
             .connect()
             .await
             .map_err(|error| ClientError::from_connect(&error, address))?;
-        Ok(Self { channel, address: address.to_owned(), deadline: None, request_id: None })
+        Ok(Self { session: None, channel, address: address.to_owned(), deadline: None, request_id: None })
     }
 
     /// A client on the same connection whose calls end after `deadline`; without one they wait as long as
@@ -190,7 +247,34 @@ impl Client {
         Ok(Self { request_id: Some(value.ok_or_else(wrong)?), ..self.clone() })
     }
 
-    /// `host:port`.
+    /// The native session, where there is one.
+    pub fn session(&self) -> Option<&Session> {
+        self.session.as_deref()
+    }
+
+    /// The session over which calls go: not one that has ended, and not for calls that are to be remembered by a request id.
+    pub(crate) fn native(&self) -> Option<&Arc<Session>> {
+        self.session
+            .as_ref()
+            .filter(|session| !self.has_grpc() || (session.is_open() && self.request_id.is_none()))
+    }
+
+    /// The session of a client that has nothing else. Descriptors of gRPC say more (checksum, policy, expiry), and moves may
+    /// take long: what answers them goes over gRPC where it can.
+    fn native_only(&self) -> Option<&Arc<Session>> {
+        self.session.as_ref().filter(|_| !self.has_grpc())
+    }
+
+    /// False when it was connected by the path of a socket.
+    pub(crate) fn has_grpc(&self) -> bool {
+        !self.address.contains('/')
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Duration> {
+        self.deadline
+    }
+
+    /// `host:port`, or the path of the socket.
     pub fn address(&self) -> &str {
         &self.address
     }
@@ -237,6 +321,20 @@ impl Client {
         force: bool,
         expected_version: Option<Version>,
     ) -> Result<(), ClientError> {
+        match self.native() {
+            Some(session) => {
+                session.call_async(&Submission::Delete { id, force, expected_version }).await.map(drop)
+            }
+            None => self.delete_over_grpc(id, force, expected_version).await,
+        }
+    }
+
+    pub(crate) async fn delete_over_grpc(
+        &self,
+        id: PayloadId,
+        force: bool,
+        expected_version: Option<Version>,
+    ) -> Result<(), ClientError> {
         let request = runtime::DeleteRequest {
             id: encode_id(id),
             force,
@@ -269,6 +367,9 @@ impl Client {
     /// # Errors
     /// As behaviour.md says of ResolveSnapshot.
     pub async fn resolve(&self, id: PayloadId) -> Result<Descriptor, ClientError> {
+        if let Some(session) = self.native_only() {
+            return session.shown(session.call_async(&Submission::Resolve { id }).await?);
+        }
         let request = runtime::ResolveSnapshotRequest { id: encode_id(id) };
         let answer = self.answer(self.data().resolve_snapshot(self.request(request)).await)?;
         Descriptor::decode(answer.payload_descriptor)
@@ -307,6 +408,10 @@ impl Client {
         policy: Option<PromotionPolicy>,
         expected_version: Option<Version>,
     ) -> Result<Descriptor, ClientError> {
+        if let Some(session) = self.native_only() {
+            let wish = request::promote(id, target, policy, expected_version, self.deadline);
+            return session.shown(session.call_async(&wish).await?);
+        }
         let request = runtime::PromoteRequest {
             id: encode_id(id),
             target_tier: encode_tier(Some(target)),
@@ -326,6 +431,10 @@ impl Client {
         ids: &[PayloadId],
         options: &SpillOptions,
     ) -> Result<Vec<Spilled>, ClientError> {
+        if let Some(session) = self.native_only() {
+            let wishes: Vec<_> = ids.iter().map(|id| request::spill(*id, options, self.deadline)).collect();
+            return session.spilled(ids, session.call_many_async(&wishes).await?);
+        }
         let request = runtime::SpillRequest {
             ids: ids.iter().map(|id| ids::payload_id_to_pb(*id)).collect(),
             policy: match options.policy {
@@ -429,7 +538,10 @@ impl Client {
     }
 
     pub(crate) fn answer<T>(&self, result: Result<Response<T>, Status>) -> Result<T, ClientError> {
-        result.map(Response::into_inner).map_err(|status| ClientError::from_status(&status, &self.address))
+        result.map(Response::into_inner).map_err(|status| match self.has_grpc() {
+            true => ClientError::from_status(&status, &self.address),
+            false => ClientError::Input(SOCKET_ONLY.to_owned()),
+        })
     }
 }
 
@@ -498,7 +610,7 @@ mod tests {
         for address in
             ["", "localhost", ":50051", "localhost:port", "localhost:70000", "https://a:1", "a:1/b:2"]
         {
-            let error = Client::connect(address).await.expect_err(address);
+            let error = Client::connect_grpc(address).await.expect_err(address);
             assert!(matches!(error, ClientError::Input(_)), "{address}: {error:?}");
         }
     }

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use payload_types::reply::Summary;
 use payload_types::tier::SpillTarget;
 use payload_types::{
-    ByteCount, Checksum, EvictionPolicy, LeaseId, PayloadError, PayloadId, PayloadState, Tier, Version,
-    WallMs,
+    ByteCount, Checksum, EvictionPolicy, LeaseId, PayloadError, PayloadId, PayloadState, SlabId, Tier,
+    Version, WallMs,
 };
 use payload_wire::pb::core::v1 as core;
 use payload_wire::pb::runtime::v1 as runtime;
@@ -28,6 +28,15 @@ pub enum Location {
         slab_id: u32,
         /// 0 for segments.
         block_index: u64,
+        /// The payload's size.
+        length: ByteCount,
+    },
+    /// A part of a slab of native sessions; only a session can reach it.
+    Block {
+        /// Which slab.
+        slab: SlabId,
+        /// Where the bytes start.
+        offset: u64,
         /// The payload's size.
         length: ByteCount,
     },
@@ -63,6 +72,7 @@ impl Location {
     pub fn length(&self) -> ByteCount {
         match self {
             Self::Segment { length, .. }
+            | Self::Block { length, .. }
             | Self::File { length, .. }
             | Self::Gpu { length, .. }
             | Self::Object { length, .. } => *length,
@@ -190,6 +200,16 @@ impl Page {
             total_count: u64::try_from(message.total_count).unwrap_or_default(),
         })
     }
+}
+
+/// Where the bytes lie, for who is about to map them.
+pub(crate) fn location_of(descriptor: &Descriptor) -> Result<&Location, ClientError> {
+    descriptor.location.as_ref().ok_or_else(|| {
+        ClientError::Mapping(format!(
+            "tier {} gives no location that this program can map; ask for RAM or DISK",
+            descriptor.tier
+        ))
+    })
 }
 
 /// A payload id of an answer, checked.

@@ -53,6 +53,7 @@ pub use lineage::{Direction, Parent};
 pub use metadata::MetadataPage;
 pub use native::Session;
 pub use operations::NodeInfo;
-pub use payload::{ReadLease, WritablePayload};
+pub use payload::{Accepted, ReadLease, WritablePayload};
+pub use payload_types::Memory;
 pub use session::LeaseSession;
 pub use streams::{Start, StreamPage, Subscription};

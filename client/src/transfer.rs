@@ -64,7 +64,8 @@ impl Client {
         T: Send + 'static,
         F: FnOnce(&ReadLease) -> T + Send + 'static,
     {
-        let lease = self.acquire(id, options).await?;
+        // For `copy_to` and `verify`, which compare with it: over rings no checksum comes with a lease.
+        let lease = self.acquire(id, options).await?.described(self).await?;
         let (lease, value) = blocking(move || {
             let value = read(&lease);
             (lease, value)
@@ -144,7 +145,7 @@ impl ReadLease {
 }
 
 /// Runs `work` on a blocking thread; a panic in it goes on here.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,
         Err(failed) => std::panic::resume_unwind(failed.into_panic()),

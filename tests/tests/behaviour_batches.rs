@@ -23,7 +23,7 @@ fn on(tier: Tier) -> AllocateOptions {
 }
 
 async fn client(server: &Server) -> Client {
-    Client::connect(&server.address).await.expect("connected")
+    Client::connect_grpc(&server.address).await.expect("connected")
 }
 
 /// Allocates so many, on RAM and DISK in turn.

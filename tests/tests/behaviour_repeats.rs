@@ -70,7 +70,7 @@ async fn given_a_request_id_when_appends_and_metadata_are_repeated_then_stored_o
     let answer = streams.append(append()).await.expect("appended").into_inner();
     assert_eq!(answer.first_offset, 2, "without an id it is another");
 
-    let client = Client::connect(&server.address).await.expect("connected");
+    let client = Client::connect_grpc(&server.address).await.expect("connected");
     for bad in ["", "é", "a\nb"] {
         assert!(client.with_request_id(bad).is_err(), "{bad:?}");
     }

@@ -351,7 +351,7 @@ async fn given_a_leased_payload_when_compacted_then_the_lease_reads_its_old_plac
     let place = place();
     let server = place.start();
     let v1 = V1::connect(&server).await;
-    let client = Client::connect(&server.address).await.expect("it answers");
+    let client = Client::connect_grpc(&server.address).await.expect("it answers");
     let mut all = stored(&v1, 8, [200_000; 80]).await;
     let leased = all.remove(5);
     let lease = client.acquire(uuid(&leased.id), &AcquireOptions::default()).await.expect("leased");

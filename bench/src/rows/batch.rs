@@ -71,7 +71,7 @@ pub fn run(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
     let (_server, address) = Server::wanted(context, CAPACITY)?;
     let payloads = runtime.block_on(put_payloads(&address))?;
     let mut load = runtime.block_on(LeaseLoad::connect(&address, payloads.clone()))?;
-    let channel = runtime.block_on(Client::connect(&address))?.channel();
+    let channel = runtime.block_on(Client::connect_grpc(&address))?.channel();
     let mut client =
         PayloadBatchServiceClient::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES_MAX);
     let mut sides = [(Series::default(), Latencies::default()), (Series::default(), Latencies::default())];

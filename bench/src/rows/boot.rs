@@ -106,7 +106,7 @@ fn boot(scratch: Scratch) -> anyhow::Result<(Scratch, f64)> {
     let started = Instant::now();
     let server = Server::start_in(scratch)?;
     let (is_serving, stats) = runtime.block_on(async {
-        let client = Client::connect(server.address()).await?;
+        let client = Client::connect_grpc(server.address()).await?;
         anyhow::Ok((client.is_serving().await?, client.stats().await?))
     })?;
     let seconds = started.elapsed().as_secs_f64();

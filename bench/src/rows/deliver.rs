@@ -73,7 +73,7 @@ struct Way {
 impl Way {
     async fn open(address: &str) -> anyhow::Result<Self> {
         let payload = *put_payloads(address).await?.first().context("payloads were put")?;
-        let client = Client::connect(address).await?;
+        let client = Client::connect_grpc(address).await?;
         let stream = StreamName { namespace: "bench".to_owned(), name: "deliver".to_owned() };
         client.stream_create(&stream, StreamLimits::default()).await?;
         let subscription = client.stream_subscribe(&stream, Start::Beginning, 0).await?;

@@ -33,7 +33,7 @@ pub fn run(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
     let mut clients = Vec::new();
     let mut sessions = Vec::new();
     for _ in 0..CONNECTIONS {
-        let client = runtime.block_on(Client::connect(server.address()))?;
+        let client = runtime.block_on(Client::connect_grpc(server.address()))?;
         runtime.block_on(client.stats())?;
         clients.push(client);
     }

@@ -32,7 +32,7 @@ pub(super) async fn stats(
     row: &'static str,
     address: &str,
 ) -> anyhow::Result<()> {
-    let client = Client::connect(address).await?;
+    let client = Client::connect_grpc(address).await?;
     let mut all = Latencies::default();
     let mut series = Series::default();
     // The first round warms up.
@@ -60,7 +60,7 @@ pub(super) async fn pages(
     address: &str,
     payloads: u64,
 ) -> anyhow::Result<()> {
-    let client = Client::connect(address).await?;
+    let client = Client::connect_grpc(address).await?;
     let places = [read(&client, None, payloads).await?, read(&client, Some(Tier::Disk), payloads).await?];
     let mut random = SmallRng::seed_from_u64(11);
     let mut anywhere = |tokens: &[String]| tokens[random.next_u64() as usize % tokens.len()].clone();

@@ -80,6 +80,7 @@ impl Client {
             ttl_ms: convert::millis(py, "ttl", ttl)?,
             no_evict,
             policy: convert::policy(py, priority, spill_target, min_residency, require_durable)?,
+            ..AllocateOptions::default()
         };
         let client = self.link.client(py, timeout)?;
         let payload = waiting(py, || client.allocate(size, &options))?;
@@ -134,6 +135,7 @@ impl Client {
             ttl_ms: convert::millis(py, "ttl", ttl)?,
             no_evict,
             policy: convert::policy(py, priority, spill_target, min_residency, require_durable)?,
+            ..AllocateOptions::default()
         };
         let client = self.link.client(py, timeout)?;
         let (size, place) = (ByteCount(source.length() as u64), source.place());

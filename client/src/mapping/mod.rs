@@ -1,7 +1,7 @@
 //! Puts a payload's bytes into this process: opens its segment or file and maps it.
 //!
-//! The only module of the client with `unsafe`, libc and memmap2; [`shared`] and [`socket`] are what native sessions need
-//! of it. Used by `payload` and `native`; open to anybody who has a [`Location`] and a lease, or an allocation of his own,
+//! The only module of the client with `unsafe`, libc and memmap2; [`shared`], [`slab`] and [`socket`] are what native
+//! sessions need of it. Used by `payload` and `native`; open to anybody who has a [`Location`] and a lease, or an allocation of his own,
 //! that vouches for it.
 //!
 //! ```text
@@ -29,7 +29,10 @@ use crate::descriptor::Location;
 use crate::error::{ClientError, reason_of};
 
 pub(crate) mod shared;
+pub(crate) mod slab;
 pub(crate) mod socket;
+
+use slab::Block;
 
 /// Where Linux keeps POSIX shared-memory objects.
 const SHM_DIR: &str = "/dev/shm";
@@ -39,16 +42,31 @@ pub const CHUNK_BYTES: usize = 256 << 10;
 
 /// A payload's bytes, mapped for reading.
 #[derive(Debug)]
-pub struct ReadMapping {
-    map: Mmap,
-    path: PathBuf,
-}
+pub struct ReadMapping(Mapped<Mmap>);
 
 /// A payload's bytes, mapped for writing.
 #[derive(Debug)]
-pub struct WriteMapping {
-    map: MmapMut,
-    path: PathBuf,
+pub struct WriteMapping(Mapped<MmapMut>);
+
+#[derive(Debug)]
+enum Mapped<M> {
+    /// A file or segment, mapped for this payload alone.
+    File(M, PathBuf),
+    /// A part of a slab, which stays mapped.
+    Block(Block),
+}
+
+impl<M> Mapped<M> {
+    fn prepare(
+        &self,
+        range: Range<usize>,
+        advise: impl Fn(&M, Range<usize>) -> io::Result<()>,
+    ) -> Result<(), ClientError> {
+        match self {
+            Self::File(map, path) => populated(advise(map, range), path),
+            Self::Block(block) => populated(block.prepare(range), Path::new("a slab")),
+        }
+    }
 }
 
 impl ReadMapping {
@@ -65,14 +83,21 @@ impl ReadMapping {
         // range invalid without `prepare` telling.
         let map = unsafe { MmapOptions::new().offset(target.offset).len(target.length).map(&file) };
         let map = map.map_err(|error| target.failed("map", &error))?;
-        Ok(Self { map, path: target.path })
+        Ok(Self(Mapped::File(map, target.path)))
     }
 
     /// Keeps it out of processes that this one forks: they hold no lease.
     pub(crate) fn without_children(self) -> Self {
-        // A kernel that does not know the advice is older than any that this library runs on.
-        let _advised = self.map.advise(Advice::DontFork);
+        if let Mapped::File(map, _) = &self.0 {
+            // A kernel that does not know the advice is older than any that this library runs on.
+            let _advised = map.advise(Advice::DontFork);
+        }
         self
+    }
+
+    /// Of what a lease keeps in a slab.
+    pub(crate) fn of(block: Block) -> Self {
+        Self(Mapped::Block(block))
     }
 
     /// Makes sure that `range` can be loaded.
@@ -80,7 +105,7 @@ impl ReadMapping {
     /// # Errors
     /// [`ClientError::Mapping`] when its bytes are gone.
     pub fn prepare(&self, range: Range<usize>) -> Result<(), ClientError> {
-        populated(self.map.advise_range(Advice::PopulateRead, range.start, range.len()), &self.path)
+        self.0.prepare(range, |map, range| map.advise_range(Advice::PopulateRead, range.start, range.len()))
     }
 }
 
@@ -97,13 +122,20 @@ impl WriteMapping {
         // reserved. Nothing else of this process maps it.
         let map = unsafe { MmapOptions::new().offset(target.offset).len(target.length).map_mut(&file) };
         let map = map.map_err(|error| target.failed("map", &error))?;
-        Ok(Self { map, path: target.path })
+        Ok(Self(Mapped::File(map, target.path)))
     }
 
     /// Keeps it out of processes that this one forks: the allocation is not theirs.
     pub(crate) fn without_children(self) -> Self {
-        let _advised = self.map.advise(Advice::DontFork);
+        if let Mapped::File(map, _) = &self.0 {
+            let _advised = map.advise(Advice::DontFork);
+        }
         self
+    }
+
+    /// Of an allocation in a slab of this session.
+    pub(crate) fn of(block: Block) -> Self {
+        Self(Mapped::Block(block))
     }
 
     /// Makes sure that `range` can be stored to.
@@ -111,27 +143,36 @@ impl WriteMapping {
     /// # Errors
     /// [`ClientError::Mapping`] when its space is gone.
     pub fn prepare(&self, range: Range<usize>) -> Result<(), ClientError> {
-        populated(self.map.advise_range(Advice::PopulateWrite, range.start, range.len()), &self.path)
+        self.0.prepare(range, |map, range| map.advise_range(Advice::PopulateWrite, range.start, range.len()))
     }
 }
 
 impl Deref for ReadMapping {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.map
+        match &self.0 {
+            Mapped::File(map, _) => map,
+            Mapped::Block(block) => block.bytes(),
+        }
     }
 }
 
 impl Deref for WriteMapping {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.map
+        match &self.0 {
+            Mapped::File(map, _) => map,
+            Mapped::Block(block) => block.bytes(),
+        }
     }
 }
 
 impl DerefMut for WriteMapping {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.map
+        match &mut self.0 {
+            Mapped::File(map, _) => map,
+            Mapped::Block(block) => block.bytes_mut(),
+        }
     }
 }
 
@@ -155,6 +196,11 @@ impl Target {
                     "the disk path `{}` is not absolute",
                     path.display()
                 )));
+            }
+            Location::Block { .. } => {
+                return Err(ClientError::Mapping(
+                    "the bytes lie in memory of a native session; lease them over one".to_owned(),
+                ));
             }
             Location::Gpu { .. } => return Err(unreachable_tier(Tier::Gpu)),
             Location::Object { .. } => return Err(unreachable_tier(Tier::Object)),

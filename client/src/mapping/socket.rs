@@ -90,6 +90,22 @@ impl Socket {
         self.receive_with(libc::MSG_DONTWAIT)
     }
 
+    /// Sleeps until there is a message, the other side has closed, or `bell` rings, which it stops; `timeout` at most.
+    pub(crate) fn wait(&self, bell: &Bell, timeout: Duration) {
+        let of = |fd: &OwnedFd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let mut both = [of(&self.fd), of(&bell.0)];
+        let millis = libc::c_int::try_from(timeout.as_millis()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: `both` are two pollfds of open descriptors, which the call reads and writes.
+        let ready = unsafe { libc::poll(both.as_mut_ptr(), both.len() as libc::nfds_t, millis) };
+        if ready > 0 && both[1].revents != 0 {
+            let mut count = 0u64;
+            // SAFETY: eight bytes of a local value are written at most; a bell that stopped by itself says EAGAIN.
+            unsafe {
+                libc::read(bell.0.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>());
+            }
+        }
+    }
+
     fn receive_with(&self, flags: libc::c_int) -> io::Result<Message> {
         let mut bytes = vec![0u8; FRAME_BYTES_MAX];
         let mut control = [0u64; CONTROL_WORDS];
@@ -111,6 +127,28 @@ impl Socket {
         }
         bytes.truncate(length);
         Ok(Message { bytes, descriptors })
+    }
+}
+
+/// An eventfd of this process's own: wakes the thread that waits for a socket.
+#[derive(Debug)]
+pub(crate) struct Bell(OwnedFd);
+
+impl Bell {
+    /// One that is silent.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn new() -> io::Result<Self> {
+        // SAFETY: takes plain numbers, and returns a descriptor or -1.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        // SAFETY: a descriptor that eventfd(2) has just made is nobody else's.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(checked(fd as isize)? as RawFd) }))
+    }
+
+    /// Wakes who waits, now or the next time.
+    pub(crate) fn ring(&self) {
+        ring(&self.0);
     }
 }
 

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use payload_local::hello::{ClientFrame, Hello, ServerFrame, Welcome, doorbells_in_message};
+use payload_local::hello::{ClientFrame, FEATURE_ARENAS, Hello, ServerFrame, Welcome, doorbells_in_message};
 use payload_local::layout::{NODE_PAGE_BYTES, session_bytes};
 
 use crate::error::{ClientError, reason_of};
@@ -42,7 +42,8 @@ pub(super) fn greet(path: &Path) -> Result<Greeted, ClientError> {
     let socket = Socket::connect(path, ANSWER_WITHIN).map_err(|error| failed(&error))?;
     let program = std::env::args_os().next().unwrap_or_default();
     let program = Path::new(&program).file_name().unwrap_or_default().to_string_lossy().into_owned();
-    socket.send(&ClientFrame::Hello(Hello::new(&program)).encode()).map_err(|error| failed(&error))?;
+    let hello = Hello { features: FEATURE_ARENAS, ..Hello::new(&program) };
+    socket.send(&ClientFrame::Hello(hello).encode()).map_err(|error| failed(&error))?;
     let Message { bytes, descriptors } = socket.receive().map_err(|error| failed(&error))?;
     let welcome = match frame(&bytes)? {
         ServerFrame::Welcome(welcome) => *welcome,

@@ -23,6 +23,8 @@ const CALLS_MAX: usize = RING_ENTRIES;
 /// Bits of a tag that say which call; those above count how often its place was taken.
 const SLOT_BITS: u32 = 16;
 
+const SLOT_MASK: u32 = (1 << SLOT_BITS) - 1;
+
 const _: () = assert!(CALLS_MAX <= 1 << SLOT_BITS);
 
 /// See the module.
@@ -36,7 +38,11 @@ pub(super) struct Lane {
 #[derive(Debug)]
 struct Call {
     uses: u16,
+    /// Completions that are still to come, at most.
+    owed: u8,
     state: State,
+    /// What stage 1 of a Commit said, until who waits takes it.
+    accepted: Option<Outcome>,
 }
 
 #[derive(Debug)]
@@ -50,9 +56,22 @@ enum State {
     Unattended,
 }
 
+impl Call {
+    /// Stage 1 came: whoever waits for it looks.
+    fn accept(&mut self, outcome: Outcome) {
+        if let State::Waiting(waker) = &mut self.state {
+            self.accepted = Some(outcome);
+            if let Some(waker) = waker.take() {
+                waker.wake();
+            }
+        }
+    }
+}
+
 impl Lane {
     pub(super) fn new() -> Self {
-        let calls = (0..CALLS_MAX).map(|_| Call { uses: 0, state: State::Free }).collect();
+        let calls =
+            (0..CALLS_MAX).map(|_| Call { uses: 0, owed: 0, state: State::Free, accepted: None }).collect();
         // The lowest place is taken first: few calls at a time touch few lines.
         Self { rings: ClientRings::new(), calls, free: (0..CALLS_MAX as u16).rev().collect() }
     }
@@ -81,6 +100,8 @@ impl Lane {
             return None;
         }
         call.uses = call.uses.wrapping_add(1);
+        call.owed = submission.completions() as u8;
+        call.accepted = None;
         call.state = if is_attended { State::Waiting(None) } else { State::Unattended };
         self.free.pop();
         Some(tag)
@@ -89,13 +110,26 @@ impl Lane {
     /// Takes every completion that is there. True when something was submitted because of it.
     pub(super) fn drain(&mut self, view: &ShardView<'_, AtomicU64>) -> bool {
         let mut has_submitted = false;
-        while let Some((position, contents)) = self.rings.take(view, |_| 1) {
+        while let Some((position, contents)) = self.take(view) {
             if let Some(undo) = self.settle(view, position, &contents) {
                 // There is room: the completion that was just taken made it.
                 has_submitted |= self.submit(view, &undo, false).is_some();
             }
         }
         has_submitted
+    }
+
+    /// Takes one completion. A last one settles what its call is owed still: the server may skip stage 1 of a Commit.
+    fn take(&mut self, view: &ShardView<'_, AtomicU64>) -> Option<(u64, Contents)> {
+        let calls = &mut self.calls;
+        self.rings.take(view, |contents| {
+            let Some(call) = calls.get_mut((Completion::tag_of(contents) & SLOT_MASK) as usize) else {
+                return 1;
+            };
+            let settled = if Completion::is_last_of(contents) { call.owed } else { call.owed.min(1) };
+            call.owed -= settled;
+            settled.into()
+        })
     }
 
     /// Hands a completion to its call. Returns what undoes it, if nobody wants what it brings.
@@ -107,9 +141,12 @@ impl Lane {
     ) -> Option<Submission> {
         let slot = self.slot_of(Completion::tag_of(contents))?;
         let answer = match Completion::decode(contents) {
-            // Calls of this library ask for one completion only.
             Ok(completion) if completion.is_last => answer_of(view, position, completion),
-            Ok(_) | Err(_) => {
+            Ok(completion) => {
+                self.calls[slot].accept(completion.outcome);
+                return None;
+            }
+            Err(_) => {
                 Err(ClientError::Contract("a completion of a native session makes no sense".to_owned()))
             }
         };
@@ -145,6 +182,16 @@ impl Lane {
         };
         self.free.push(slot as u16);
         Some(answer)
+    }
+
+    /// What stage 1 of a Commit said, once: `Some(None)` when its answer is there and stage 1 is not, or was taken.
+    pub(super) fn take_accepted(&mut self, tag: u32) -> Option<Option<Outcome>> {
+        let slot = self.slot_of(tag)?;
+        let call = &mut self.calls[slot];
+        match call.accepted.take() {
+            Some(outcome) => Some(Some(outcome)),
+            None => matches!(call.state, State::Answered(_)).then_some(None),
+        }
     }
 
     /// Has `waker` woken when the call is answered.
@@ -184,7 +231,7 @@ impl Lane {
 
     /// The place that a tag names, if the tag is of its present use.
     fn slot_of(&self, tag: u32) -> Option<usize> {
-        let slot = (tag & ((1 << SLOT_BITS) - 1)) as usize;
+        let slot = (tag & SLOT_MASK) as usize;
         let call = self.calls.get(slot)?;
         (u32::from(call.uses) == tag >> SLOT_BITS && !matches!(call.state, State::Free)).then_some(slot)
     }

@@ -12,8 +12,11 @@
 
 mod handshake;
 mod lane;
+pub(crate) mod request;
 mod session;
+mod slabs;
 mod waiter;
 mod watch;
 
-pub use session::{Session, Ticket};
+pub use session::{Call, Session, Ticket};
+pub use watch::Pending;

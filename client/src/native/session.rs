@@ -9,24 +9,28 @@
 //! [`SLEEP_MAX`] without a look whether the server is there: everybody has an error within a second of its end. A child of
 //! a fork touches nothing: every method refuses there, and dropping sends nothing.
 
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use payload_local::hello::{ClientFrame, ServerFrame, Welcome};
-use payload_local::layout::{NodeView, SessionView, ShardView};
+use payload_local::hello::{FEATURE_ARENAS, Welcome};
+use payload_local::layout::{NodeView, RING_ENTRIES, SessionView, ShardView};
 use payload_local::ring::has_entry;
 use payload_local::{Op, Outcome, Shown, Submission, place, segment, wake};
 use payload_types::{EvictionPolicy, Location as Lies, PayloadId};
 
-use crate::descriptor::{Descriptor, Location};
+use crate::descriptor::{Descriptor, Location, location_of};
 use crate::error::ClientError;
 use crate::mapping::shared::{ForkGuard, SharedWords, futex_wait, futex_wake};
-use crate::mapping::socket::{self, Socket};
+use crate::mapping::socket::{self, Bell};
+use crate::mapping::{ReadMapping, WriteMapping};
 use crate::native::handshake::{Greeted, greet};
 use crate::native::lane::{Answer, Lane};
+use crate::native::slabs::Slabs;
 use crate::native::waiter::Spin;
 use crate::native::watch::Watch;
 
@@ -37,14 +41,13 @@ pub(super) const SLEEP_MAX: Duration = Duration::from_millis(400);
 #[derive(Debug)]
 pub struct Session {
     path: PathBuf,
-    socket: Socket,
+    /// The socket, and the memory that comes over it.
+    slabs: Arc<Slabs>,
     welcome: Welcome,
     memory: SharedWords,
     node: SharedWords,
     shards: Vec<Shard>,
     fork: ForkGuard,
-    /// Why it has ended.
-    ended: OnceLock<String>,
     /// Whose turn it is to allocate.
     turn: AtomicU32,
     spin: Spin,
@@ -62,13 +65,16 @@ struct Shard {
 /// A call that was submitted. Waiting for it takes the answer; dropping it undoes what it brings.
 #[derive(Debug)]
 #[must_use]
-pub struct Ticket<'a> {
-    session: &'a Session,
+pub struct Call<S: Deref<Target = Session>> {
+    session: S,
     shard: u16,
     tag: u32,
     op: Op,
     is_done: bool,
 }
+
+/// A call whose session is lent.
+pub type Ticket<'a> = Call<&'a Session>;
 
 impl Session {
     /// Connects to the server whose socket is at `path` (`local.socket_path`).
@@ -80,16 +86,21 @@ impl Session {
         let Greeted { socket, welcome, memory, node, bells } = greet(path)?;
         let fork =
             ForkGuard::new().map_err(|reason| ClientError::Io { what: "cannot map a page", reason })?;
+        let bell =
+            Bell::new().map_err(|reason| ClientError::Io { what: "cannot make an eventfd", reason })?;
+        let slabs = Slabs::new(socket, bell);
+        if welcome.features & FEATURE_ARENAS != 0 {
+            slabs.start()?;
+        }
         let shard = |bell| Shard { lane: Mutex::new(Lane::new()), next: AtomicU64::new(0), bell };
         Ok(Self {
             path: path.to_owned(),
-            socket,
+            slabs,
             welcome,
             memory,
             node,
             shards: bells.into_iter().map(shard).collect(),
             fork,
-            ended: OnceLock::new(),
             turn: AtomicU32::new(0),
             spin: Spin::new(),
             watch: Arc::default(),
@@ -120,8 +131,47 @@ impl Session {
     /// # Errors
     /// [`ClientError::Ended`], [`ClientError::Forked`].
     pub fn submit(&self, submission: &Submission) -> Result<Ticket<'_>, ClientError> {
-        let (shard, tag) = self.publish(submission, true)?;
-        Ok(Ticket { session: self, shard, tag, op: submission.op(), is_done: false })
+        let published = self.publish(submission, true)?;
+        Ok(Call::of(self, published, submission.op()))
+    }
+
+    /// As [`Session::submit`], of a call that keeps its session.
+    ///
+    /// # Errors
+    /// As [`Session::submit`].
+    pub fn submit_owned(self: &Arc<Self>, submission: &Submission) -> Result<Call<Arc<Self>>, ClientError> {
+        let published = self.publish(submission, true)?;
+        Ok(Call::of(Arc::clone(self), published, submission.op()))
+    }
+
+    /// Asks many things at a time, rings each doorbell once, and waits for all answers. They are in order.
+    ///
+    /// # Errors
+    /// As [`Session::submit`]: of the whole. What one of them was refused for is its own answer.
+    pub fn call_many(&self, submissions: &[Submission]) -> Result<Vec<Answer>, ClientError> {
+        let mut answers = Vec::with_capacity(submissions.len());
+        let mut waiting = VecDeque::with_capacity(submissions.len().min(RING_ENTRIES));
+        let mut unrung = BTreeSet::new();
+        for submission in submissions {
+            let published = loop {
+                if let Some(published) = self.publish_unrung(submission, true)? {
+                    break published;
+                }
+                // A full ring: what holds places in it are our own calls, or others that somebody waits for. Waiting for
+                // room with answers of our own untaken could wait for ever.
+                unrung.iter().for_each(|shard| self.ring(*shard));
+                unrung.clear();
+                match waiting.pop_front() {
+                    Some(oldest) => answers.push(Ticket::wait(oldest)),
+                    None => break self.publish(submission, true)?,
+                }
+            };
+            unrung.insert(published.0);
+            waiting.push_back(Call::of(self, published, submission.op()));
+        }
+        unrung.iter().for_each(|shard| self.ring(*shard));
+        answers.extend(waiting.into_iter().map(Ticket::wait));
+        Ok(answers)
     }
 
     /// Asks for something whose answer nobody needs: a Release, an Abort.
@@ -146,8 +196,7 @@ impl Session {
             Lies::File(generation) => {
                 Location::File { path: place::file_path(root()?, id, generation), offset: 0, length }
             }
-            // Slabs are not mapped here yet, and a server hands out none.
-            Lies::Arena(_) => return None,
+            Lies::Arena(block) => Location::Block { slab: block.slab, offset: block.offset_bytes(), length },
             Lies::Packed(extent) => Location::File {
                 path: place::segment_file_path(root()?, extent.file),
                 offset: extent.offset_bytes(),
@@ -173,6 +222,49 @@ impl Session {
         }
     }
 
+    /// True when the server offered arenas, and this session took them.
+    pub fn has_arenas(&self) -> bool {
+        self.welcome.features & FEATURE_ARENAS != 0
+    }
+
+    /// Counts payloads that were deleted by force, on this node. While it stays, all leases are valid.
+    pub fn revoked(&self) -> u64 {
+        self.memory_view().revoked().load(Ordering::Acquire)
+    }
+
+    /// Maps what an allocation of this session holds.
+    pub(crate) fn map_to_write(&self, descriptor: &Descriptor) -> Result<WriteMapping, ClientError> {
+        match location_of(descriptor)? {
+            Location::Block { slab, offset, length } => {
+                self.slabs.to_write(*slab, *offset, length.0).map(WriteMapping::of)
+            }
+            other => WriteMapping::open(other).map(WriteMapping::without_children),
+        }
+    }
+
+    /// Maps what a lease of this session holds. May wait for a slab, [`Session::must_wait_to_read`] tells.
+    pub(crate) fn map_to_read(&self, descriptor: &Descriptor) -> Result<ReadMapping, ClientError> {
+        match location_of(descriptor)? {
+            Location::Block { slab, offset, length } => {
+                self.slabs.to_read(*slab, *offset, length.0).map(ReadMapping::of)
+            }
+            other => ReadMapping::open(other).map(ReadMapping::without_children),
+        }
+    }
+
+    /// True when [`Session::map_to_read`] has to ask the server for a slab.
+    pub(crate) fn must_wait_to_read(&self, descriptor: &Descriptor) -> bool {
+        matches!(&descriptor.location, Some(Location::Block { slab, .. }) if !self.slabs.is_known(*slab))
+    }
+
+    /// An allocation is about to be committed, and its mapping is gone: unmaps memory of its own, which the kernel makes
+    /// immutable only when nobody could still write to it.
+    pub(crate) fn unmap_isolated(&self, descriptor: &Descriptor) {
+        if let Some(Location::Block { slab, .. }) = &descriptor.location {
+            self.slabs.unmap_isolated(*slab);
+        }
+    }
+
     /// True while this shard sleeps, or is about to: a submission would ring its doorbell. For benches.
     ///
     /// # Panics
@@ -184,7 +276,7 @@ impl Session {
 
     /// True while the server is there, as far as is known: a call finds out within a second.
     pub fn is_open(&self) -> bool {
-        !self.fork.is_child() && self.ended.get().is_none() && self.is_same_start()
+        !self.fork.is_child() && self.slabs.ended().is_none() && self.is_same_start()
     }
 
     fn shard_of(&self, submission: &Submission) -> u16 {
@@ -223,6 +315,19 @@ impl Session {
         submission: &Submission,
         is_attended: bool,
     ) -> Result<Option<(u16, u32)>, ClientError> {
+        let published = self.publish_unrung(submission, is_attended)?;
+        if let Some((shard, _)) = published {
+            self.ring(shard);
+        }
+        Ok(published)
+    }
+
+    /// As [`Session::publish_now`], and the doorbell is left to the caller.
+    pub(super) fn publish_unrung(
+        &self,
+        submission: &Submission,
+        is_attended: bool,
+    ) -> Result<Option<(u16, u32)>, ClientError> {
         self.check()?;
         let shard = self.shard_of(submission);
         let view = self.view(shard);
@@ -232,21 +337,23 @@ impl Session {
             self.drain(shard, &mut lane);
             tag = lane.submit(&view, submission, is_attended);
         }
-        drop(lane);
-        if tag.is_some() {
-            self.ring(shard);
-        }
         Ok(tag.map(|tag| (shard, tag)))
     }
 
-    /// The answer of a call if it is there; otherwise `waker` is woken when it is.
-    pub(super) fn poll_answer(&self, shard: u16, tag: u32, waker: &Waker) -> Poll<Answer> {
+    /// What `look` takes of a call if it is there; otherwise `waker` is woken when it may be.
+    fn poll_lane<T>(
+        &self,
+        shard: u16,
+        tag: u32,
+        waker: &Waker,
+        look: impl FnOnce(&mut Lane) -> Option<T>,
+    ) -> Poll<Result<T, ClientError>> {
         let mut lane = self.lane(shard);
         if !self.fork.is_child() {
             self.drain(shard, &mut lane);
         }
-        match (lane.take_answer(tag), self.check()) {
-            (Some(answer), _) => Poll::Ready(answer),
+        match (look(&mut lane), self.check()) {
+            (Some(found), _) => Poll::Ready(Ok(found)),
             (None, Err(error)) => Poll::Ready(Err(error)),
             (None, Ok(())) => {
                 lane.wake_when_answered(tag, waker);
@@ -299,7 +406,7 @@ impl Session {
     }
 
     /// Rings the shard's doorbell if it sleeps.
-    fn ring(&self, shard: u16) {
+    pub(super) fn ring(&self, shard: u16) {
         if wake::must_ring(self.node_view().sleeping(shard)) {
             socket::ring(&self.shards[usize::from(shard)].bell);
         }
@@ -358,7 +465,7 @@ impl Session {
         if self.fork.is_child() {
             return Err(ClientError::Forked);
         }
-        match self.ended.get() {
+        match self.slabs.ended() {
             None => Ok(()),
             Some(reason) => Err(ClientError::Ended { reason: reason.clone() }),
         }
@@ -366,22 +473,12 @@ impl Session {
 
     /// Looks whether the server is still there, and notes it when it is not.
     pub(super) fn look_after_server(&self) {
-        let reason = match self.socket.receive_now() {
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                if self.is_same_start() {
-                    return;
-                }
-                "the server has stopped".to_owned()
+        if self.slabs.receive() {
+            if self.is_same_start() {
+                return;
             }
-            Err(error) => format!("its socket failed: {}", crate::error::reason_of(&error)),
-            Ok(message) => match ServerFrame::decode(&message.bytes) {
-                Ok(ServerFrame::Closed { text }) => text,
-                _ if message.bytes.is_empty() => "the server is gone".to_owned(),
-                _ => "the server sent what it must not".to_owned(),
-            },
-        };
-        // The first reason stays.
-        let _already = self.ended.set(reason);
+            self.slabs.end("the server has stopped".to_owned());
+        }
         // What sleeps meanwhile finds it out by itself.
         for shard in &self.shards {
             lock(&shard.lane).wake_all();
@@ -417,12 +514,15 @@ impl Drop for Session {
         }
         self.watch.stop();
         self.memory_view().wake_line().client_closed.store(1, Ordering::Relaxed);
-        // Closing the socket, which follows, says the same.
-        let _said = self.socket.send(&ClientFrame::Bye.encode());
+        self.slabs.stop();
     }
 }
 
-impl Ticket<'_> {
+impl<S: Deref<Target = Session>> Call<S> {
+    pub(super) fn of(session: S, (shard, tag): (u16, u32), op: Op) -> Self {
+        Self { session, shard, tag, op, is_done: false }
+    }
+
     /// Waits for the answer.
     ///
     /// # Errors
@@ -433,9 +533,35 @@ impl Ticket<'_> {
         self.is_done = true;
         answer?
     }
+
+    /// Waits until a Commit that asked for it is ACCEPTED, and returns what it said; `None` when the server skipped that, or
+    /// it was asked before: [`Call::wait`] has the answer then.
+    ///
+    /// # Errors
+    /// As [`Session::submit`].
+    pub fn wait_accepted(&self) -> Result<Option<Outcome>, ClientError> {
+        self.session.wait_until(self.shard, |lane| lane.take_accepted(self.tag))
+    }
+
+    /// [`Call::wait`] of a task.
+    pub(super) fn poll_answer(&mut self, waker: &Waker) -> Poll<Answer> {
+        let tag = self.tag;
+        let answer = self.session.poll_lane(self.shard, tag, waker, |lane| lane.take_answer(tag));
+        self.is_done = answer.is_ready();
+        answer.map(|answer| answer?)
+    }
+
+    /// [`Call::wait_accepted`] of a task.
+    pub(super) fn poll_accepted(&self, waker: &Waker) -> Poll<Result<Option<Outcome>, ClientError>> {
+        self.session.poll_lane(self.shard, self.tag, waker, |lane| lane.take_accepted(self.tag))
+    }
+
+    pub(super) fn session(&self) -> &Session {
+        &self.session
+    }
 }
 
-impl Drop for Ticket<'_> {
+impl<S: Deref<Target = Session>> Drop for Call<S> {
     fn drop(&mut self) {
         if !self.is_done {
             self.session.abandon(self.shard, self.tag, self.op);

@@ -10,17 +10,19 @@
 //! async call, sleeps on a condition variable while none is pending, and then holds nothing of the session, so that
 //! dropping the last user ends it.
 
-use std::future::Future;
+use std::collections::{BTreeSet, VecDeque};
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use payload_local::{Op, Submission};
+use payload_local::layout::RING_ENTRIES;
+use payload_local::{Op, Outcome, Submission};
 
 use crate::error::ClientError;
 use crate::native::lane::Answer;
-use crate::native::session::Session;
+use crate::native::session::{Call, Session};
 
 /// How often a full ring is tried again: 256 calls of one shard are unanswered then.
 const ROOM_AGAIN: Duration = Duration::from_millis(1);
@@ -40,13 +42,8 @@ struct State {
 }
 
 /// A call whose answer a task waits for. Dropping it undoes what it brings.
-struct Pending {
-    session: Arc<Session>,
-    shard: u16,
-    tag: u32,
-    op: Op,
-    is_done: bool,
-}
+#[derive(Debug)]
+pub struct Pending(Call<Arc<Session>>);
 
 impl Session {
     /// Asks, and waits for the answer without blocking the thread.
@@ -54,16 +51,70 @@ impl Session {
     /// # Errors
     /// As [`Session::call`].
     pub async fn call_async(self: &Arc<Self>, submission: &Submission) -> Answer {
-        let (shard, tag) = loop {
+        self.begin(submission).await?.await
+    }
+
+    /// [`Session::call_many`] of a task.
+    ///
+    /// # Errors
+    /// As [`Session::call_many`].
+    pub async fn call_many_async(
+        self: &Arc<Self>,
+        submissions: &[Submission],
+    ) -> Result<Vec<Answer>, ClientError> {
+        let mut answers = Vec::with_capacity(submissions.len());
+        let mut waiting = VecDeque::with_capacity(submissions.len().min(RING_ENTRIES));
+        let mut unrung = BTreeSet::new();
+        for submission in submissions {
+            // As in `call_many`: nobody waits for room while answers of his own are untaken.
+            let published = loop {
+                if let Some(published) = self.publish_unrung(submission, true)? {
+                    break published;
+                }
+                unrung.iter().for_each(|shard| self.ring(*shard));
+                unrung.clear();
+                match waiting.pop_front() {
+                    Some(oldest) => answers.push(oldest.await),
+                    None => tokio::time::sleep(ROOM_AGAIN).await,
+                }
+            };
+            unrung.insert(published.0);
+            waiting.push_back(self.pending(published, submission.op())?);
+        }
+        unrung.iter().for_each(|shard| self.ring(*shard));
+        for call in waiting {
+            answers.push(call.await);
+        }
+        Ok(answers)
+    }
+
+    /// Asks, and returns what to wait for.
+    ///
+    /// # Errors
+    /// As [`Session::submit`].
+    pub(crate) async fn begin(self: &Arc<Self>, submission: &Submission) -> Result<Pending, ClientError> {
+        loop {
             match self.publish_now(submission, true)? {
-                Some(published) => break published,
+                Some(published) => return self.pending(published, submission.op()),
                 None => tokio::time::sleep(ROOM_AGAIN).await,
             }
-        };
-        let session = Arc::clone(self);
-        let pending = Pending { session, shard, tag, op: submission.op(), is_done: false };
+        }
+    }
+
+    fn pending(self: &Arc<Self>, published: (u16, u32), op: Op) -> Result<Pending, ClientError> {
+        let call = Call::of(Arc::clone(self), published, op);
         self.watch().begin(self)?;
-        pending.await
+        Ok(Pending(call))
+    }
+}
+
+impl Pending {
+    /// [`Call::wait_accepted`] of a task.
+    ///
+    /// # Errors
+    /// As [`Call::wait_accepted`].
+    pub(crate) async fn accepted(&self) -> Result<Option<Outcome>, ClientError> {
+        poll_fn(|context| self.0.poll_accepted(context.waker())).await
     }
 }
 
@@ -71,19 +122,16 @@ impl Future for Pending {
     type Output = Answer;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer> {
-        let answer = self.session.poll_answer(self.shard, self.tag, context.waker());
-        self.is_done = answer.is_ready();
-        answer
+        self.0.poll_answer(context.waker())
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        if !self.is_done {
-            self.session.abandon(self.shard, self.tag, self.op);
-        }
-        if self.session.watch().end() {
-            self.session.poke();
+        // The call itself is undone after this, if nobody took its answer.
+        let session = self.0.session();
+        if session.watch().end() {
+            session.poke();
         }
     }
 }

@@ -68,7 +68,7 @@ async fn demo(files: &[PathBuf]) -> anyhow::Result<()> {
     let server = DemoServer::start(ByteCount(ram), disk).await?;
     let meter =
         Meter::start(server.address()).await.context("the relay that counts bytes could not be started")?;
-    let client = Client::connect(meter.address()).await?;
+    let client = Client::connect_grpc(meter.address()).await?;
     let mut worker = Worker::start(meter.address())?;
     println!(
         "server: process {}, {} of RAM, files below {}; worker: process {}",
@@ -203,6 +203,6 @@ fn shown(location: Option<&Location>) -> String {
         Some(Location::Segment { shm_name, .. }) => shm_name.clone(),
         Some(Location::File { path, offset: 0, .. }) => path.display().to_string(),
         Some(Location::File { path, offset, .. }) => format!("{} from byte {offset} on", path.display()),
-        Some(Location::Gpu { .. } | Location::Object { .. }) | None => "-".to_owned(),
+        Some(Location::Block { .. } | Location::Gpu { .. } | Location::Object { .. }) | None => "-".to_owned(),
     }
 }

@@ -90,7 +90,7 @@ impl Worker {
 /// When it cannot start or the demo no longer listens.
 pub fn run(address: &str) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let client = runtime.block_on(Client::connect(address))?;
+    let client = runtime.block_on(Client::connect_grpc(address))?;
     for line in std::io::stdin().lock().lines() {
         let answer = match runtime.block_on(lease_and_hash(&client, &line?)) {
             Ok(took) => format!("ok {}", took.as_nanos()),

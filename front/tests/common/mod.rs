@@ -99,7 +99,7 @@ pub struct Server {
 
 impl Server {
     pub async fn client(&self) -> Client {
-        Client::connect(&self.address).await.expect("the server answers")
+        Client::connect_grpc(&self.address).await.expect("the server answers")
     }
 
     /// What `kill -9` does.

@@ -64,7 +64,7 @@ fn main() {
             ["session", name] => {
                 let wished = runtime.block_on(async {
                     if session.is_none() {
-                        let client = Client::connect(&address).await.expect("connected");
+                        let client = Client::connect_grpc(&address).await.expect("connected");
                         session = Some(client.lease_session().await.expect("a session"));
                     }
                     let id = PayloadKey::from_slice(&from_hex(name).value).expect("16 bytes");

@@ -81,7 +81,7 @@ pub fn run(address: &str, seed: u64) -> anyhow::Result<()> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let Ok(client) = Client::connect(address).await else {
+        let Ok(client) = Client::connect_grpc(address).await else {
             // Killed before this client was born; were it not, the driver would take the silence for a refusal.
             return Ok(());
         };

@@ -227,7 +227,7 @@ impl Run {
     pub async fn start(&mut self) -> Result<(Server, Client), Breach> {
         let does_not = |said| Breach::new(Rule::Starts, said);
         let server = self.place.launch().listening().map_err(does_not)?;
-        let client = Client::connect(&server.address).await;
+        let client = Client::connect_grpc(&server.address).await;
         let client = client.map_err(|error| does_not(format!("{error}; {}", server.log())))?;
         Ok((server, client.with_deadline(crate::server::PATIENCE)))
     }

@@ -185,7 +185,7 @@ struct Over;
 fn play(shared: &Shared, address: &str, seed: u64) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime needs only descriptors").block_on(async {
-        let Ok(client) = Client::connect(address).await else { return };
+        let Ok(client) = Client::connect_grpc(address).await else { return };
         let random = SmallRng::seed_from_u64(seed);
         let mut player = Player { client, shared, random, remembered: VecDeque::new() };
         while shared.put_bytes.load(Ordering::Relaxed) < shared.put_bytes_aim.load(Ordering::Relaxed)

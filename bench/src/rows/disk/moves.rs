@@ -52,7 +52,7 @@ impl Moves {
     /// When the server does not answer.
     pub fn connect(address: &str, load: Load) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let client = runtime.block_on(Client::connect(address))?;
+        let client = runtime.block_on(Client::connect_grpc(address))?;
         Ok(Self { runtime, client, load, ids: Vec::new() })
     }
 

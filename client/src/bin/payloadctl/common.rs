@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::ValueEnum;
 use payload_client::{AllocateOptions, Client, ClientError};
 use payload_types::tier::SpillTarget;
-use payload_types::{EvictionPolicy, PayloadError, PayloadId, Tier, Version};
+use payload_types::{EvictionPolicy, Memory, PayloadError, PayloadId, Tier, Version};
 
 use crate::output::Output;
 
@@ -85,6 +85,8 @@ impl Placement {
             ttl_ms: self.ttl,
             no_evict: self.no_evict,
             policy: EvictionPolicy { spill_target: self.spill_target.map(Into::into), ..Default::default() },
+            // Its programs end at once: what they leave is to be read by everybody, and to survive the server.
+            memory: Some(Memory::Segment),
         }
     }
 }

@@ -91,7 +91,7 @@ pub async fn run(address: &str, output: &mut Output) -> anyhow::Result<()> {
 
 /// What the server says of itself.
 async fn check_server(address: &str) -> Vec<Check> {
-    let client = match Client::connect(address).await {
+    let client = match Client::connect_grpc(address).await {
         Ok(client) => client,
         Err(ClientError::Connect { address, reason }) => {
             let detail = format!("no server answers at {address} ({reason})");

@@ -188,6 +188,13 @@ impl From<&Location> for Place {
                 block_index: *block_index,
                 length_bytes: length.0,
             },
+            // Of a session's memory: no name, and the place in the slab in cache lines.
+            Location::Block { slab, offset, length } => Self::Ram {
+                shm_name: String::new(),
+                slab_id: slab.get(),
+                block_index: offset / payload_types::slab::BLOCK_UNIT_BYTES,
+                length_bytes: length.0,
+            },
             Location::File { path, offset, length } => {
                 Self::Disk { path: shown(path), offset_bytes: *offset, length_bytes: length.0 }
             }
