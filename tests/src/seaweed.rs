@@ -19,16 +19,16 @@ use std::time::Duration;
 /// The keys that may do everything.
 pub const ACCESS_KEY: &str = "key";
 /// See [`ACCESS_KEY`].
-pub const SECRET_KEY: &str = "secret";
+pub const SECRET_KEY: &str = "hush-4711";
 /// Keys that may only read.
 pub const READER_KEY: &str = "reader";
 /// See [`READER_KEY`].
-pub const READER_SECRET: &str = "readersecret";
+pub const READER_SECRET: &str = "hush-4712";
 
 const IDENTITIES: &str = r#"{"identities": [
-    {"name": "all", "credentials": [{"accessKey": "key", "secretKey": "secret"}],
+    {"name": "all", "credentials": [{"accessKey": "key", "secretKey": "hush-4711"}],
      "actions": ["Admin", "Read", "Write", "List", "Tagging"]},
-    {"name": "reader", "credentials": [{"accessKey": "reader", "secretKey": "readersecret"}], "actions": ["Read"]}
+    {"name": "reader", "credentials": [{"accessKey": "reader", "secretKey": "hush-4712"}], "actions": ["Read"]}
 ]}"#;
 
 /// It answers within four seconds; on a busy machine within sixty.
@@ -97,7 +97,7 @@ impl Seaweed {
             .args([format!("-volume.port={volume}"), format!("-volume.port.grpc={volume_grpc}")])
             .args([format!("-filer.port={filer}"), format!("-filer.port.grpc={filer_grpc}")])
             .args([format!("-s3.port={s3}"), format!("-s3.port.grpc={s3_grpc}"), "-s3.config=s3.json".into()])
-            .args(["-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=16"])
+            .args(["-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"])
             .args([
                 "-master.volumeSizeLimitMB=1024",
                 "-volume.minFreeSpacePercent=0",

@@ -1,4 +1,4 @@
-//! What touches bytes: RAM segments and the disk store, on threads of their own.
+//! What touches bytes: RAM segments, the disk store and the object store ([`object`]), on threads of their own.
 //!
 //! ```text
 //! shard --Effect--> submit() --bounded lanes--> worker / transfer / retire threads --Completion--> sink --> shard
@@ -30,6 +30,7 @@ mod footprint;
 mod health;
 mod intent;
 mod naming;
+pub mod object;
 mod packed;
 mod retire;
 mod segments;

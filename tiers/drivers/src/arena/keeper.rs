@@ -60,6 +60,20 @@ pub enum Job {
         /// The memory.
         done: Done<Result<Isolated, ArenaError>>,
     },
+    /// Its writer has mapped it. Also reserves what he punched out meanwhile, hence not for a thread that must not wait.
+    Seal {
+        /// What was offered.
+        draft: Draft,
+        /// The slab; on an error the memory is given up.
+        done: Done<Result<Slab, ArenaError>>,
+    },
+    /// The commit of a payload with `isolation: sealed`.
+    Freeze {
+        /// Its memory.
+        isolated: Isolated,
+        /// It can be written no more; on an error it comes back as it was.
+        done: Done<Result<Frozen, (Isolated, ArenaError)>>,
+    },
     /// Touch pages from the slab's start up to here. No answer: it is an advice.
     Prefault {
         /// The slab; it may leave meanwhile.
@@ -202,6 +216,8 @@ impl Work {
         match job {
             Job::Make { bytes, node, done } => done(self.maker.slab(bytes, node)),
             Job::MakeIsolated { bytes, node, done } => done(self.maker.isolated(bytes, node)),
+            Job::Seal { draft, done } => done(draft.seal()),
+            Job::Freeze { isolated, done } => done(isolated.freeze()),
             Job::Prefault { slab, to } => self.note_touching(slab, to),
             Job::Zero { slab, range, done } => {
                 for start in range.clone().step_by(ZERO_BYTES as usize) {
