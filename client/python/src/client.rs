@@ -59,7 +59,7 @@ impl Client {
     }
 
     /// Reserves space for a payload that is then written in place and committed.
-    #[pyo3(signature = (nbytes, tier="ram", ttl=None, *, no_evict=false, priority=None, spill_target=None, min_residency=None, require_durable=false, timeout=None))]
+    #[pyo3(signature = (nbytes, tier="ram", ttl=None, *, no_evict=false, priority=None, spill_target=None, min_residency=None, require_durable=false, memory=None, timeout=None))]
     #[expect(clippy::too_many_arguments, reason = "Python names them")]
     fn allocate(
         &self,
@@ -72,6 +72,7 @@ impl Client {
         spill_target: Option<&str>,
         min_residency: Option<&str>,
         require_durable: bool,
+        memory: Option<&str>,
         timeout: Option<f64>,
     ) -> PyResult<Writer> {
         let size = size(nbytes)?;
@@ -80,7 +81,7 @@ impl Client {
             ttl_ms: convert::millis(py, "ttl", ttl)?,
             no_evict,
             policy: convert::policy(py, priority, spill_target, min_residency, require_durable)?,
-            ..AllocateOptions::default()
+            memory: convert::memory(py, memory)?,
         };
         let client = self.link.client(py, timeout)?;
         let payload = waiting(py, || client.allocate(size, &options))?;
@@ -114,7 +115,7 @@ impl Client {
     }
 
     /// Copies bytes into a writer's space, commits it with their checksum, and returns the id.
-    #[pyo3(signature = (data, tier="ram", ttl=None, *, no_evict=false, priority=None, spill_target=None, min_residency=None, require_durable=false, timeout=None))]
+    #[pyo3(signature = (data, tier="ram", ttl=None, *, no_evict=false, priority=None, spill_target=None, min_residency=None, require_durable=false, memory=None, timeout=None))]
     #[expect(clippy::too_many_arguments, reason = "Python names them")]
     fn put<'py>(
         &self,
@@ -127,6 +128,7 @@ impl Client {
         spill_target: Option<&str>,
         min_residency: Option<&str>,
         require_durable: bool,
+        memory: Option<&str>,
         timeout: Option<f64>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let source = Source::of(data)?;
@@ -135,7 +137,7 @@ impl Client {
             ttl_ms: convert::millis(py, "ttl", ttl)?,
             no_evict,
             policy: convert::policy(py, priority, spill_target, min_residency, require_durable)?,
-            ..AllocateOptions::default()
+            memory: convert::memory(py, memory)?,
         };
         let client = self.link.client(py, timeout)?;
         let (size, place) = (ByteCount(source.length() as u64), source.place());

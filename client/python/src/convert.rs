@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use payload_types::tier::SpillTarget;
 use payload_types::{
-    EvictionPolicy, EvictionPriority, PayloadId, PayloadState, PromotionPolicy, Tier, WallMs,
+    EvictionPolicy, EvictionPriority, Memory, PayloadId, PayloadState, PromotionPolicy, Tier, WallMs,
 };
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -169,6 +169,23 @@ pub fn promotion(py: Python<'_>, word: Option<&str>) -> PyResult<Option<Promotio
         Some("best_effort") => Some(PromotionPolicy::BestEffort),
         Some(word) => {
             let sentence = format!("promotion is {word:?}; it is \"blocking\" or \"best_effort\"");
+            return Err(invalid(py, sentence));
+        }
+    })
+}
+
+/// `arena`, `segment` or `sealed`; `None`: what is fastest.
+///
+/// # Errors
+/// `InvalidArgument` for another word.
+pub fn memory(py: Python<'_>, word: Option<&str>) -> PyResult<Option<Memory>> {
+    Ok(match word {
+        None => None,
+        Some("arena") => Some(Memory::Arena),
+        Some("segment") => Some(Memory::Segment),
+        Some("sealed") => Some(Memory::Sealed),
+        Some(word) => {
+            let sentence = format!("memory is {word:?}; it is \"arena\", \"segment\" or \"sealed\"");
             return Err(invalid(py, sentence));
         }
     })

@@ -10,7 +10,7 @@
 //!
 //! Three rules hold everywhere. Whatever waits does so without the GIL (`link`). Bytes that Python can see stay mapped, and
 //! leased, while a buffer of them exists (`buffer`). A process that was forked touches nothing of its parent's (`owned`).
-//! `unsafe` stands in `buffer` and in the methods of the two classes with a buffer, where Python's protocol demands it.
+//! `unsafe` stands in `buffer`, `owned` and in the methods of the two classes with a buffer, where Python's protocol demands it.
 #![cfg_attr(not(feature = "module"), forbid(unsafe_code))]
 
 #[cfg(feature = "module")]
@@ -40,6 +40,13 @@ mod writer;
 #[cfg(feature = "module")]
 #[pyo3::pymodule(gil_used = true)]
 mod _native {
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::owned::watch_forks()
+    }
+
     #[pymodule_export]
     use super::client::Client;
     #[pymodule_export]

@@ -20,6 +20,7 @@ use crate::buffer::{self, Exported};
 use crate::convert;
 use crate::error::{exception, raised};
 use crate::info::Info;
+use crate::link::waiting;
 use crate::owned::Owned;
 
 /// Above this, unmapping takes long enough to let other Python threads run.
@@ -93,6 +94,13 @@ impl Payload {
         self.lease.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 
+    /// True while the server vouches for the lease. False once the payload was deleted by force, the lease's time is over (gRPC
+    /// alone), or the server is gone. Ask after the bytes were used: what is mapped stays readable all the same.
+    fn is_valid(&self, py: Python<'_>) -> PyResult<bool> {
+        let lease = self.keep(py)?;
+        waiting(py, || Ok(lease.get()?.is_valid()))
+    }
+
     /// A read-only memoryview of the bytes. It keeps the lease.
     fn view<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyMemoryView>> {
         PyMemoryView::from(slf.as_any())
@@ -115,7 +123,7 @@ impl Payload {
     /// Reads every page once, so that bytes which somebody cut off are an exception here instead of a crash later.
     fn prepare(&self, py: Python<'_>) -> PyResult<()> {
         let lease = self.keep(py)?;
-        py.detach(|| lease.get()?.prepare()).map_err(|error| raised(py, &error))
+        waiting(py, || lease.get()?.prepare())
     }
 
     /// Gives the lease back. Views that exist keep it until they are gone. Again: nothing happens.

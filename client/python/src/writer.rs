@@ -8,7 +8,7 @@
 use std::ffi::c_int;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use payload_client::blocking::WritablePayload;
+use payload_client::blocking::{Accepted, WritablePayload};
 use payload_types::{Checksum, PayloadId};
 use pyo3::exceptions::PyTypeError;
 use pyo3::ffi;
@@ -18,7 +18,7 @@ use pyo3::types::{PyMemoryView, PyWeakrefMethods, PyWeakrefReference};
 
 use crate::buffer::{self, Exported};
 use crate::convert;
-use crate::error::{exception, raised};
+use crate::error::{exception, invalid, raised};
 use crate::link::waiting;
 use crate::owned::Owned;
 
@@ -40,6 +40,8 @@ struct State {
     /// The memoryview that `view()` gave out last, weakly.
     view: Option<Py<PyWeakrefReference>>,
     is_committed: bool,
+    /// Committed, and not known to be durable.
+    accepted: Option<Owned<Accepted>>,
 }
 
 impl Writer {
@@ -49,7 +51,11 @@ impl Writer {
             Exported { address: payload.as_mut_ptr() as usize, length: payload.len(), is_writable: true };
         let id = payload.id();
         let payload = Some(Arc::new(Owned::new(payload, true)));
-        Self { id, bytes, state: Mutex::new(State { payload, view: None, is_committed: false }) }
+        Self {
+            id,
+            bytes,
+            state: Mutex::new(State { payload, view: None, is_committed: false, accepted: None }),
+        }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -133,15 +139,38 @@ impl Writer {
 
     /// Makes the bytes a payload, and returns its id.
     ///
-    /// `checksum` is the XXH3-64 of the bytes, when the caller has it. Views of the space must be gone: the memoryview of
-    /// `view()` is ended, others (numpy arrays, slices) raise `ViewsAlive`, and the commit can be tried again.
-    #[pyo3(signature = (*, checksum=None))]
-    fn commit<'py>(&self, py: Python<'py>, checksum: Option<u64>) -> PyResult<Bound<'py, PyAny>> {
+    /// `checksum` is the XXH3-64 of the bytes, when the caller has it. `wait="accepted"` returns as soon as the payload may be
+    /// acquired on this node, `"durable"` when its catalog entry, and on disk its bytes, are stored; `durable()` waits for
+    /// the rest. Views of the space must be gone: the memoryview of `view()` is ended, others (numpy arrays, slices) raise
+    /// `ViewsAlive`, and the commit can be tried again.
+    #[pyo3(signature = (*, wait="durable", checksum=None))]
+    fn commit<'py>(&self, py: Python<'py>, wait: &str, checksum: Option<u64>) -> PyResult<Bound<'py, PyAny>> {
+        if !matches!(wait, "accepted" | "durable") {
+            return Err(invalid(py, format!("wait is {wait:?}; it is \"accepted\" or \"durable\"")));
+        }
         self.end_view(py);
         let payload = self.take(py)?.take().map_err(|error| raised(py, &error))?;
-        waiting(py, || payload.commit(checksum.map(Checksum)))?;
-        self.state().is_committed = true;
+        let checksum = checksum.map(Checksum);
+        let accepted = match wait {
+            "accepted" => Some(waiting(py, || payload.commit_accepted(checksum))?),
+            _ => waiting(py, || payload.commit(checksum)).map(|_durable| None)?,
+        };
+        let mut state = self.state();
+        state.is_committed = true;
+        state.accepted = accepted.map(|accepted| Owned::new(accepted, false));
+        drop(state);
         convert::uuid(py, self.id)
+    }
+
+    /// Waits until what `commit(wait="accepted")` accepted is durable. When the server could not store it, this raises, and the
+    /// payload is gone for everybody.
+    fn durable(&self, py: Python<'_>) -> PyResult<()> {
+        let accepted = self.state().accepted.take();
+        match accepted {
+            Some(accepted) => waiting(py, || accepted.take()?.durable().map(drop)),
+            None if self.committed() => Ok(()),
+            None => Err(exception(py, "FailedPrecondition", format!("payload {} is not committed", self.id))),
+        }
     }
 
     /// Gives the space back, once no view of it is left. After a commit, and again: nothing happens.

@@ -121,6 +121,10 @@ class Writer:
         """Makes the bytes a payload, and returns its id."""
         return await self._threads.run(self._writer.commit, **options)
 
+    async def durable(self) -> None:
+        """Waits until what ``commit(wait="accepted")`` accepted is durable."""
+        await self._threads.run(self._writer.durable)
+
     async def abort(self) -> None:
         """Gives the space back, once no view of it is left."""
         await self._threads.run(self._writer.abort)
