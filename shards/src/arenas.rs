@@ -211,7 +211,7 @@ impl Arenas {
         let session = self.slabs[&slab].session;
         let arena = self.of(session);
         if arena.writer != Writer::Open {
-            self.give_back(slab);
+            self.leave(slab);
             return None;
         }
         let (memory, prefault_to) = arena.books.add_slab().expect("fewer than the books allow");
@@ -226,7 +226,7 @@ impl Arenas {
         let session = self.slabs[&slab].session;
         let arena = self.of(session);
         if arena.writer != Writer::Open {
-            self.give_back(slab);
+            self.leave(slab);
             return None;
         }
         let placed = arena.books.add_own(wanted).expect("fewer than the books allow");
@@ -243,8 +243,18 @@ impl Arenas {
         slabs[number] = Some(slab);
     }
 
+    /// Nobody needs a slab that is out of the books, or never was in them: it goes back, as soon as nobody can write to it
+    /// unseen.
+    pub fn leave(&mut self, slab: SlabId) {
+        let book = self.slabs.get_mut(&slab).expect("not returned yet");
+        book.stage = Stage::Free;
+        if self.sessions[&book.session].writer != Writer::Closed {
+            self.give_back(slab);
+        }
+    }
+
     /// Nobody needs a slab that is out of the books, or never was in them: it goes back.
-    pub fn give_back(&mut self, slab: SlabId) {
+    fn give_back(&mut self, slab: SlabId) {
         self.slabs.get_mut(&slab).expect("not returned yet").stage = Stage::Returning;
         self.returns.push_back(slab);
     }
@@ -291,10 +301,7 @@ impl Arenas {
                 if let Stage::Used(memory) = book.stage {
                     arena.slabs[usize::from(memory.0)] = None;
                 }
-                book.stage = Stage::Free;
-                if arena.writer != Writer::Closed {
-                    self.give_back(slab);
-                }
+                self.leave(slab);
             }
         }
     }

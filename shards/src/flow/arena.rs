@@ -340,7 +340,7 @@ impl Shard {
             return self.allocation_failed(step, op, making_error(replica.size, &error));
         }
         if deadline.is_some_and(|deadline| deadline < step.now.monotonic) {
-            self.arenas.give_back(slab);
+            self.arenas.leave(slab);
             return self.allocation_failed(step, op, late());
         }
         let wanted = self.wanted(replica.size, self.table.at(slot).key.namespace.0);

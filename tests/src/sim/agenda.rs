@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 use payload_types::effect::BudgetRequest;
 use payload_types::event::Event;
 use payload_types::record::RecordOutcome;
-use payload_types::{BatchId, Checksum, LeaseId, Monotonic, PayloadId, PayloadKey, SessionId};
+use payload_types::{BatchId, Checksum, LeaseId, Monotonic, PayloadId, PayloadKey, SessionId, SlabId};
 
 use super::storage::BlockName;
 
@@ -49,6 +49,8 @@ pub(super) enum Task {
     CatalogFlush,
     /// The front hears what became of an append.
     AppendStored(u64, Option<Box<RecordOutcome>>),
+    /// The kernel has the memory of a slab back.
+    SlabFreed(SlabId),
     /// A session ended a while ago: the oracle looks for what is left of it.
     SessionLeft(SessionId),
 }

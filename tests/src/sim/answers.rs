@@ -7,8 +7,8 @@ use payload_types::request::{Acquire, Request, Spill};
 use payload_types::scrub::{ScrubOutcome, ScrubVerdict, ScrubbedReplica};
 use payload_types::tier::SpillTarget;
 use payload_types::{
-    Descriptor, ErrorKind, PayloadError, PayloadKey, PayloadState, Pin, PromotionPolicy, SpillPolicy, Tier,
-    Version, WallMs,
+    Descriptor, ErrorKind, Memory, PayloadError, PayloadKey, PayloadState, Pin, PromotionPolicy, SpillPolicy,
+    Tier, Version, WallMs,
 };
 
 use super::faults::MILLIS;
@@ -332,6 +332,7 @@ impl Oracle {
         let block = self.find(request.key, seen.tier, location, scene)?;
         let held = &scene.storage.blocks[&block];
         self.judge_shared(request, location, held)?;
+        self.judge_mappable(request, location)?;
         let fact = &self.facts[&request.key];
         if held.content != fact.content && held.damage == Damage::None && !fact.damaged {
             return breach(Rule::CommitLost, format!("leased {block:?} has other bytes: {held:?}"));
@@ -475,6 +476,13 @@ impl Oracle {
                     _ => false,
                 };
                 if passed || gave_up { Ok(()) } else { wrong("its deadline has not passed") }
+            }
+            // Its session has closed, and nobody hears it.
+            (ErrorKind::Unavailable, Request::Allocate(asked)) if asked.memory != Memory::Segment => Ok(()),
+            (ErrorKind::FailedPrecondition, Request::Commit { .. })
+                if error.message.contains("writable mapping") && fact.is_some_and(|fact| fact.arena) =>
+            {
+                Ok(())
             }
             (ErrorKind::Unavailable, _) => {
                 self.coverage.hit("catalog_unavailable_answered");

@@ -85,6 +85,10 @@ impl Oracle {
             if fact.damaged || fact.wrong_checksum {
                 continue;
             }
+            // Its bytes lie in a slab, which nothing outlives.
+            if fact.arena && row.replicas.is_empty() {
+                continue;
+            }
             if row.health != Health::Good {
                 return breach(Rule::CommitLost, format!("given up, and nothing was damaged: {row:?}"));
             }
@@ -189,8 +193,11 @@ impl Oracle {
             if row.replicas.iter().any(kept) && row.health != Health::Lost {
                 continue;
             }
-            let excused =
-                fact.damaged || fact.lost || row.health != Health::Good || (power_loss && !fact.power_safe);
+            let excused = fact.damaged
+                || fact.lost
+                || fact.arena && row.replicas.is_empty()
+                || row.health != Health::Good
+                || (power_loss && !fact.power_safe);
             if must_exist && !excused {
                 return breach(Rule::CommitLost, format!("nothing survived: {fact:?} {row:?}"));
             }
@@ -285,7 +292,11 @@ impl Oracle {
         }
         for tier in Tier::ALL {
             let shown: u64 = looks.iter().map(|look| look.stats.tiers[tier].bytes).sum();
-            let blocks = scene.storage.blocks.iter().filter(|(name, _)| name.tier == tier);
+            // Nothing tells when a place in a slab is left.
+            let in_slabs: u64 = looks.iter().map(|look| look.stats.arenas.payload_bytes).sum();
+            let shown = if tier == Tier::Ram { shown - in_slabs } else { shown };
+            let blocks = scene.storage.blocks.iter();
+            let blocks = blocks.filter(|(name, block)| name.tier == tier && block.place.is_none());
             // What is dead in a segment file stays until it is worth to empty that; to the end only with what lives.
             let may_stay = |block: &super::storage::Block| {
                 block.extent.is_some() && block.phase == Phase::Detached && !looks.is_empty()
@@ -304,6 +315,9 @@ impl Oracle {
                 );
             }
         }
+        if let Some(slab) = scene.storage.slabs.any().filter(|_| looks.is_empty()) {
+            return breach(Rule::Leak, format!("nobody needs it, and it was not given back: {slab}"));
+        }
         for (key, row) in looks.iter().flat_map(|look| &look.rows) {
             let fact = &self.facts[key];
             if row.leases != 0 {
@@ -314,8 +328,9 @@ impl Oracle {
             }
             let there = scene.storage.blocks.iter();
             let there = there.filter(|(name, block)| name.id == key.id && block.phase == Phase::Ready);
-            let fastest = there.map(|(name, _)| name.tier).min();
-            if Some(row.tier) != fastest {
+            let fastest = there.clone().map(|(name, _)| name.tier).min();
+            let left_a_slab = there.into_iter().any(|(_, block)| block.place.is_some());
+            if Some(row.tier) != fastest && !left_a_slab {
                 return breach(
                     Rule::WrongAnswer,
                     format!("shown on {}, fastest is {fastest:?}: {row:?}", row.tier),

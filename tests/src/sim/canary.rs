@@ -75,11 +75,21 @@ pub enum Canary {
     LeasedAfterTheEnd,
     /// Some allocations of sessions are not noted as theirs.
     UnnotedAllocation,
+    /// A slab is told of before nobody else can write to it.
+    ToldBeforeSeal,
+    /// Another namespace's bytes are reported zeroed, and are there.
+    NotZeroed,
+    /// A slab is reported returned while somebody has it mapped.
+    SlabFreedEarly,
+    /// A session's process is taken for dead, and writes on.
+    GoneBeforeDead,
+    /// Nobody hears that a session's process is dead.
+    NeverGone,
 }
 
 impl Canary {
     /// Each of them.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 38] = [
         Self::LeaseSpillRace,
         Self::EarlyFree,
         Self::AcknowledgementBeforeTransaction,
@@ -113,6 +123,11 @@ impl Canary {
         Self::ForgottenEnd,
         Self::LeasedAfterTheEnd,
         Self::UnnotedAllocation,
+        Self::ToldBeforeSeal,
+        Self::NotZeroed,
+        Self::SlabFreedEarly,
+        Self::GoneBeforeDead,
+        Self::NeverGone,
     ];
 
     /// The rules by which it may be noticed: what it breaks itself, not what breaks later because of it.
@@ -147,6 +162,9 @@ impl Canary {
             Self::AppendsUnheld | Self::FloorsAhead => &[Rule::Held, Rule::CommitLost, Rule::Listing],
             Self::LostFloor => &[Rule::Leak],
             Self::ForgottenEnd | Self::LeasedAfterTheEnd | Self::UnnotedAllocation => &[Rule::Session],
+            Self::ToldBeforeSeal | Self::NotZeroed | Self::GoneBeforeDead => &[Rule::Slab],
+            Self::SlabFreedEarly => &[Rule::Accounting],
+            Self::NeverGone => &[Rule::Leak],
         }
     }
 
@@ -160,9 +178,22 @@ impl Canary {
         matches!(self, Self::DeafToRoom | Self::FullStopsAll)
     }
 
+    /// True for bugs that only show where native sessions have memory.
+    pub const fn needs_slabs(self) -> bool {
+        matches!(
+            self,
+            Self::ToldBeforeSeal
+                | Self::NotZeroed
+                | Self::SlabFreedEarly
+                | Self::GoneBeforeDead
+                | Self::NeverGone
+        )
+    }
+
     /// True for bugs that only show where native sessions end.
     pub const fn needs_sessions(self) -> bool {
-        matches!(self, Self::ForgottenEnd | Self::LeasedAfterTheEnd | Self::UnnotedAllocation)
+        self.needs_slabs()
+            || matches!(self, Self::ForgottenEnd | Self::LeasedAfterTheEnd | Self::UnnotedAllocation)
     }
 
     /// Whether a bug of low frequency strikes now. Draws only when it is planted, so that a healthy run is the same

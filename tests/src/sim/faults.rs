@@ -2,6 +2,7 @@
 //!
 //! Everything random in a run comes from one [`Rng`], so that a seed names a run. Chances are in permille.
 
+use super::canary::Canary;
 use payload_ledger::segments::Geometry;
 use payload_shards::Watermarks;
 use payload_types::event::{DriverError, DriverErrorKind};
@@ -125,6 +126,8 @@ pub(super) struct Plan {
     pub(super) find_permille: u64,
     /// Requests of native sessions, of those that can be theirs.
     pub(super) session_permille: u64,
+    /// Allocations of sessions in RAM that are for memory of theirs.
+    pub(super) arena_permille: u64,
     /// What one session may lease on one shard.
     pub(super) session_leases_max: u32,
     /// More is asked for than RAM holds, all the time, and everything may be evicted: nobody may wait long.
@@ -201,6 +204,7 @@ impl Plan {
             stream_permille: 0,
             session_permille: 0,
             session_leases_max: 1 << 16,
+            arena_permille: 0,
             find_permille: 0,
             probing: if rng.chance(500) { Probing::EveryStep } else { Probing::Rarely },
         }
@@ -265,6 +269,19 @@ impl Plan {
             6 => (600, 1 << 16),
             _ => (0, 1 << 16),
         };
+    }
+
+    /// Two of three seeds with sessions have slabs; half of those have a RAM that is large enough for several payloads in
+    /// one.
+    pub(super) fn arenas_of(&mut self, seed: u64, canary: Option<Canary>) {
+        let is_searched = canary.is_none_or(Canary::needs_slabs);
+        if self.session_permille == 0 || seed % 3 == 2 || !is_searched {
+            return;
+        }
+        self.arena_permille = if seed % 3 == 0 { 500 } else { 800 };
+        if let Some(ram) = self.capacity[Tier::Ram].filter(|_| seed % 2 == 0) {
+            self.capacity[Tier::Ram] = Some(ByteCount(ram.0.max((16 << 20) + seed % 5 * (4 << 20))));
+        }
     }
 
     /// More payloads than there is room for, on a disk that is full of them with a file for each: RAM is waited for over a

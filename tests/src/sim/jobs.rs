@@ -228,7 +228,7 @@ impl World {
             .storage
             .blocks
             .iter()
-            .filter(|(_, block)| block.phase == Phase::Ready)
+            .filter(|(_, block)| block.phase == Phase::Ready && block.place.is_none())
             .map(|(name, _)| *name)
             .filter(|name| !twins || in_memory(name))
             .collect();

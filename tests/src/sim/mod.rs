@@ -11,7 +11,7 @@
 //!   clients that may not be shown them (`apart`)
 //! - streams that retain payloads, the front's part of them (`streams`)
 //! - batches of commits, and searches for payloads, the front's part of them (`batches`, `find`)
-//! - native sessions, the pump's part of them (`sessions`)
+//! - native sessions, the pump's part of them (`sessions`), and their memory (`slabs`)
 //! - the arbiter and evictions, with the books that are kept of them (`pressure`), and who waits (`waits`)
 //! - the oracle: its model of what was promised (`oracle`), each reply (`answers`), the node after each step (`audit`)
 //! - [`Canary`]: planted bugs that the oracle must notice; [`Coverage`]: situations that runs must meet; `trace`: the
@@ -37,6 +37,7 @@ mod oracle;
 mod pressure;
 mod segments;
 mod sessions;
+mod slabs;
 mod storage;
 mod streams;
 mod trace;

@@ -13,7 +13,7 @@ use payload_types::effect::ReplyTo;
 use payload_types::request::{Allocate, Request};
 use payload_types::tier::SpillTarget;
 use payload_types::{
-    ByteCount, Descriptor, EvictionPolicy, Generation, LeaseId, Location, Monotonic, Now, PayloadKey,
+    ByteCount, Descriptor, EvictionPolicy, Generation, LeaseId, Location, Memory, Monotonic, Now, PayloadKey,
     PayloadState, Tier, Version, WallMs,
 };
 
@@ -73,6 +73,8 @@ pub enum Rule {
     Batch,
     /// A session that has ended holds something, or one that lives does not hold what is its own.
     Session,
+    /// Memory of a session is used by somebody who must not, or at a time when it must not be.
+    Slab,
     /// A catalog row says something that is not so.
     Row,
     /// A shard panicked.
@@ -137,6 +139,8 @@ pub(super) struct Fact {
     pub(super) gone_pending: u32,
     pub(super) gone_maybe: bool,
     pub(super) gone: bool,
+    /// It was allocated in a slab.
+    pub(super) arena: bool,
     /// The session that allocated it ended before anybody knew it committed.
     pub(super) left_behind: bool,
     /// Pinned until Unpin, and no Unpin was sent since.
@@ -342,6 +346,7 @@ impl Oracle {
             gone_pending: 0,
             gone_maybe: false,
             gone: false,
+            arena: request.memory != Memory::Segment,
             left_behind: false,
             pinned: false,
             held: false,
@@ -411,6 +416,7 @@ impl Oracle {
     ) -> Result<BlockName, Breach> {
         let name = match location {
             Location::Segment if tier == Tier::Ram => scene.storage.named_segment(key.id),
+            Location::Arena(place) if tier == Tier::Ram => Some(super::slabs::name_in_slab(key.id, place)),
             Location::Packed(extent) if tier == Tier::Disk => {
                 let low = BlockName { tier, id: key.id, generation: Generation(0) };
                 let high = BlockName { generation: Generation(u64::MAX), ..low };
@@ -477,7 +483,9 @@ impl Fact {
                 (PayloadState::Deleting, next) if next != PayloadState::Deleting => prev.before_deleting,
                 (state, _) => state,
             };
-            if !follows(from, seen.state, precise && from == prev.state) {
+            // What was ACCEPTED and not stored is as it was before its Commit.
+            let taken_back = self.arena && !self.committed && seen.state == PayloadState::Allocated;
+            if !taken_back && !follows(from, seen.state, precise && from == prev.state) {
                 return breach(Rule::State, format!("{} may not follow {from}: {seen:?}", seen.state));
             }
             shown.location = seen.location.or(prev.location.filter(|_| !changed));

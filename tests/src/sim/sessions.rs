@@ -54,6 +54,8 @@ struct Session {
     heard: BTreeSet<usize>,
     /// Shards that will not hear of it again.
     done: BTreeSet<usize>,
+    /// Since when each of them may know that its process is dead.
+    dead_at: BTreeMap<usize, Monotonic>,
     leases: BTreeMap<LeaseId, u64>,
     /// What it allocated, as long as it may be uncommitted.
     allocated: BTreeSet<PayloadKey>,
@@ -131,6 +133,7 @@ impl World {
                 out: BTreeMap::new(),
                 heard: BTreeSet::new(),
                 done: BTreeSet::new(),
+                dead_at: BTreeMap::new(),
                 leases: BTreeMap::new(),
                 allocated: BTreeSet::new(),
                 allocated_last: self.now,
@@ -141,6 +144,7 @@ impl World {
             return;
         }
         let id = self.rng.pick(&open);
+        self.slab_tick(id, self.sessions.all[&id].peer);
         let roomy = self.plan.session_leases_max as usize > HOARD;
         if roomy && !self.sessions.hoarded && self.rng.chance(20) {
             self.hoard(id);
@@ -199,6 +203,7 @@ impl World {
 
     /// Some requests come from sessions.
     pub(super) fn as_session(&mut self, request: &mut Request) {
+        let mapped = matches!(request, Request::Acquire(asked) if self.is_in_slab(asked.key));
         let owner = match request {
             Request::Allocate(request) => &mut request.owner,
             Request::Acquire(request) => &mut request.owner,
@@ -206,9 +211,36 @@ impl World {
         };
         if self.plan.session_permille > 0 && *owner == Peer::UNKNOWN {
             let open = self.sessions.open();
-            if !open.is_empty() && self.rng.chance(self.plan.session_permille) {
+            // Half of those who lease what lies in a slab can map it.
+            let chance =
+                if mapped { 500.max(self.plan.session_permille) } else { self.plan.session_permille };
+            if !open.is_empty() && self.rng.chance(chance) {
                 *owner = self.sessions.all[&self.rng.pick(&open)].peer;
             }
+        }
+        match request {
+            Request::Allocate(request) => self.wants_slab(request),
+            Request::Acquire(request) => request.accepts_slabs |= request.owner.session().is_some() || mapped,
+            _ => {}
+        }
+    }
+
+    /// True when a session's client is dead, or has left.
+    pub(super) fn session_has_ended(&self, id: SessionId) -> bool {
+        self.sessions.all.get(&id).is_none_or(|session| session.ended)
+    }
+
+    /// True while the process of a session that a shard takes for closed may live.
+    pub(super) fn may_still_write(&self, id: SessionId, shard: usize) -> bool {
+        let Some(session) = self.sessions.all.get(&id) else { return false };
+        let dead = session.dead_at.get(&shard).is_some_and(|at| *at <= self.now);
+        session.heard.contains(&shard) && !dead
+    }
+
+    /// When a shard may take a session's process for dead.
+    pub(super) fn note_death(&mut self, id: SessionId, shard: usize, at: Monotonic) {
+        if let Some(session) = self.sessions.all.get_mut(&id) {
+            session.dead_at.insert(shard, at);
         }
     }
 
@@ -329,8 +361,8 @@ impl World {
     /// After a SessionClosed: when no answer is awaited it was the last one.
     pub(super) fn session_settles(&mut self, shard: usize, id: SessionId) {
         let Some(session) = self.sessions.all.get_mut(&id) else { return };
-        if !session.awaits(shard) {
-            session.done.insert(shard);
+        if !session.awaits(shard) && session.done.insert(shard) && self.plan.arena_permille > 0 {
+            self.session_dies(shard, id);
         }
     }
 

@@ -19,12 +19,14 @@ use payload_ledger::segments::{Buried, Lane, Spot};
 use payload_types::effect::{ReplicaRef, StorageOp, TransferOp};
 use payload_types::event::{Copied, DriverErrorKind, TransferError};
 use payload_types::{
-    ByteCount, Checksum, Extent, Generation, Monotonic, PayloadId, PayloadRow, ShardIndex, Tier,
+    Block as Place, ByteCount, Checksum, Extent, Generation, Monotonic, PayloadId, PayloadRow, ShardIndex,
+    SlabId, Tier,
 };
 
 use super::faults::{Rng, driver_error};
 use super::oracle::{Breach, Rule, breach};
 use super::segments::{Segments, overlap};
+use super::slabs::Slabs;
 
 /// What names a block.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -36,7 +38,7 @@ pub(super) struct BlockName {
 
 impl From<ReplicaRef> for BlockName {
     fn from(replica: ReplicaRef) -> Self {
-        Self { tier: replica.tier, id: replica.id, generation: replica.generation }
+        super::slabs::name_of(replica)
     }
 }
 
@@ -72,6 +74,8 @@ pub(super) struct Block {
     pub(super) size: ByteCount,
     /// Where it lies in a segment file; `None`: a segment or file of its own.
     pub(super) extent: Option<Extent>,
+    /// Where it lies in a slab.
+    pub(super) place: Option<Place>,
     /// Somebody is charged for it. Of what a relocation reads and what it makes, one is.
     pub(super) charged: bool,
     /// Stands for the bytes.
@@ -98,6 +102,7 @@ impl Block {
         Self {
             size,
             extent: None,
+            place: None,
             charged: true,
             content: 0,
             phase: Phase::Creating,
@@ -142,6 +147,7 @@ impl Block {
 pub(super) struct Storage {
     pub(super) blocks: BTreeMap<BlockName, Block>,
     pub(super) segments: Segments,
+    pub(super) slabs: Slabs,
     /// What a relocation makes, and what it reads: together they are charged once.
     pairs: BTreeMap<BlockName, BlockName>,
     /// Something that must not be, seen while no breach could be reported.
@@ -153,7 +159,10 @@ impl Storage {
     pub(super) fn named_segment(&self, id: PayloadId) -> Option<BlockName> {
         let low = BlockName { tier: Tier::Ram, id, generation: Generation(0) };
         let high = BlockName { generation: Generation(u64::MAX), ..low };
-        self.blocks.range(low..=high).find(|(_, block)| block.phase != Phase::Detached).map(|(name, _)| *name)
+        self.blocks
+            .range(low..=high)
+            .find(|(_, block)| block.phase != Phase::Detached && block.place.is_none())
+            .map(|(name, _)| *name)
     }
 
     fn begin_block(&mut self, replica: ReplicaRef) -> Result<(), Breach> {
@@ -446,7 +455,13 @@ impl Storage {
                 name.tier == tier && counts && block.charged && name.id.shard(shard_count) == shard
             })
             .map(|(_, block)| block.size.in_pages().0)
-            .sum()
+            .sum::<u64>()
+            + if tier == Tier::Ram { self.slabs.bytes_held(shard) } else { 0 }
+    }
+
+    /// Blocks in a slab.
+    pub(super) fn in_slab(&self, slab: SlabId) -> impl Iterator<Item = (&BlockName, &Block)> {
+        self.blocks.iter().filter(move |(_, block)| block.place.is_some_and(|place| place.slab == slab))
     }
 
     /// What a crash leaves: names and bytes survive `kill -9`, only synced files survive a loss of power. What was
@@ -455,7 +470,11 @@ impl Storage {
     pub(super) fn crash(&mut self, power_loss: bool, rng: &mut Rng) -> Vec<PayloadId> {
         self.segments.crash(power_loss, rng);
         let mut wrong = Vec::new();
+        self.slabs = Slabs::default();
         self.blocks.retain(|name, block| {
+            if block.place.is_some() {
+                return false;
+            }
             if power_loss {
                 block.readers.clear();
             }

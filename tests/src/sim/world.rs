@@ -149,6 +149,7 @@ impl World {
         // Other planted bugs are looked for without.
         if options.canary.is_none_or(Canary::needs_sessions) {
             plan.sessions_of(seed);
+            plan.arenas_of(seed, options.canary);
         }
         plan.finds_of(seed);
         let arbiter = Arbiter::new(plan.capacity, 1);
@@ -230,7 +231,8 @@ impl World {
     fn audit(&mut self) -> Result<(), Breach> {
         let works = std::mem::take(&mut self.works);
         // What is under way: work for the payload, and effects that no pump has seen.
-        let anything = self.cores.iter().any(|core| !core.outbox.is_empty());
+        let slabs = self.storage.slabs.ops > 0;
+        let anything = slabs || self.cores.iter().any(|core| !core.outbox.is_empty());
         let audited = self.judge(|oracle, scene| {
             oracle.audit(scene, |key| anything || works.get(&key.id).is_some_and(|count| *count > 0))
         });
@@ -288,6 +290,7 @@ impl World {
                     }
                     self.request_arrives(request);
                 }
+                self.slab_heard(&event);
                 let ends = match event {
                     Event::SessionClosed { session } => Some(session),
                     _ => None,
@@ -327,6 +330,7 @@ impl World {
                 Ok(())
             }
             Task::CatalogFlush => self.catalog_flush(),
+            Task::SlabFreed(slab) => self.slab_freed(slab),
             Task::SessionLeft(session) => self.look_for_left(session),
             Task::AppendStored(append, outcome) => {
                 self.append_stored(append, outcome.as_deref());
@@ -413,6 +417,7 @@ impl World {
         }
         self.drain(shard)?;
         self.audit_sessions(shard)?;
+        self.audit_slabs(shard)?;
         let index = ShardIndex(shard as u16);
         let looks = match self.plan.probing {
             Probing::EveryStep => !self.plan.crowd || self.rng.chance(20),
@@ -566,9 +571,8 @@ impl World {
                 Ok(())
             }
             Effect::Catalog(op) => self.submit_catalog(op),
-            Effect::Slab(_) | Effect::Accepted { .. } => {
-                breach(Rule::WrongAnswer, "nobody allocates in slabs here".to_owned())
-            }
+            Effect::Slab(op) => self.slab_op(shard, op),
+            Effect::Accepted { descriptor, .. } => self.slab_accepted(&descriptor),
             Effect::Budget(request) => {
                 if matches!(request, BudgetRequest::Ask { .. }) {
                     self.oracle.coverage.hit("budget_asked");
@@ -624,6 +628,8 @@ impl World {
         {
             seen.version.0 -= 1;
         }
+        let asked = self.oracle.pending.get(&to.0).map(|pending| pending.request.clone());
+        self.slab_answered(asked.as_ref(), &result)?;
         let pending = self.judge(|oracle, scene| oracle.answered(to, &result, scene))?;
         if self.strikes(Canary::RepeatedReply, 50) {
             self.judge(|oracle, scene| oracle.answered(to, &result, scene))?;
