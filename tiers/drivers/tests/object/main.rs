@@ -4,6 +4,7 @@
 
 mod bed;
 mod conformance;
+mod contract;
 mod faults;
 mod proxy;
 mod restarts;
