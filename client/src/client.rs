@@ -91,6 +91,21 @@ pub struct AllocateOptions {
 }
 
 impl AllocateOptions {
+    /// The same on this tier.
+    pub fn tier(self, tier: Tier) -> Self {
+        Self { tier, ..self }
+    }
+
+    /// The same with a life of so long after creation, in whole milliseconds.
+    pub fn ttl(self, ttl: Duration) -> Self {
+        Self { ttl_ms: Some(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1)), ..self }
+    }
+
+    /// The same with this policy.
+    pub fn policy(self, policy: EvictionPolicy) -> Self {
+        Self { policy, ..self }
+    }
+
     /// The same in this kind of memory.
     pub fn memory(self, memory: Memory) -> Self {
         Self { memory: Some(memory), ..self }
