@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use payload_client::{AcquireOptions, AllocateOptions, FindOptions, SpillOptions, Spilled};
+use payload_client::{AcquireOptions, AllocateOptions, FindOptions, Session, SpillOptions, Spilled};
 use payload_types::{ByteCount, Checksum, PayloadId, SpillPolicy, Tier, Version, WallMs};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -28,6 +28,7 @@ type Rows = (Vec<Info>, Option<String>, Option<u64>);
 pub struct Client {
     link: Arc<Link>,
     is_native: bool,
+    has_arenas: bool,
 }
 
 #[pymethods]
@@ -37,8 +38,9 @@ impl Client {
     #[pyo3(signature = (target="127.0.0.1:50051", *, timeout=None, native=None))]
     fn new(py: Python<'_>, target: &str, timeout: Option<f64>, native: Option<bool>) -> PyResult<Self> {
         let link = Link::connect(py, target.to_owned(), timeout, native)?;
-        let is_native = link.client(py, None)?.session().is_some();
-        Ok(Self { link: Arc::new(link), is_native })
+        let client = link.client(py, None)?;
+        let has_arenas = client.session().is_some_and(Session::has_arenas);
+        Ok(Self { link: Arc::new(link), is_native: client.session().is_some(), has_arenas })
     }
 
     /// What it was connected to.
@@ -51,6 +53,12 @@ impl Client {
     #[getter]
     fn is_native(&self) -> bool {
         self.is_native
+    }
+
+    /// True when `allocate(memory="arena")` and `"sealed"` are to be had here.
+    #[getter]
+    fn has_arenas(&self) -> bool {
+        self.has_arenas
     }
 
     /// Lets the connection go. Leases and writers that exist stay as they are.

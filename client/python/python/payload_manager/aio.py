@@ -155,6 +155,11 @@ class Client:
         """True when leases and allocations go through shared memory instead of gRPC."""
         return self._client.is_native
 
+    @property
+    def has_arenas(self) -> bool:
+        """True when ``allocate(memory="arena")`` and ``"sealed"`` are to be had here."""
+        return self._client.has_arenas
+
     def allocate(self, nbytes: int, tier: str = "ram", ttl: float | None = None, **options: Any) -> _Opening[Writer]:
         """Reserves space: ``async with client.allocate(n) as writer``, or ``await`` it."""
 
