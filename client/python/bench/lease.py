@@ -20,7 +20,7 @@ def main() -> None:
     if core >= 0:
         os.sched_setaffinity(0, {core})
     client = pm.connect(address, native=True)
-    ids = [client.put(bytes([number % 256]) * PAYLOAD_BYTES, **MEMORY) for number in range(PAYLOADS)]
+    ids = [client.put(bytes([number % 256]) * PAYLOAD_BYTES) for number in range(PAYLOADS)]
     random.Random(7).shuffle(ids)
     clock, frombuffer = time.perf_counter_ns, np.frombuffer
     turn = 0
@@ -41,9 +41,6 @@ def main() -> None:
         if round > 0:
             print(*passes)
 
-
-MEMORY: dict[str, str] = {}
-"""Where payloads are put: see `Client.allocate`."""
 
 if __name__ == "__main__":
     main()
