@@ -58,6 +58,7 @@ fn claim(generation: u64) -> Claim {
 
 /// Changes at random, compared with a map after each: what is published can be leased and says what was published, and
 /// nothing else can.
+// Long because: one arm a kind of change.
 fn run_against_a_map(seed: u64) {
     let mut random = Random(seed);
     let mut memory = words(index_bytes(64));

@@ -191,6 +191,7 @@ fn given_more_holders_than_are_counted_when_scanned_then_it_is_held_and_the_firs
 }
 
 /// Sessions take and release what is published, the shard withdraws, asks and revokes; a model says what is true.
+// Long because: one arm a kind of step, and what the model says of each.
 fn run(seed: u64, is_blind: bool) {
     let mut random = Random(seed);
     let (mut limbo, mut holdings, mut now) = (Limbo::new(), Holdings::new(), 0);
