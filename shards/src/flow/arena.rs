@@ -277,7 +277,10 @@ impl Shard {
         let session = request.owner.session().expect("only sessions wait for slabs");
         let ends = self.arenas.parked(session).expect("its slab is being made");
         let request = Request::Allocate(request);
-        let key = self.parked.add(ends, SlotKey::NOWHERE, Why::Joins(op), caller, request);
+        // One that was given up is over in a moment, and failed: whoever waits longer begins anew then.
+        let given_up = self.ops.get(op).and_then(|op| op.wait).is_some_and(|wait| wait.cancelled);
+        let why = if given_up { Why::Queues } else { Why::Joins(op) };
+        let key = self.parked.add(ends, SlotKey::NOWHERE, why, caller, request);
         let timer = self.wheel.arm(deadline, crate::shard::Timer::Parked(key));
         self.parked.get_mut(key).expect("just added").timer = timer;
         None

@@ -296,6 +296,7 @@ impl World {
                     _ => None,
                 };
                 if let Some(session) = ends {
+                    self.drain(shard)?;
                     self.session_ends_at(shard, session);
                 }
                 self.step(shard, event)?;
