@@ -180,6 +180,16 @@ pub(crate) fn open(config: &ObjectConfig) -> Result<Store, ObjectError> {
             "storage.object.root_path `{root}` names no bucket; write {scheme}://bucket/prefix"
         )));
     }
+    cloud(config, scheme, root, (bucket, prefix))
+}
+
+/// A store that is spoken to over the network.
+fn cloud(
+    config: &ObjectConfig,
+    scheme: &str,
+    root: &str,
+    (bucket, prefix): (&str, &str),
+) -> Result<Store, ObjectError> {
     use_rustls();
     let watching = Watching::default();
     let seen = Arc::clone(&watching.0);
@@ -272,14 +282,17 @@ fn local(root: &str, directory: &std::path::Path) -> Result<Store, ObjectError> 
 
 fn s3(config: &ObjectConfig, bucket: &str) -> AmazonS3Builder {
     let options = &config.s3;
-    let mut made = AmazonS3Builder::from_env()
+    let mut made = AmazonS3Builder::from_env();
+    // AWS wants the bucket in the host's name, and other servers, which the environment may name too, in the path.
+    let is_aws = options.endpoint.is_none() && made.get_config_value(&AmazonS3ConfigKey::Endpoint).is_none();
+    made = made
         .with_bucket_name(bucket)
         .with_conditional_put(S3ConditionalPut::ETagMatch)
         // What the store compares the body with, before it says that it has it.
         .with_checksum_algorithm(Checksum::CRC64NVME)
         // One name a request, as every compatible server takes it.
         .with_disable_bulk_delete(true)
-        .with_virtual_hosted_style_request(options.virtual_hosted || options.endpoint.is_none())
+        .with_virtual_hosted_style_request(options.virtual_hosted || is_aws)
         .with_allow_http(options.allow_http);
     if let Some(endpoint) = &options.endpoint {
         let scheme = if options.allow_http { "http" } else { "https" };

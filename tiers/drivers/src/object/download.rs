@@ -160,7 +160,7 @@ impl Core {
             }
             Ok((chunks, version))
         });
-        let (chunks, version) = got.await.map_err(|error| beyond_the_end(key, error))?;
+        let (chunks, version) = got.await?;
         let fetched: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
         if fetched != wanted {
             let said = format!("object {key} has {fetched} of the {wanted} bytes from {} on", range.start);
@@ -169,17 +169,6 @@ impl Core {
         self.gate.fetched(fetched);
         Ok((Fetched { chunks, permit }, version))
     }
-}
-
-/// 416 is a status like any other on its way here; of an object of ours it means that it was cut.
-fn beyond_the_end(key: &Path, error: ObjectError) -> ObjectError {
-    if error.message.contains("answered 416") || error.message.contains("range") {
-        return ObjectError::new(
-            ObjectErrorKind::Changed,
-            format!("object {key} is shorter than it must be"),
-        );
-    }
-    error
 }
 
 fn changed(key: &Path, found: &Version, stored: &Version) -> ObjectError {

@@ -149,6 +149,10 @@ fn read(error: &object_store::Error) -> (ObjectErrorKind, String) {
         object_store::Error::NotSupported { .. } | object_store::Error::NotImplemented { .. } => {
             (ObjectErrorKind::Config, text)
         }
+        // A directory's store says so.
+        _ if text.contains("Requested range was invalid") => {
+            (ObjectErrorKind::Changed, "the object is shorter than it must be".into())
+        }
         _ if text.contains("incorrectly configured region") => (ObjectErrorKind::Refused, REGION.into()),
         _ => (ObjectErrorKind::Unavailable, text),
     }
@@ -196,6 +200,7 @@ fn read_answer(answer: &Answer) -> (ObjectErrorKind, String) {
         (429, _) | (503, _) | (_, "SlowDown" | "TooManyRequests" | "ServerBusy") => {
             (Throttled, sentence("the store asks for fewer requests"))
         }
+        (416, _) => (ObjectErrorKind::Changed, sentence("the object is shorter than it must be")),
         (507, _) => (ObjectErrorKind::Full, sentence("the store has no room left")),
         (401 | 403, _) => (Refused, sentence(CREDENTIALS)),
         (408, _) | (500..=599, _) => (Unavailable, said),

@@ -98,6 +98,17 @@ struct State {
     buffers: Vec<Vec<u8>>,
 }
 
+impl State {
+    /// The store is up, whatever it said.
+    fn answered(&mut self) {
+        if self.closed_until.take().is_some() {
+            tracing::info!("the object store answers again");
+        }
+        self.failures = 0;
+        self.pause = PAUSE_MIN;
+    }
+}
+
 /// See the module's description.
 pub(crate) struct Gate {
     permits: Arc<Semaphore>,
@@ -236,11 +247,7 @@ impl Gate {
 
     pub(crate) fn succeeded(&self, took: Duration) {
         let mut state = self.lock();
-        if state.closed_until.take().is_some() || state.failures >= FAILURES_MAX {
-            tracing::info!("the object store answers again");
-        }
-        state.failures = 0;
-        state.pause = PAUSE_MIN;
+        state.answered();
         state.is_refused = false;
         state.is_slow = took > SLOW_AFTER;
         if state.is_slow {
@@ -294,15 +301,16 @@ impl Gate {
                 if !state.is_refused {
                     tracing::error!("the object store refuses: {}", error.message);
                 }
+                state.answered();
                 state.is_refused = true;
                 state.error.clone_from(&error.message);
             }
-            // About one object, not about the store.
+            // About one object, not about the store: it is up.
             ObjectErrorKind::Missing
             | ObjectErrorKind::Changed
-            | ObjectErrorKind::Corrupt
             | ObjectErrorKind::Conflict
-            | ObjectErrorKind::Full
+            | ObjectErrorKind::Full => state.answered(),
+            ObjectErrorKind::Corrupt
             | ObjectErrorKind::Source
             | ObjectErrorKind::Destination
             | ObjectErrorKind::Busy
@@ -418,6 +426,19 @@ mod tests {
         gate.succeeded(Duration::ZERO);
         gate.admit().expect("it answers again");
         assert_eq!(gate.health().state, ObjectState::Good);
+    }
+
+    #[test]
+    fn given_a_store_that_was_left_alone_when_it_answers_no_then_it_is_up() {
+        for kind in [ObjectErrorKind::Missing, ObjectErrorKind::Conflict, ObjectErrorKind::Refused] {
+            let gate = Gate::new(4);
+            for _ in 0..FAILURES_MAX {
+                gate.failed(&error(ObjectErrorKind::Unavailable));
+            }
+            gate.admit().expect_err("left alone");
+            gate.failed(&error(kind));
+            gate.admit().expect("it answered");
+        }
     }
 
     #[test]

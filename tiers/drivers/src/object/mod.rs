@@ -8,7 +8,7 @@
 //! calls never block; those that do say so.
 //!
 //! Promises: what is answered `Ok` is in the store with its checksum compared, or at its destination with its checksum compared;
-//! every operation that was taken is answered exactly once; no more than `parts_in_flight` x `part_bytes` of payload bytes are in
+//! every operation that was taken is answered exactly once, but for what `close` gives up; no more than `parts_in_flight` x `part_bytes` of payload bytes are in
 //! memory; nothing is replaced or deleted that the journal does not name or the caller did not ask to delete.
 //! Limits: `objects_in_flight` operations at once, `objects_waiting` behind them.
 //!
