@@ -23,5 +23,8 @@ mod postgres_server;
 pub mod report;
 pub mod rows;
 pub mod scratch;
+#[path = "../../tests/src/seaweed.rs"]
+#[allow(dead_code, reason = "tests use the rest")]
+mod seaweed;
 pub mod series;
 pub mod server;

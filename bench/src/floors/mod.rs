@@ -7,5 +7,6 @@ pub mod disk;
 pub mod echo;
 pub mod ipc;
 pub mod memory;
+pub mod object;
 pub mod postgres;
 pub mod sqlite;

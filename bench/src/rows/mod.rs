@@ -15,6 +15,7 @@ mod ledger;
 mod listing;
 mod memory;
 mod native;
+mod object;
 mod python;
 mod records;
 mod shard;
@@ -318,6 +319,38 @@ pub const FAMILIES: &[Family] = &[
             },
         ],
         run: disk::run_64kib,
+    },
+    Family {
+        specs: &[
+            floor(
+                "object/put-64MiB",
+                "MB/s",
+                Better::Higher,
+                "the object_store crate alone: objects of 64 MiB in parts of 8 MiB to SeaweedFS, 8 objects at a time",
+            ),
+            Spec {
+                floor: Some("object/put-64MiB"),
+                target: Some(0.9),
+                ..floor(
+                    "object/spill-64MiB",
+                    "MB/s",
+                    Better::Higher,
+                    "the same through the object store's driver, from shared memory, hashed, journaled, with sidecars",
+                )
+            },
+            floor("object/get-64MiB", "MB/s", Better::Higher, "the crate alone fetches them into memory, 8 at a time"),
+            Spec {
+                floor: Some("object/get-64MiB"),
+                target: Some(0.9),
+                ..floor(
+                    "object/promote-64MiB",
+                    "MB/s",
+                    Better::Higher,
+                    "the same through the driver, into shared memory, hashed",
+                )
+            },
+        ],
+        run: object::run,
     },
     Family {
         specs: &[
