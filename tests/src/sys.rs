@@ -168,6 +168,14 @@ pub fn map_shared(file: &OwnedFd, bytes: usize) -> io::Result<MmapRaw> {
     MmapOptions::new().len(bytes).map_raw(file.as_raw_fd())
 }
 
+/// The same, only to be read: a store through it ends the process.
+///
+/// # Errors
+/// What the system says.
+pub fn map_read_only(file: &OwnedFd, bytes: usize) -> io::Result<MmapRaw> {
+    MmapOptions::new().len(bytes).map_raw_read_only(file.as_raw_fd())
+}
+
 /// The words of such memory.
 pub fn words(map: &MmapRaw) -> &[AtomicU64] {
     // SAFETY: the mapping starts at a page and lives as long as its reference; the server has sealed its file against
