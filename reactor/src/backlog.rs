@@ -19,6 +19,10 @@ pub(crate) const DRIVER_BACKLOG_MAX: usize =
 /// Each operation has at most one change under way.
 pub(crate) const CATALOG_BACKLOG_MAX: usize = limits::OPS_PER_SHARD_MAX;
 
+/// Work on slabs: what an operation waits for, and one return and one order to touch for each slab of some sessions at
+/// once.
+pub(crate) const SLAB_BACKLOG_MAX: usize = limits::OPS_PER_SHARD_MAX + 64 * limits::SLABS_PER_SESSION_MAX;
+
 /// Open asks, each with the message that cancels it, one merged return a tier, one answer a recall.
 pub(crate) const BUDGET_BACKLOG_MAX: usize = 2 * limits::BUDGET_ASKS_PER_SHARD_MAX + 4 + limits::RECALLS_MAX;
 

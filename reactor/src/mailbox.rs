@@ -6,7 +6,8 @@
 //! | done | drivers, catalog writer | the shard | the sender waits; by the arithmetic below only for `Freed` notices |
 //! | durable (one number) | the catalog writer | the shard | cannot be: a later number takes the place of the one before |
 //! | budget replies | the arbiter on shard 0 | the shard | cannot be: every ask and recall has its place |
-//! | sessions | the session thread | the shard | cannot be: two notes for each session there may be |
+//! | sessions | the session thread | the shard | cannot be: three notes for each session there may be |
+//! | slabs (one lane) | all shards | the session thread | the sending pump keeps it in its backlog |
 //! | budget requests (one lane) | all shards | the arbiter on shard 0 | the sending pump keeps it in its backlog |
 //!
 //! The lanes are separate so that a flood of requests never holds back a completion, and so that shards, which
@@ -15,8 +16,8 @@
 //! Life: `Running` -> `Closing` (requests are answered UNAVAILABLE, work in flight goes on) -> `Stopping` (pumps
 //! leave). A mailbox whose pump has left is `closed`: what arrives later is answered or dropped by its sender.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
@@ -25,17 +26,22 @@ use payload_types::effect::BudgetRequest;
 use payload_types::event::{BudgetReply, Completion};
 use payload_types::reply::ReplyResult;
 use payload_types::request::Request;
+use payload_types::slab::{SlabDone, SlabOp};
 use payload_types::{ErrorKind, Monotonic, PayloadError, ShardIndex, limits};
 
 use crate::doorbell::Doorbell;
 use crate::session::{SESSION_LANE_LEN, SessionNote};
 use crate::stall::{StallBoard, TurnStats};
+use crate::sys::poll::Bell;
 
 /// Budget replies under way to one shard: one for each of its asks, one recall a tier.
 const BUDGET_REPLY_LANE_LEN: usize = limits::BUDGET_ASKS_PER_SHARD_MAX + limits::RECALLS_MAX;
 
 /// Completions of drivers and catalog under way to one shard: the rest of the completion lane's arithmetic.
 const DONE_LANE_LEN: usize = limits::COMPLETION_LANE_LEN - BUDGET_REPLY_LANE_LEN;
+
+/// Work on slabs that waits for the session thread, for each shard. More wait in the shard's own backlog.
+const SLAB_LANE_PER_SHARD: usize = 64;
 
 /// Budget requests under way, for each shard of the node. More wait in the shard's own backlog, which is bounded.
 const BUDGET_LANE_PER_SHARD: usize = 64;
@@ -156,6 +162,10 @@ pub(crate) fn stopping_error() -> PayloadError {
 pub(crate) struct Shared {
     pub(crate) boxes: Box<[Mailbox]>,
     pub(crate) budget_requests: ArrayQueue<BudgetRequest>,
+    /// From shards to the session thread; see [`Shared::ask_slab`].
+    pub(crate) slab_ops: ArrayQueue<SlabOp>,
+    /// Wakes the session thread; `None` until slabs are served.
+    pub(crate) slab_bell: OnceLock<Arc<Bell>>,
     phase: AtomicU8,
     /// Wakes the thread that logs stalls.
     pub(crate) stall_bell: Doorbell,
@@ -184,6 +194,38 @@ impl Shared {
         Ok(())
     }
 
+    /// From a pump to the session thread; never waits.
+    ///
+    /// # Errors
+    /// The op, when the lane is full: the session thread waits for its keeper.
+    pub(crate) fn ask_slab(&self, op: SlabOp) -> Result<(), SlabOp> {
+        self.slab_ops.push(op)?;
+        if let Some(bell) = self.slab_bell.get() {
+            bell.ring();
+        }
+        Ok(())
+    }
+
+    /// From the session thread to a pump; never waits. What names no op slot has no place of its own in the lane, and may
+    /// take up no more than half of it.
+    ///
+    /// # Errors
+    /// The answer, when it has to be offered again later.
+    pub(crate) fn answer_slab(&self, shard: ShardIndex, done: SlabDone) -> Result<(), SlabDone> {
+        let mailbox = &self.boxes[usize::from(shard.0)];
+        if matches!(done, SlabDone::Returned { .. }) && mailbox.done.len() > DONE_LANE_LEN / 2 {
+            return Err(done);
+        }
+        match mailbox.done.push(Completion::Slab(done)) {
+            Ok(()) => {
+                mailbox.doorbell.ring();
+                Ok(())
+            }
+            Err(Completion::Slab(done)) => Err(done),
+            Err(_) => unreachable!("a queue hands back what it was given"),
+        }
+    }
+
     /// From the arbiter to a pump; never waits.
     ///
     /// # Panics
@@ -209,6 +251,8 @@ impl Mailboxes {
         Self(Arc::new(Shared {
             boxes: (0..shard_count).map(|_| Mailbox::new()).collect(),
             budget_requests: ArrayQueue::new(BUDGET_LANE_PER_SHARD * usize::from(shard_count)),
+            slab_ops: ArrayQueue::new(SLAB_LANE_PER_SHARD * usize::from(shard_count)),
+            slab_bell: OnceLock::new(),
             phase: AtomicU8::new(Phase::Running as u8),
             stall_bell: Doorbell::default(),
         }))

@@ -14,15 +14,21 @@
 mod asked;
 mod rings;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use payload_types::effect::{BudgetRequest, CatalogOp, Effect, StorageAction, StorageOp, TransferOp};
-use payload_types::event::{BudgetReply, Completion, DriverError, DriverErrorKind, Event, StorageDone};
+use payload_types::effect::{
+    BudgetRequest, CatalogOp, Effect, ReplyTo, StorageAction, StorageOp, TransferOp,
+};
+use payload_types::event::{BudgetReply, Completion, Event, StorageDone};
+use payload_types::request::Request;
 use payload_types::slab::{SlabAction, SlabDone, SlabOp};
 use payload_types::{ByteCount, Monotonic, Now, ShardIndex, limits};
 
-use crate::backlog::{BUDGET_BACKLOG_MAX, Backlog, CATALOG_BACKLOG_MAX, DRIVER_BACKLOG_MAX, RETRY_AFTER_MS};
+use crate::backlog::{
+    BUDGET_BACKLOG_MAX, Backlog, CATALOG_BACKLOG_MAX, DRIVER_BACKLOG_MAX, RETRY_AFTER_MS, SLAB_BACKLOG_MAX,
+};
 use crate::doorbell::Doorbell;
 use crate::mailbox::{Mailbox, Phase, Shared, stopping_error};
 use crate::pump::rings::{ENTRIES_PER_SESSION_MAX, Noted, Rings, Taken};
@@ -113,6 +119,9 @@ pub(crate) struct Pump<C> {
     transfer: Backlog<TransferOp>,
     catalog: Backlog<CatalogOp>,
     budget: Backlog<BudgetRequest>,
+    slabs: Backlog<SlabOp>,
+    /// Forced deletes that are not answered: no more than there are reply slots.
+    forced: BTreeSet<ReplyTo>,
     /// Ops that drivers and the catalog have and did not answer. `Freed` is not waited for, nor is the arbiter: an ask
     /// waits until somebody frees space, and nobody does while the server stops.
     in_flight: usize,
@@ -146,6 +155,8 @@ impl<C: Core> Pump<C> {
             transfer: Backlog::new(DRIVER_BACKLOG_MAX),
             catalog: Backlog::new(CATALOG_BACKLOG_MAX),
             budget: Backlog::new(BUDGET_BACKLOG_MAX),
+            slabs: Backlog::new(SLAB_BACKLOG_MAX),
+            forced: BTreeSet::new(),
             in_flight: 0,
             durable_told: 0,
             phase: Phase::Running,
@@ -241,7 +252,8 @@ impl<C: Core> Pump<C> {
         !(self.storage.is_empty()
             && self.transfer.is_empty()
             && self.catalog.is_empty()
-            && self.budget.is_empty())
+            && self.budget.is_empty()
+            && self.slabs.is_empty())
     }
 
     /// While closing: nothing is under way for this shard, in either direction.
@@ -272,6 +284,7 @@ impl<C: Core> Pump<C> {
         self.transfer.retry(|op| self.ports.transfer(op));
         self.catalog.retry(|op| self.ports.catalog(op));
         self.budget.retry(|request| self.shared.ask_arbiter(request));
+        self.slabs.retry(|op| self.shared.ask_slab(op));
     }
 
     fn take_completions(&mut self, now: Now) {
@@ -320,8 +333,7 @@ impl<C: Core> Pump<C> {
             let Some(envelope) = self.mailbox().requests.pop() else { return };
             let reply_to = self.slots.hold(Sink::Call(envelope.reply));
             self.handled.requests += 1;
-            let event = Event::Request { reply_to, deadline: envelope.deadline, request: envelope.request };
-            self.step(now, event);
+            self.ask(now, reply_to, envelope.deadline, envelope.request);
         }
     }
 
@@ -342,7 +354,7 @@ impl<C: Core> Pump<C> {
                 self.handled.requests += 1;
                 if let Some(Taken { request, deadline, ticket }) = entry {
                     let reply_to = self.slots.hold(Sink::Ring(ticket));
-                    self.step(now, Event::Request { reply_to, deadline: Some(deadline), request });
+                    self.ask(now, reply_to, Some(deadline), request);
                 }
             }
         }
@@ -366,11 +378,12 @@ impl<C: Core> Pump<C> {
             let Some(note) = self.mailbox().sessions.pop() else { return };
             match self.rings.note(note) {
                 Noted::Attached => {}
+                Noted::Gone(session) => self.step(now, Event::SessionGone { session }),
                 Noted::Close(slot, session) => {
                     // What it holds already. What is still under way for it may be granted yet: then once more.
                     self.step(now, Event::SessionClosed { session });
                     if self.rings.is_settled(slot) {
-                        self.rings.let_go(slot);
+                        self.let_go(now, slot);
                     }
                 }
             }
@@ -389,8 +402,22 @@ impl<C: Core> Pump<C> {
         while let Some((slot, session)) = self.rings.next_settled() {
             // What was granted to it after it had closed.
             self.step_once(now, Event::SessionClosed { session });
-            self.rings.let_go(slot);
+            self.let_go(now, slot);
         }
+    }
+
+    fn let_go(&mut self, now: Now, slot: u16) {
+        if let Some(session) = self.rings.let_go(slot) {
+            self.step_once(now, Event::SessionGone { session });
+        }
+    }
+
+    /// Calls a request into the core.
+    fn ask(&mut self, now: Now, reply_to: ReplyTo, deadline: Option<Monotonic>, request: Request) {
+        if matches!(request, Request::Delete { force: true, .. }) && self.rings.count() > 0 {
+            self.forced.insert(reply_to);
+        }
+        self.step(now, Event::Request { reply_to, deadline, request });
     }
 
     fn step_once(&mut self, now: Now, event: Event) {
@@ -401,22 +428,34 @@ impl<C: Core> Pump<C> {
         }
     }
 
-    /// Answers that there are none.
-    fn refuse_slab(&mut self, op: SlabOp) {
-        if let Some(done) = no_slabs(op) {
-            self.in_flight += 1;
-            // A slot of the lane is kept for each op, so it has room.
-            let pushed = self.mailbox().done.push(Completion::Slab(done));
-            assert!(pushed.is_ok(), "the completion lane has a place for each op");
+    fn ask_slab(&mut self, op: SlabOp) {
+        match op.action {
+            SlabAction::Make { .. } | SlabAction::Zero { .. } | SlabAction::Freeze => self.in_flight += 1,
+            // Returned possibly much later, or never answered.
+            SlabAction::Return => {}
+            // An advice: dropped rather than kept when the session thread has enough to do.
+            SlabAction::Prefault { .. } => {
+                if self.slabs.is_empty() {
+                    let _ = self.shared.ask_slab(op);
+                }
+                return;
+            }
         }
+        self.slabs.send(op, |op| self.shared.ask_slab(op));
     }
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Reply { to, result } => match self.slots.take(to) {
-                Sink::Call(reply) => reply(result),
-                Sink::Ring(ticket) => self.rings.answer(ticket, result),
-            },
+            Effect::Reply { to, result } => {
+                // Before the answer: who has it must not find a lease of that payload valid.
+                if self.forced.remove(&to) {
+                    self.rings.revoke();
+                }
+                match self.slots.take(to) {
+                    Sink::Call(reply) => reply(result),
+                    Sink::Ring(ticket) => self.rings.answer(ticket, result),
+                }
+            }
             Effect::Storage(op) => {
                 // The disk store waits for it, and nobody here for an answer.
                 self.in_flight += usize::from(op.action != StorageAction::Stay);
@@ -430,26 +469,16 @@ impl<C: Core> Pump<C> {
                 self.in_flight += 1;
                 self.catalog.send(op, |op| self.ports.catalog(op));
             }
-            // Nothing here passes it on yet; every Commit is answered once.
-            Effect::Accepted { .. } => {}
-            Effect::Slab(op) => self.refuse_slab(op),
+            Effect::Accepted { to, descriptor } => {
+                if let Some(ticket) = self.slots.ring_of(to) {
+                    self.rings.accepted(ticket, &descriptor);
+                }
+            }
+            Effect::Slab(op) => self.ask_slab(op),
             Effect::Budget(request) => {
                 self.budget.send_budget(request, |request| self.shared.ask_arbiter(request));
             }
         }
-    }
-}
-
-fn no_slabs(op: SlabOp) -> Option<SlabDone> {
-    let message =
-        "native sessions have no memory of their own on this server yet; allocate a segment".to_owned();
-    let (op, action, result) = (op.op, op.action, Err(DriverError { kind: DriverErrorKind::Io, message }));
-    match action {
-        SlabAction::Make { .. } => Some(SlabDone::Made { op, result }),
-        SlabAction::Zero { .. } => Some(SlabDone::Zeroed { op, result }),
-        SlabAction::Freeze => Some(SlabDone::Frozen { op, result }),
-        // There is none that could be touched or given back.
-        SlabAction::Prefault { .. } | SlabAction::Return => None,
     }
 }
 

@@ -81,6 +81,16 @@ impl ReplySlots {
         sink
     }
 
+    /// The ring that waits for this request, which is not answered yet; `None`: the front does.
+    pub(crate) fn ring_of(&mut self, to: ReplyTo) -> Option<&mut Ticket> {
+        let slot = &mut self.slots[to.0 as u32 as usize];
+        assert_eq!(u64::from(slot.generation), to.0 >> 32, "it names a request that is still unanswered");
+        match &mut slot.sink {
+            Some(Sink::Ring(ticket)) => Some(ticket),
+            Some(Sink::Call(_)) | None => None,
+        }
+    }
+
     /// Answers every call that still waits; returns whom the rings are to answer.
     pub(crate) fn answer_all(&mut self, error: &PayloadError) -> Vec<Ticket> {
         let mut tickets = Vec::new();

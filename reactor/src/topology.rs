@@ -63,6 +63,8 @@ pub struct Plan {
     pub shard_cores: Option<Vec<usize>>,
     /// All the front's threads may use; `None`: not pinned.
     pub front_cores: Option<Vec<usize>>,
+    /// The NUMA node of each shard's core; empty where shards are not pinned.
+    pub shard_nodes: Vec<Option<u16>>,
 }
 
 /// Why a wish cannot be met; says which key and what to change.
@@ -120,7 +122,12 @@ impl Machine {
             wanted.shard_cores.clone().or_else(|| self.choose(count, front_wanted.unwrap_or_default()));
         let front_cores =
             front_wanted.map(<[usize]>::to_vec).or_else(|| self.leftover(shard_cores.as_ref()?));
-        Ok(Plan { shard_count, shard_cores, front_cores })
+        let node = |id: &usize| {
+            let core = self.cores.iter().find(|core| core.id == *id)?;
+            u16::try_from(core.node).ok()
+        };
+        let shard_nodes = shard_cores.iter().flatten().map(node).collect();
+        Ok(Plan { shard_count, shard_cores, front_cores, shard_nodes })
     }
 
     fn check(&self, key: &str, list: Option<&[usize]>) -> Result<(), TopologyError> {
@@ -242,7 +249,8 @@ mod tests {
     #[test]
     fn given_fewer_than_four_cores_when_planned_then_nothing_is_pinned_unless_it_is_asked_for() {
         for cores in [1, 2, 3] {
-            let expected = Plan { shard_count: 1, shard_cores: None, front_cores: None };
+            let expected =
+                Plan { shard_count: 1, shard_cores: None, front_cores: None, shard_nodes: Vec::new() };
             assert_eq!(plan(&machine(cores, 1, 1), None), expected);
         }
         let wanted = Wanted { shard_cores: Some(vec![1]), ..Wanted::default() };

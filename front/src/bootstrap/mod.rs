@@ -22,6 +22,7 @@ use payload_catalog::SqliteStore;
 use payload_catalog::{MemoryStore, RECORDS_WAITING_MAX, Readers, Store, Writer, WriterHandle};
 #[cfg(feature = "postgres")]
 use payload_catalog::{PostgresConfig, PostgresStore};
+use payload_drivers::arena::{LargePages, MakerConfig, Sources};
 use payload_drivers::{DiskWatch, Drivers, DriversConfig, Locator};
 use payload_ledger::segments::Geometry;
 use payload_local::hello;
@@ -29,7 +30,7 @@ use payload_reactor::preflight::{self, Status};
 use payload_reactor::topology::{self, Plan, Wanted};
 use payload_reactor::{
     Allowed, Mailboxes, Reactor, ReactorConfig, ReactorHandle, SessionConfig, SessionList, SessionServer,
-    SpinPolicy, clock,
+    SlabConfig, SpinPolicy, clock,
 };
 use payload_shards::{Arbiter, Shard, ShardConfig, Watermarks};
 use payload_types::{ByteCount, Epoch, PerTier, ShardIndex, Tier, limits};
@@ -105,6 +106,7 @@ impl Node {
         let handle = mailboxes.handle();
         let locator = drivers.locate();
         let disk = drivers.disk_watch();
+        let slabs = drivers.slabs();
         let completions = handle.clone();
         drivers.start(Arc::new(move |shard, completion| completions.complete(shard, completion)));
         let acks = handle.clone();
@@ -121,7 +123,10 @@ impl Node {
         let reactor = Reactor::start(reactor, mailboxes, shards, arbiter, ports.clone())?;
         let info = node_info(config, epoch);
         let sessions = match config.local.enabled {
-            true => Some(SessionServer::start(session_config(config, epoch, &info), &handle)?),
+            true => {
+                let slabs = config.local.arenas.then(|| slab_config(config, slabs, plan));
+                Some(SessionServer::start(session_config(config, epoch, &info), slabs, &handle)?)
+            }
             false => None,
         };
         Ok(Self {
@@ -296,7 +301,7 @@ fn node_info(config: &Config, epoch: Epoch) -> NodeInfoResponse {
             socket_path: config.local.socket_path.display().to_string(),
             version_min: u32::from(hello::VERSION),
             version_max: u32::from(hello::VERSION),
-            features: 0,
+            features: if config.local.arenas { hello::FEATURE_ARENAS } else { 0 },
         }),
     }
 }
@@ -315,6 +320,15 @@ fn session_config(config: &Config, epoch: Epoch, info: &NodeInfoResponse) -> Ses
         shm_prefix: config.storage.ram.shm_prefix.clone(),
         disk_root: config.storage.disk.root_path.display().to_string(),
     }
+}
+
+/// Memory of native sessions: each slab on the node of its shard's core.
+fn slab_config(config: &Config, sources: Sources, plan: &Plan) -> SlabConfig {
+    let large_pages = match config.storage.ram.use_hugepages {
+        true => LargePages::Reserve,
+        false => LargePages::Collapse,
+    };
+    SlabConfig { maker: MakerConfig { large_pages }, sources, nodes: plan.shard_nodes.clone() }
 }
 
 /// This node as others are told of it, where its catalog can be shared. It is served on `port`.

@@ -131,6 +131,7 @@ fn local(settings: &mut Settings, data_dir: &Path) -> Result<LocalConfig, Config
         socket_group: settings.text("local.socket_group"),
         allowed_uids: settings.ids("local.allowed_uids"),
         allowed_gids: settings.ids("local.allowed_gids"),
+        arenas: settings.flag("local.arenas"),
         sessions_max: u16::try_from(sessions_max).expect("the table limits it"),
         session_caps: SessionCaps {
             leases_max: u32::try_from(leases_max).expect("the table limits it"),
@@ -223,6 +224,7 @@ fn ram(
     Ok(RamConfig {
         capacity,
         watermarks: watermarks(settings, "storage.ram")?,
+        use_hugepages: settings.flag("storage.ram.use_hugepages"),
         shm_prefix: required_text(settings, "storage.ram.shm_prefix"),
         segment_mode: mode(settings, "storage.ram.segment_mode"),
     })
@@ -379,11 +381,6 @@ fn not_built(settings: &Settings, config: &Config) -> Vec<String> {
     };
     say(!config.storage.gpu.is_empty(), "storage.gpu", "the GPU tier is unavailable");
     say(is_present(settings, "storage.object"), "storage.object", "the OBJECT tier is unavailable");
-    say(
-        settings.flag("storage.ram.use_hugepages"),
-        "storage.ram.use_hugepages",
-        "pages have their usual size",
-    );
     let exports = ["metrics_enabled", "tracing_enabled", "logs_enabled"];
     let exports = exports.iter().any(|name| settings.flag(&format!("observability.{name}")));
     say(exports, "observability", "nothing is exported");

@@ -58,6 +58,8 @@ pub struct LocalConfig {
     pub allowed_uids: Vec<u32>,
     /// Groups whose members may come in, too.
     pub allowed_gids: Vec<u32>,
+    /// Whether sessions may have memory that they write and others map once.
+    pub arenas: bool,
     /// Sessions at a time.
     pub sessions_max: u16,
     /// What one of them may lease on one shard.
@@ -231,6 +233,8 @@ pub struct RamConfig {
     pub capacity: ByteCount,
     /// Where eviction begins and ends.
     pub watermarks: Watermarks,
+    /// Whether slabs of native sessions are made of the machine's reserve of large pages, as far as it goes.
+    pub use_hugepages: bool,
     /// Begins the names of its segments.
     pub shm_prefix: String,
     /// The permission bits of a committed segment.

@@ -193,7 +193,8 @@ pub(super) fn answer_of(reply: Reply) -> Result<Outcome, PayloadError> {
     }
 }
 
-fn shown(descriptor: &Descriptor) -> Shown {
+/// A payload as rings show it.
+pub(super) fn shown(descriptor: &Descriptor) -> Shown {
     let Descriptor { tier, state, location, size, version, .. } = *descriptor;
     Shown { tier, state, location, size, version }
 }

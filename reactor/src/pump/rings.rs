@@ -12,9 +12,9 @@ use payload_local::entry::{Completion, Op, Outcome, Submission};
 use payload_local::ring::ServerRings;
 use payload_types::reply::ReplyResult;
 use payload_types::request::Request;
-use payload_types::{Monotonic, Now, SessionId, ShardIndex};
+use payload_types::{Descriptor, Monotonic, Now, SessionId, ShardIndex};
 
-use super::asked::{Asker, answer_of};
+use super::asked::{Asker, answer_of, shown};
 use crate::mailbox::stopping_error;
 use crate::session::{NodePage, Session, SessionNote};
 
@@ -55,6 +55,8 @@ struct Attached {
     /// Nothing more is taken: it broke the protocol, or is closing.
     is_mute: bool,
     is_closing: bool,
+    /// Its process is gone, which the core hears when it has answered everything.
+    is_gone: bool,
 }
 
 /// See the head of the file.
@@ -81,6 +83,8 @@ pub(super) enum Noted {
     Attached,
     /// Have the core give back what the session holds.
     Close(u16, SessionId),
+    /// Tell the core that the session's process is gone.
+    Gone(SessionId),
 }
 
 impl Rings {
@@ -131,6 +135,16 @@ impl Rings {
                 (attached.is_mute, attached.is_closing) = (true, true);
                 Noted::Close(slot, id)
             }
+            SessionNote::Gone(id) => {
+                let closing = self.attached.iter_mut().flatten().find(|of| of.session.identity.id == id);
+                match closing {
+                    Some(closing) => {
+                        closing.is_gone = true;
+                        Noted::Attached
+                    }
+                    None => Noted::Gone(id),
+                }
+            }
         }
     }
 
@@ -150,6 +164,7 @@ impl Rings {
             is_answered: false,
             is_mute: false,
             is_closing: false,
+            is_gone: false,
         });
         self.order.push(slot);
     }
@@ -273,11 +288,40 @@ impl Rings {
             Ok(outcome) => (outcome, None),
             Err(error) => (Outcome::Refused { kind: error.kind, has_text: true }, Some(error)),
         };
-        // A Commit of what lies in segments and files is answered once.
+        // A Commit of what lies in segments and files is answered once, and so is one that fails early.
         (1..owed).for_each(|_| rings.forgo());
         let completion = Completion { op, tag, is_last: true, outcome };
         let sentence = refusal.as_ref().map(|error| error.message.as_str());
         rings.post(&session.rings(shard), &completion.encode(), sentence);
+        self.note_answered(slot);
+    }
+
+    /// A Commit is ACCEPTED: says so where both completions were asked for.
+    pub(super) fn accepted(&mut self, ticket: &mut Ticket, descriptor: &Descriptor) {
+        if ticket.owed < 2 {
+            return;
+        }
+        ticket.owed -= 1;
+        let Ticket { slot, op, tag, .. } = *ticket;
+        let outcome = Outcome::Payload(descriptor.id, shown(descriptor));
+        let completion = Completion { op, tag, is_last: false, outcome };
+        let shard = self.shard;
+        let Attached { session, rings, .. } = self.session(slot);
+        rings.post(&session.rings(shard), &completion.encode(), None);
+        self.note_answered(slot);
+    }
+
+    /// A payload was deleted by force: every client looks again whether what it leases is there.
+    pub(super) fn revoke(&mut self) {
+        for slot in &self.order {
+            if let Some(attached) = &self.attached[usize::from(*slot)] {
+                attached.session.revoke();
+            }
+        }
+    }
+
+    fn note_answered(&mut self, slot: u16) {
+        let attached = self.session(slot);
         if !attached.is_answered {
             attached.is_answered = true;
             self.answered.push(slot);
@@ -289,11 +333,13 @@ impl Rings {
         self.attached[usize::from(slot)].as_ref().is_some_and(|attached| attached.unanswered == 0)
     }
 
-    /// Lets go of a session, whose memory its thread then unmaps.
-    pub(super) fn let_go(&mut self, slot: u16) {
+    /// Lets go of a session, whose memory its thread then unmaps. Returns it when its process is gone, too.
+    pub(super) fn let_go(&mut self, slot: u16) -> Option<SessionId> {
         let attached = self.attached[usize::from(slot)].take().expect("let go of once");
         self.answered.retain(|answered| *answered != slot);
+        let gone = attached.is_gone.then_some(attached.session.identity.id);
         attached.session.let_go();
+        gone
     }
 
     /// Wakes the clients that were answered, if they sleep.

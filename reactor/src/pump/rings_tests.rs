@@ -142,7 +142,7 @@ fn given_every_reply_slot_taken_when_rings_ask_then_their_entries_stay_until_one
     }
     assert!(client.submit(&delete(), 1));
     assert_eq!(node.turn(0, 2), NextWake::Idle, "nothing can be done until something completes");
-    assert_eq!(client.tags(), []);
+    assert_eq!(client.tags(), [0_u32; 0]);
     let (storage, _) = node.ports.taken();
     node.handle.complete(SHARD, synced(storage[0].op));
     node.turn(0, 3);
@@ -270,7 +270,7 @@ fn given_a_session_that_closes_when_requests_are_out_then_it_is_let_go_of_after_
         "what it held is given back at once, nothing is taken"
     );
     assert!(idle.is_alone() && !client.is_alone());
-    assert_eq!(idle.tags(), []);
+    assert_eq!(idle.tags(), [0_u32; 0]);
     let (storage, _) = node.ports.taken();
     node.handle.complete(SHARD, synced(storage[0].op));
     node.turn(0, 3);

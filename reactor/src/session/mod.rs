@@ -19,6 +19,7 @@
 mod file;
 mod registry;
 mod share;
+mod slabs;
 #[cfg(test)]
 mod tests;
 
@@ -36,11 +37,13 @@ use payload_types::{Epoch, NamespaceId, PayloadId, SessionId, WallMs};
 use crate::mailbox::ReactorHandle;
 use crate::session::file::SocketFile;
 use crate::session::registry::Registry;
+use crate::session::slabs::Slabs;
 use crate::sys;
 use crate::sys::poll::Bell;
 
 pub use file::{SocketError, probe_socket};
 pub(crate) use share::{Identity, NodePage, Session};
+pub use slabs::{SlabConfig, SlabCounts};
 
 /// The most sessions that `local.sessions_max` may allow: with 16 shards they are 0.8 GiB of rings.
 pub const SESSIONS_MAX: u16 = 1024;
@@ -190,6 +193,7 @@ impl Orders {
 /// The session thread, from outside. Dropped, it ends as by [`SessionServer::shutdown`].
 pub struct SessionServer {
     list: SessionList,
+    counts: Arc<SlabCounts>,
     orders: Arc<Orders>,
     bell: Arc<Bell>,
     /// Removed when new sessions are refused.
@@ -198,14 +202,18 @@ pub struct SessionServer {
 }
 
 impl SessionServer {
-    /// Serves sessions for the shards behind `reactor`, which may start later.
+    /// Serves sessions for the shards behind `reactor`, which may start later. Without `slabs` there is no feature ARENAS.
     ///
     /// # Errors
     /// [`SessionError`]; then nothing is left.
     ///
     /// # Panics
     /// When `sessions_max` is not 1 ..= [`SESSIONS_MAX`]: the configuration was checked.
-    pub fn start(config: SessionConfig, reactor: &ReactorHandle) -> Result<Self, SessionError> {
+    pub fn start(
+        config: SessionConfig,
+        slabs: Option<SlabConfig>,
+        reactor: &ReactorHandle,
+    ) -> Result<Self, SessionError> {
         assert!((1..=SESSIONS_MAX).contains(&config.sessions_max), "{} sessions", config.sessions_max);
         if config.disk_root.len() > ROOT_BYTES_MAX {
             return Err(SessionError::RootTooLong);
@@ -223,6 +231,9 @@ impl SessionServer {
         let group = config.socket_group.as_deref();
         let (file, listener) = SocketFile::listen(&config.socket_path, config.socket_mode, group)
             .map_err(SessionError::Socket)?;
+        let counts = Arc::new(SlabCounts::default());
+        let slabs = slabs
+            .map(|slabs| Slabs::start(slabs, Arc::clone(&shared), Arc::clone(&bell), Arc::clone(&counts)));
         let registry = Registry::new(
             registry::Parts {
                 config,
@@ -232,6 +243,7 @@ impl SessionServer {
                 bell: Arc::clone(&bell),
                 orders: Arc::clone(&orders),
                 list: list.clone(),
+                slabs,
             },
             listener,
         )
@@ -240,12 +252,17 @@ impl SessionServer {
             .name("pm-sessions".to_owned())
             .spawn(move || registry.run())
             .map_err(failed("starting the session thread"))?;
-        Ok(Self { list, orders, bell, file: Some(file), thread: Some(thread) })
+        Ok(Self { list, counts, orders, bell, file: Some(file), thread: Some(thread) })
     }
 
     /// The open sessions.
     pub fn list(&self) -> SessionList {
         self.list.clone()
+    }
+
+    /// Counts of slabs; all 0 without feature ARENAS.
+    pub fn slab_counts(&self) -> Arc<SlabCounts> {
+        Arc::clone(&self.counts)
     }
 
     /// The beginning of the end: the socket is removed, and who comes is told that the server stops. Sessions go on.
@@ -279,13 +296,19 @@ impl Drop for SessionServer {
     }
 }
 
-/// What a shard is told of a session. Lane: sessions; each session has at most one of each under way to each shard.
+/// What a shard is told of a session. Lane: sessions; each session has at most one of each under way to each shard, and of
+/// `Gone` there are no more than [`GONE_UNDER_WAY_MAX`].
 pub(crate) enum SessionNote {
     /// Poll its rings.
     Attach(Arc<Session>),
     /// Take nothing more from them; give back what it holds, and let go of it.
     Close(SessionId),
+    /// Its process is proven dead, or could never write to memory that is shared. After its `Close`.
+    Gone(SessionId),
 }
 
-/// Notes under way to one shard: two for each session.
-pub(crate) const SESSION_LANE_LEN: usize = 2 * SESSIONS_MAX as usize;
+/// Notes of this kind in a shard's lane: they have nothing that bounds them there.
+const GONE_UNDER_WAY_MAX: usize = SESSIONS_MAX as usize;
+
+/// Notes under way to one shard: two for each session, and those above.
+pub(crate) const SESSION_LANE_LEN: usize = 2 * SESSIONS_MAX as usize + GONE_UNDER_WAY_MAX;

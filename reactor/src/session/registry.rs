@@ -13,13 +13,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use payload_local::hello::{
-    ClientFrame, FRAME_BYTES_MAX, Hello, RefusalKind, ServerFrame, Welcome, doorbells_in_message,
+    ClientFrame, FEATURE_ARENAS, FRAME_BYTES_MAX, Hello, RefusalKind, ServerFrame, Welcome,
+    doorbells_in_message,
 };
 use payload_types::{Monotonic, Peer, SessionId};
 
 use super::share::{Identity, NodePage, Session};
+use super::slabs::{Message, Slabs};
 use super::{
-    HANDSHAKE_MS, HANDSHAKES_MAX, Orders, SESSIONS_MAX, SessionConfig, SessionInfo, SessionList, SessionNote,
+    GONE_UNDER_WAY_MAX, HANDSHAKE_MS, HANDSHAKES_MAX, Orders, SESSIONS_MAX, SessionConfig, SessionInfo,
+    SessionList, SessionNote,
 };
 use crate::clock;
 use crate::mailbox::Shared;
@@ -32,11 +35,19 @@ const ACCEPTED_PER_TURN_MAX: usize = 16;
 /// A listener that fails (no descriptors left) is tried again after this.
 const LISTEN_PAUSE_MS: u64 = 100;
 
+/// Shards whose lanes are full of sessions that come and go are told again after this.
+const GONE_AGAIN_MS: u64 = 5;
+
 /// What an epoll token names: its kind in the upper half, a connection's index in the lower one.
 const TOKEN_LISTENER: u64 = 0;
 const TOKEN_BELL: u64 = 1;
 const TOKEN_SOCKET: u64 = 2;
 const TOKEN_PROCESS: u64 = 3;
+/// The process of a session that has ended; the lower half is the session's number.
+const TOKEN_GHOST: u64 = 4;
+
+/// Processes that outlived sessions with memory, as many as are watched: while there are more, no session gets slabs.
+const GHOSTS_MAX: usize = SESSIONS_MAX as usize;
 
 fn token(kind: u64, index: usize) -> u64 {
     kind << 32 | index as u64
@@ -51,6 +62,8 @@ pub(super) struct Parts {
     pub bell: Arc<Bell>,
     pub orders: Arc<Orders>,
     pub list: SessionList,
+    /// `None`: there is no feature ARENAS.
+    pub slabs: Option<Slabs>,
 }
 
 /// A client's connection.
@@ -59,6 +72,8 @@ struct Connection {
     credentials: Credentials,
     /// Readable when the process has ended; `None` where the kernel cannot tell, then the socket alone does.
     process: Option<OwnedFd>,
+    /// It said that it is done.
+    said_bye: bool,
     stage: Stage,
 }
 
@@ -87,6 +102,10 @@ pub(super) struct Registry {
     connections: Vec<Option<Connection>>,
     /// Closed ones that some shard still has.
     closing: Vec<Arc<Session>>,
+    /// Processes that could write to slabs when their sessions ended.
+    ghosts: Vec<(SessionId, OwnedFd)>,
+    /// Sessions whose shards are to hear that the process is gone: no more than were closed since the last turn of them.
+    gone: VecDeque<SessionId>,
     /// Of sessions; the one that was free for longest is taken first.
     slots_free: VecDeque<u16>,
     session_last: u32,
@@ -108,6 +127,8 @@ impl Registry {
             listens_again_at: None,
             connections,
             closing: Vec::new(),
+            ghosts: Vec::new(),
+            gone: VecDeque::new(),
             slots_free: (0..SESSIONS_MAX).collect(),
             session_last: 0,
         })
@@ -127,8 +148,10 @@ impl Registry {
             if happened.contains(&token(TOKEN_LISTENER, 0)) {
                 self.accept();
             }
+            self.serve_slabs();
             self.end_faulty();
             self.end_silent();
+            self.tell_gone();
             self.forget_closed();
             self.listen_again();
         }
@@ -141,7 +164,10 @@ impl Registry {
             Stage::Greeting { until } => Some(until),
             Stage::Open(_) => None,
         });
-        greetings.chain(self.listens_again_at).min()
+        let now = clock::monotonic();
+        let slabs = self.parts.slabs.as_ref().and_then(|slabs| slabs.next_look(now));
+        let gone = (!self.gone.is_empty()).then(|| now.plus_millis(GONE_AGAIN_MS));
+        greetings.chain(self.listens_again_at).chain(slabs).chain(gone).min()
     }
 
     fn hear(&mut self, token: u64) {
@@ -149,6 +175,7 @@ impl Registry {
         match token >> 32 {
             TOKEN_SOCKET => self.read(index),
             TOKEN_PROCESS => self.close(index, None),
+            TOKEN_GHOST => self.end_ghost(token as u32),
             // Rung: whatever it is for is looked at after every batch.
             _ => {}
         }
@@ -215,7 +242,8 @@ impl Registry {
         }
         let until = clock::monotonic().plus_millis(HANDSHAKE_MS);
         let stage = Stage::Greeting { until };
-        self.connections[index] = Some(Connection { socket, credentials, process, stage });
+        let said_bye = false;
+        self.connections[index] = Some(Connection { socket, credentials, process, said_bye, stage });
     }
 
     /// Reads one message, if the connection is still there; more make its socket readable again.
@@ -240,11 +268,101 @@ impl Registry {
         match ClientFrame::decode(&buffer[..received.length]) {
             Ok(ClientFrame::Hello(hello)) if greeting => self.admit(index, &hello),
             Ok(ClientFrame::Hello(_)) => self.reject(index, "a second Hello; a session has one"),
-            Ok(ClientFrame::Bye) => self.close(index, None),
-            Ok(ClientFrame::SlabMapped { .. } | ClientFrame::SlabWanted { .. }) => {
-                self.reject(index, "a frame of slabs, and this session has no feature ARENAS")
+            Ok(ClientFrame::Bye) => {
+                self.connections[index].as_mut().expect("who spoke is there").said_bye = true;
+                self.close(index, None);
+            }
+            Ok(frame @ (ClientFrame::SlabMapped { .. } | ClientFrame::SlabWanted { .. })) => {
+                self.hear_of_slab(index, &frame);
             }
             Err(error) => self.reject(index, &error.message),
+        }
+    }
+
+    fn hear_of_slab(&mut self, index: usize, frame: &ClientFrame) {
+        let session = match self.connections[index].as_ref().map(|connection| &connection.stage) {
+            Some(Stage::Open(open)) if open.session.identity.arenas => open.session.identity.id,
+            _ => return self.reject(index, "a frame of slabs, and this session has no feature ARENAS"),
+        };
+        let slabs = self.parts.slabs.as_mut().expect("a session with the feature");
+        match frame {
+            ClientFrame::SlabMapped { slab } => {
+                if let Err(fault) = slabs.mapped(session, *slab) {
+                    self.reject(index, &fault);
+                }
+            }
+            ClientFrame::SlabWanted { slab } => slabs.wanted(session, *slab),
+            ClientFrame::Hello(_) | ClientFrame::Bye => unreachable!("no frame of slabs"),
+        }
+    }
+
+    /// Work on slabs, what clients are told of it, and the end of those who do not answer.
+    fn serve_slabs(&mut self) {
+        let Some(slabs) = &mut self.parts.slabs else { return };
+        let now = clock::monotonic();
+        let messages = slabs.turn(now);
+        let silent = slabs.silent(now);
+        for Message { session, frame, descriptor } in messages {
+            let Some(index) = self.index_of(session) else { continue };
+            let Some(connection) = &self.connections[index] else { continue };
+            let descriptors: Vec<BorrowedFd<'_>> = descriptor.iter().map(AsFd::as_fd).collect();
+            if let Err(error) = socket::send(&connection.socket, &frame.encode(), &descriptors) {
+                self.close(
+                    index,
+                    Some(&format!("a message about a slab could not be sent ({error}); read the socket")),
+                );
+            }
+        }
+        for (session, fault) in silent {
+            if let Some(index) = self.index_of(session) {
+                self.close(index, Some(&fault));
+            }
+        }
+    }
+
+    fn index_of(&self, session: SessionId) -> Option<usize> {
+        self.connections.iter().position(|connection| {
+            let stage = connection.as_ref().map(|connection| &connection.stage);
+            matches!(stage, Some(Stage::Open(open)) if open.session.identity.id == session)
+        })
+    }
+
+    /// A session has ended: its shards hear that nobody can write to its memory, now or when its process has ended. Who said
+    /// Bye is believed: nothing of what it has is reused before a write lease proves it to be nobody's.
+    fn await_end(&mut self, session: SessionId, said_bye: bool, process: Option<OwnedFd>) {
+        let has_memory = self.parts.slabs.as_mut().is_some_and(|slabs| slabs.closed(session));
+        let process = process.filter(|_| has_memory && !said_bye);
+        let watched = process.filter(|process| {
+            let token = token(TOKEN_GHOST, session.get() as usize);
+            let added = self.poll.add(process.as_fd(), token, Trigger::Level);
+            if let Err(error) = &added {
+                tracing::warn!(%session, %error, "the process of a session that ended cannot be watched");
+            }
+            added.is_ok()
+        });
+        match watched {
+            Some(process) => self.ghosts.push((session, process)),
+            None => self.gone.push_back(session),
+        }
+    }
+
+    fn end_ghost(&mut self, number: u32) {
+        if let Some(at) = self.ghosts.iter().position(|(session, _)| session.get() == number) {
+            let (session, process) = self.ghosts.swap_remove(at);
+            self.poll.remove(process.as_fd());
+            self.gone.push_back(session);
+        }
+    }
+
+    fn tell_gone(&mut self) {
+        let has_room =
+            |shared: &Shared| shared.boxes.iter().all(|mailbox| mailbox.sessions.len() < GONE_UNDER_WAY_MAX);
+        while has_room(&self.parts.shared)
+            && let Some(session) = self.gone.pop_front()
+        {
+            for mailbox in &self.parts.shared.boxes {
+                mailbox.tell(SessionNote::Gone(session));
+            }
         }
     }
 
@@ -295,7 +413,12 @@ impl Registry {
         let id = SessionId::new(self.session_last).expect("4 billion sessions in one start");
         let slot = self.slots_free.pop_front().expect("looked at before");
         let peer = Peer::native(pid, uid, id);
-        let identity = Identity { id, slot, peer, namespace: self.parts.config.namespace, arenas: false };
+        // Memory that a client can write to is given back by the end of its process, which has to be seen.
+        let arenas = hello.features & FEATURE_ARENAS != 0
+            && self.parts.slabs.is_some()
+            && connection.process.is_some()
+            && self.ghosts.len() < GHOSTS_MAX;
+        let identity = Identity { id, slot, peer, namespace: self.parts.config.namespace, arenas };
         let made = self.make(identity).and_then(|(session, memory, bells)| {
             self.welcome(index, hello, identity, &memory, &bells)?;
             self.watch(&bells)?;
@@ -311,6 +434,9 @@ impl Registry {
         tracing::debug!(session = %id, pid, uid, program = hello.program, "native session opened");
         let info = SessionInfo { id, pid, uid, program: hello.program.clone(), since: clock::now().wall };
         self.parts.list.locked(|sessions| sessions.insert(id, info));
+        if let Some(slabs) = self.parts.slabs.as_mut().filter(|_| arenas) {
+            slabs.opened(id);
+        }
         for mailbox in &self.parts.shared.boxes {
             mailbox.tell(SessionNote::Attach(Arc::clone(&session)));
         }
@@ -341,7 +467,7 @@ impl Registry {
             shard_count: self.shard_count,
             session: identity.id.get(),
             namespace: identity.namespace,
-            features: 0,
+            features: if identity.arenas { FEATURE_ARENAS } else { 0 },
             epoch: config.epoch,
             boot_hash: self.parts.boot_hash,
             shm_prefix: config.shm_prefix.clone(),
@@ -394,7 +520,7 @@ impl Registry {
     /// Ends a connection, and the session behind it. `reason` is the server's own; the client hears it.
     fn close(&mut self, index: usize, reason: Option<&str>) {
         let Some(connection) = self.connections.get_mut(index).and_then(Option::take) else { return };
-        let Connection { socket, credentials, process, stage } = connection;
+        let Connection { socket, credentials, process, said_bye, stage } = connection;
         if let Some(text) = reason {
             let _ = socket::send(&socket, &ServerFrame::Closed { text: text.to_owned() }.encode(), &[]);
         }
@@ -418,6 +544,7 @@ impl Registry {
         }
         session.wake_all();
         self.closing.push(session);
+        self.await_end(id, said_bye, process);
     }
 
     /// Closes sessions of which a shard has found out that they break the protocol.

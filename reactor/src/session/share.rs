@@ -121,6 +121,11 @@ impl Session {
         futex_wake_all(line.wake);
     }
 
+    /// A payload was deleted by force: leases that somebody holds may name nothing any more.
+    pub(crate) fn revoke(&self) {
+        self.view().revoked().fetch_add(1, Ordering::Release);
+    }
+
     /// Has the session closed for this reason. Only the first one counts.
     pub(crate) fn report(&self, fault: String) {
         if self.fault.set(fault).is_ok() {

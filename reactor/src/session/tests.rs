@@ -61,7 +61,7 @@ impl Server {
         let reactor_config = ReactorConfig { executor: ExecutorChoice::Threads, ..ReactorConfig::default() };
         let arbiter = Box::new(generous_arbiter);
         let reactor = Reactor::start_cores(reactor_config, mailboxes, cores, arbiter, ports.clone());
-        let sessions = SessionServer::start(config, &handle).expect("served");
+        let sessions = SessionServer::start(config, None, &handle).expect("served");
         let (reactor, list) = (Some(reactor.expect("threads")), sessions.list());
         Self { reactor, sessions: Some(sessions), list, ports, handle, path, _directory: directory }
     }

@@ -108,15 +108,15 @@ mod tests {
         let (poll, bell) = (Poll::new().expect("epoll"), Bell::new().expect("eventfd"));
         poll.add(bell.as_fd(), 7, Trigger::Edge).expect("watched");
         let heard = |timeout| poll.wait(Some(timeout)).map(|happened| happened.token).collect::<Vec<_>>();
-        assert_eq!(heard(0), []);
+        assert_eq!(heard(0), [0_u64; 0]);
         for _ in 0..3 {
             bell.ring();
             assert_eq!(heard(10_000), [7]);
-            assert_eq!(heard(0), [], "heard once, though nobody has read it");
+            assert_eq!(heard(0), [0_u64; 0], "heard once, though nobody has read it");
         }
         poll.remove(bell.as_fd());
         bell.ring();
-        assert_eq!(heard(0), []);
+        assert_eq!(heard(0), [0_u64; 0]);
     }
 
     #[test]

@@ -58,6 +58,7 @@ fn given_a_file_with_every_key_when_loaded_then_the_tree_holds_what_it_says() {
     assert_eq!((config.local.socket_mode, config.local.socket_group.as_deref()), (0o666, Some("pipelines")));
     assert_eq!((config.local.allowed_uids, config.local.allowed_gids), (vec![0, 1000], vec![4242]));
     assert!(!config.local.enabled && config.local.sessions_max == 8);
+    assert!(!config.local.arenas && config.storage.ram.use_hugepages);
     let caps = config.local.session_caps;
     assert_eq!((caps.leases_max, caps.leased_bytes_max), (1000, 2 << 30));
     assert_eq!((config.spill_workers.threads, config.spill_workers.retry_backoff_ms), (3, 250));
@@ -75,13 +76,12 @@ fn given_keys_that_have_no_effect_when_loaded_then_one_warning_each() {
         "`storage.gpu` is configured, but not built yet",
         "`storage.object` is configured, but not built yet",
         "`observability` is configured, but not built yet",
-        "`storage.ram.use_hugepages` is configured",
         "`logging.include_trace_context` is configured",
         "`storage.disk.fsync` is false",
     ] {
         assert_eq!(count(words), 1, "{words}: {warnings:#?}");
     }
-    assert_eq!(count(""), 13, "{warnings:#?}");
+    assert_eq!(count(""), 12, "{warnings:#?}");
     let unused = "observability: {metrics_enabled: false, tracing: {latency_budget_ms: 5}}";
     assert_eq!(load(unused).expect("valid").warnings, Vec::<String>::new());
 }
