@@ -9,6 +9,7 @@ mod boot;
 mod catalog;
 mod catalog_postgres;
 mod deliver;
+mod direct;
 mod disk;
 mod idle;
 mod ledger;
@@ -153,8 +154,60 @@ pub const FAMILIES: &[Family] = &[
                     "acquire + release over a ring, 64 under way, one client thread",
                 )
             },
+            Spec {
+                floor: Some("ipc/cacheline"),
+                target: Some(8.0),
+                ..floor(
+                    "native/commit",
+                    "ns",
+                    Better::Lower,
+                    "allocate + commit ACCEPTED of 4 KiB in RAM over a ring, one after another, p50",
+                )
+            },
+            Spec {
+                floor: Some("ipc/cacheline"),
+                target: Some(0.10),
+                ..floor(
+                    "direct/lease-hot",
+                    "ns",
+                    Better::Lower,
+                    "acquire + release without the server, 1,000 hot payloads",
+                )
+            },
+            Spec {
+                floor: Some("ipc/cacheline"),
+                target: Some(0.06),
+                ..floor("direct/lease-hot-16", "ns", Better::Lower, "the same, 16 with one fence, a lease")
+            },
+            Spec {
+                floor: Some("ipc/cacheline"),
+                target: Some(0.50),
+                ..floor(
+                    "direct/lease-1e7",
+                    "ns",
+                    Better::Lower,
+                    "acquire + release without the server, random among 10^7, index on 2 MiB pages, p50",
+                )
+            },
+            floor("direct/lease-1e7-4k", "ns", Better::Lower, "the same, index on 4 KiB pages"),
+            floor("direct/lease-1e7-16", "ns", Better::Lower, "on 2 MiB pages, 16 with one fence, a lease"),
+            Spec {
+                target: Some(20.0),
+                ..floor(
+                    "direct/reclaim",
+                    "ns",
+                    Better::Lower,
+                    "a scan of the cells of 64 sessions, for each of 256 blocks",
+                )
+            },
         ],
-        run: native::awake,
+        run: |context, findings| {
+            let direct = direct::run(context, findings);
+            match ["native/lease", "native/lease-pipelined", "native/commit"].iter().any(|row| context.wants(row)) {
+                true => direct.and(native::awake(context, findings)),
+                false => direct,
+            }
+        },
     },
     Family {
         specs: &[
