@@ -1,4 +1,4 @@
-//! `native/lease`, `native/lease-asleep`, `native/lease-pipelined` and the floors `ipc/cacheline`, `ipc/eventfd`.
+//! `native/lease`, `native/lease-asleep`, `native/lease-pipelined`, `native/commit` and the floors `ipc/cacheline`, `ipc/eventfd`.
 //!
 //! A pair is what a client does: Acquire, its answer, Release, whose answer nobody waits for. One thread, one session, a
 //! server process of its own. "Awake" is a server whose shards spin (`shards.spin: on`); for "asleep" they never do, and each
@@ -145,6 +145,31 @@ impl Side {
     }
 }
 
+/// Payloads that are committed before those of a round are waited for and deleted.
+const COMMITS: usize = 64;
+
+impl Side {
+    /// Allocate and commit until ACCEPTED, a payload after the other, nothing written. What makes room again is not timed.
+    fn commits(&mut self, duration: Duration) -> anyhow::Result<Latencies> {
+        let mut latencies = Latencies::default();
+        let start = Instant::now();
+        while start.elapsed() < duration {
+            let mut accepted = Vec::with_capacity(COMMITS);
+            for _ in 0..COMMITS {
+                let before = Instant::now();
+                let payload = self.client.allocate(ByteCount(PAYLOAD_BYTES), &AllocateOptions::default())?;
+                accepted.push(payload.commit_accepted(None)?);
+                latencies.record(before.elapsed());
+            }
+            for payload in accepted {
+                let id = payload.durable()?.id;
+                self.client.delete(id, false, None)?;
+            }
+        }
+        Ok(latencies)
+    }
+}
+
 fn acquire(id: PayloadId) -> Submission {
     Submission::Acquire {
         id,
@@ -217,6 +242,15 @@ pub fn awake(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
     }
     let note = format!("{PIPELINE} pairs under way, one thread, one session");
     findings.put("native/lease-pipelined", Figure::of(&series)?.noted(note));
+    let (mut series, mut latencies) = (Series::default(), Latencies::default());
+    for turn in 0..=ROUNDS_SHORT {
+        let found = side.commits(context.slice(ROUNDS_SHORT))?;
+        if turn > 0 {
+            series.push(found.p50(Unit::Nanoseconds));
+            latencies.merge(&found);
+        }
+    }
+    findings.put("native/commit", Figure::of(&series)?.with(&latencies, Unit::Nanoseconds));
     Ok(())
 }
 
