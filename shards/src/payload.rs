@@ -288,6 +288,11 @@ impl Payload {
         })
     }
 
+    /// True when its fastest replica lies in a slab.
+    pub fn shows_block(&self) -> bool {
+        self.in_arena && self.fastest() == Some(Tier::Ram)
+    }
+
     /// True when its fastest replica lies in a file that others share.
     pub fn shows_packed(&self) -> bool {
         self.extent.is_some() && self.fastest() == Some(Tier::Disk)

@@ -13,6 +13,7 @@ use payload_types::{
 use crate::arenas::Arenas;
 use crate::config::ShardConfig;
 use crate::door::Door;
+use crate::flow::stop::Stop;
 use crate::lease::Leases;
 use crate::limbo::Limbo;
 use crate::op::{Class, Ops};
@@ -41,6 +42,8 @@ pub(crate) enum Timer {
     Door(Tier),
     /// A dropped replica was detached a while ago.
     Limbo(SlotKey),
+    /// The slabs that are emptied are looked at again.
+    Stop,
 }
 
 /// What a step is told and where it writes.
@@ -70,18 +73,22 @@ pub struct Shard {
     pub(crate) doors: PerTier<Door>,
     /// False when the end of a step has nothing to say to the arbiter.
     pub(crate) budget_is_busy: bool,
+    /// Nothing more comes into slabs; and what is left of emptying them.
+    pub(crate) is_stopping: bool,
+    pub(crate) stop: Option<Box<Stop>>,
     /// What was moved since start, for reports only.
     pub(crate) moved: PerTier<MovedTotals>,
     generations: u64,
 }
 
 /// Every payload may have three timers, every lease, parked request and operation one, and every replica in limbo and
-/// every tier one.
+/// every tier one; and the stop.
 const TIMERS_MAX: u32 = 3 * limits::PAYLOADS_PER_SHARD_MAX
     + limits::LEASES_PER_SHARD_MAX
     + (limits::REQUESTS_PER_SHARD_MAX + crate::parked::BACKGROUND_MAX + limits::OPS_PER_SHARD_MAX) as u32
     + crate::limbo::ENTRIES_MAX
-    + Tier::ALL.len() as u32;
+    + Tier::ALL.len() as u32
+    + 1;
 
 impl Shard {
     /// An empty shard.
@@ -105,6 +112,8 @@ impl Shard {
             sessions: Sessions::default(),
             doors: PerTier::default(),
             budget_is_busy: false,
+            is_stopping: false,
+            stop: None,
             moved: PerTier::default(),
             generations: 0,
         }
@@ -256,11 +265,7 @@ impl Shard {
             Request::Stats => Some(Ok(payload_types::reply::Reply::Stats(Box::new(self.stats())))),
             Request::Holders { key, after } => Some(self.holders(step.now, key, after)),
             Request::Explain { key } => Some(self.explain(step.now, key)),
-            // Nothing lies in slabs yet, so nothing is spilled, and nothing lost.
-            Request::SpillArenas => {
-                let done = payload_types::reply::ArenasSpilled::default();
-                Some(Ok(payload_types::reply::Reply::ArenasSpilled(done)))
-            }
+            Request::SpillArenas => self.spill_arenas(step, caller),
             Request::Outlook { tier, rank } => Some(Ok(self.outlook(tier, rank))),
         };
         if let (Some(result), Some(to)) = (answer, reply_to) {
@@ -324,6 +329,7 @@ impl Shard {
                 Timer::Evict(payload) => self.eviction_due(payload),
                 Timer::Door(tier) => self.doors[tier].pause_ends(),
                 Timer::Limbo(entry) => self.limbo.overdue(entry),
+                Timer::Stop => self.look_at_stop(step, work_left),
             }
         }
     }

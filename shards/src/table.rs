@@ -168,7 +168,12 @@ impl Table {
 
     /// Where the payload's replica in RAM lies, if in a slab.
     pub fn block(&self, slot: SlotKey) -> Option<Block> {
-        if self.at(slot).in_arena { self.blocks.get(&slot.index).copied() } else { None }
+        self.block_of(self.at(slot), slot)
+    }
+
+    #[inline]
+    fn block_of(&self, payload: &Payload, slot: SlotKey) -> Option<Block> {
+        if payload.in_arena { self.blocks.get(&slot.index).copied() } else { None }
     }
 
     /// Notes where the payload's new replica in RAM lies in a slab, or that it does not any more. Within [`Table::update`]
@@ -197,6 +202,11 @@ impl Table {
             .filter_map(|(index, block)| Some((*block, self.payloads.get(self.payloads.key_at(*index)?)?)))
     }
 
+    /// The payloads in slabs.
+    pub fn block_slots(&self) -> impl Iterator<Item = SlotKey> + '_ {
+        self.blocks.keys().filter_map(|index| self.payloads.key_at(*index))
+    }
+
     /// How drivers are told about a payload's replica on `tier`.
     pub fn replica_ref(&self, slot: SlotKey, tier: Tier) -> Option<ReplicaRef> {
         self.at(slot).replica_ref(tier, self.block(slot))
@@ -204,7 +214,8 @@ impl Table {
 
     /// What a client is told of the payload in `slot`; `with_location` is false where the bytes must not be read.
     pub fn shown(&self, slot: SlotKey, with_location: bool) -> Descriptor {
-        self.at(slot).describe(with_location, self.block(slot))
+        let payload = self.at(slot);
+        payload.describe(with_location, self.block_of(payload, slot))
     }
 
     /// The payload in `slot`, unless it is gone.

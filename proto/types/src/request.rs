@@ -120,8 +120,8 @@ pub enum Request {
         /// Target.
         key: PayloadKey,
     },
-    /// The server is about to stop: copy what lies in slabs and nowhere else to DISK, most recently used last, until the
-    /// request's deadline. Sent to every shard by the front itself, when it takes no other requests any more.
+    /// The server is about to stop: copy what lies in slabs and nowhere else to DISK, most recently used first, until the
+    /// request's deadline, and take nothing more into slabs. Sent to every shard by the front itself, when it takes no other requests any more.
     SpillArenas,
     /// What a tier would evict next: one shard's part. Sent to every shard.
     Outlook {

@@ -21,6 +21,9 @@ use crate::shard::{Answer, Shard, Step, Timer};
 impl Shard {
     pub(crate) fn allocate(&mut self, step: &mut Step<'_>, caller: Caller, request: Allocate) -> Answer {
         if request.memory != Memory::Segment {
+            if let Err(error) = self.check_stop() {
+                return Some(Err(error));
+            }
             return self.allocate_in_slab(step, caller, request);
         }
         let reply_to = caller.reply_to.expect("only clients allocate");

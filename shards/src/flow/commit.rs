@@ -64,6 +64,11 @@ impl Shard {
         }
         let tier = payload.tier();
         let replica = self.table.replica_ref(slot, tier).expect("an allocated payload has its replica");
+        if replica.block.is_some()
+            && let Err(error) = self.check_stop()
+        {
+            return Some(Err(error));
+        }
         let reply_to = caller.reply_to.expect("only clients commit");
         let kind = Kind::Commit { reply_to, checksum, batch, step: op::Step::Driver };
         let op = self.ops.start(Op::new(slot, class, kind));

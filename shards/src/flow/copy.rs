@@ -124,7 +124,7 @@ impl Shard {
             self.check_wait(to, payload.size)?;
         }
         // What replaces a replica is as safe as that was, or may have been when an earlier run wrote it.
-        let sync = sync || payload.replicas[to].is_some();
+        let sync = sync || to.is_durable() && payload.replicas[to].is_some();
         let from = self.table.replica_ref(slot, payload.tier()).expect("the fastest replica");
         let to =
             ReplicaRef { tier: to, generation: self.mint_generation(), extent: None, block: None, ..from };
@@ -277,8 +277,15 @@ impl Shard {
             });
             replicas.sort_by_key(|row| row.tier);
             payload.row(epoch, PayloadState::Durable, payload.version.next(), replicas)
-        } else if learned {
-            payload.row(epoch, payload.settled_state(), payload.version, payload.replica_rows())
+        } else if learned || copy.alone {
+            let mut replicas = payload.replica_rows();
+            // Of memory that outlives the server, in the place of memory that does not.
+            if copy.alone && !replicas.iter().any(|row| row.sound) {
+                let (tier, generation) = (copy.to.tier, copy.to.generation);
+                replicas.push(ReplicaRow { tier, generation, synced: false, sound: true, extent: None });
+                replicas.sort_by_key(|row| row.tier);
+            }
+            payload.row(epoch, payload.settled_state(), payload.version, replicas)
         } else {
             self.publish_copy(step, op, copy);
             return;
@@ -427,7 +434,7 @@ impl Shard {
                 payload.version = payload.version.next();
             });
         }
-        let error = if copy.alone { &apart::refused(error) } else { error };
+        let error = if copy.alone { &apart::refused(copy.to.tier, error) } else { error };
         self.end_op(op, Some(error));
     }
 

@@ -70,8 +70,12 @@ impl Shard {
             };
             self.in_background(step, promote, None);
         }
-        if !request.accepts_packed && self.table.at(slot).shows_packed() {
-            return self.move_apart(step, slot, caller).map(|progress| (slot, progress));
+        let payload = self.table.at(slot);
+        if payload.shows_block() && !request.accepts_slabs
+            || payload.shows_packed() && !request.accepts_packed
+        {
+            let apart = self.move_apart(step, slot, request.accepts_packed, caller);
+            return apart.map(|progress| (slot, progress));
         }
         Ok((slot, Progress::There))
     }

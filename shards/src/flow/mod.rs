@@ -20,4 +20,5 @@ mod retry;
 pub mod scrub;
 mod session;
 mod spill;
+pub(crate) mod stop;
 mod sync;
