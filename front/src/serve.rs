@@ -77,7 +77,7 @@ impl FrontLimits {
             requests_in_flight: config.limits.requests_in_flight,
             connections: config.limits.connections,
             allocate_wait_ms: config.limits.allocate_wait_ms,
-            stop: Budget::of(config.shutdown.drain_timeout_ms),
+            stop: Budget::of(config.shutdown.drain_timeout_ms, config.shutdown.spill_budget_ms),
         }
     }
 }
@@ -178,7 +178,7 @@ async fn serve(listeners: Listeners, mut node: Node, front: FrontLimits) -> anyh
         kind = signals.next() => tracing::info!(signal = kind.as_raw_value(), "stopping"),
     }
 
-    shutdown::watchdog_start(front.stop.exit);
+    shutdown::watchdog_start(front.stop.exit + front.stop.spill);
     tokio::spawn(signals.exit_at_next());
     health_set(&health, ServingStatus::NotServing).await;
     node.refuse_sessions();
@@ -200,6 +200,7 @@ async fn serve(listeners: Listeners, mut node: Node, front: FrontLimits) -> anyh
             }
         }
     }
+    shutdown::slabs_save(&router, front.stop.spill).await;
     // The shards answer what still waits; the runtime goes on sending meanwhile.
     let stopping = tokio::task::spawn_blocking(move || node.stop());
     stopping.await.context("stopping the node failed")?;

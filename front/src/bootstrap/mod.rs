@@ -451,7 +451,7 @@ fn reactor_config(config: &Config, plan: &Plan) -> ReactorConfig {
             Spin::Off => SpinPolicy::Never,
             Spin::On => SpinPolicy::Always,
         },
-        drain_timeout: Budget::of(config.shutdown.drain_timeout_ms).shards,
+        drain_timeout: Budget::of(config.shutdown.drain_timeout_ms, config.shutdown.spill_budget_ms).shards,
         ..ReactorConfig::default()
     }
 }

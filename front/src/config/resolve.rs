@@ -39,7 +39,10 @@ pub(super) fn config(
         },
         leases: leases(settings)?,
         local: local(settings, &data_dir)?,
-        shutdown: ShutdownConfig { drain_timeout_ms: settings.millis("shutdown.drain_timeout") },
+        shutdown: ShutdownConfig {
+            drain_timeout_ms: settings.millis("shutdown.drain_timeout"),
+            spill_budget_ms: settings.millis("shutdown.spill_budget"),
+        },
         database: database(settings, &data_dir)?,
         storage: StorageConfig {
             ram: ram(settings, machine, &mut warnings)?,

@@ -178,8 +178,10 @@ pub struct LeasesConfig {
 /// `shutdown`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ShutdownConfig {
-    /// A graceful stop ends within this, in milliseconds.
+    /// A graceful stop ends within this, in milliseconds, once slabs are saved.
     pub drain_timeout_ms: u64,
+    /// For so long at most slabs are saved, in milliseconds.
+    pub spill_budget_ms: u64,
 }
 
 /// `database`: exactly one.
