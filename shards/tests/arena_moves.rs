@@ -10,9 +10,8 @@ use payload_types::request::{Acquire, Allocate, Request};
 use payload_types::*;
 use world::*;
 
-/// Slabs of 256 KiB, the smallest.
+/// So that slabs have 256 KiB, the smallest.
 const RAM: u64 = 16 << 20;
-const SLAB: u64 = 256 << 10;
 const SIZE: u64 = 5000;
 
 fn new_world() -> World {

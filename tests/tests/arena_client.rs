@@ -53,7 +53,7 @@ async fn given_a_client_on_this_host_when_it_stores_and_reads_then_over_the_sess
         assert!(held.is_valid().await);
         held.release().await.expect("released");
         let held = lease(&remote, id).await;
-        assert!(&*held == bytes && held.expires_at().is_some() && held.is_valid().await);
+        assert!(*held == bytes[..] && held.expires_at().is_some() && held.is_valid().await);
         // What reads a whole payload knows what it is to be compared with, whichever way it came.
         for client in [&client, &remote] {
             let options = AcquireOptions::default();

@@ -278,8 +278,8 @@ impl Plan {
         if self.session_permille == 0 || seed % 3 == 2 || !is_searched {
             return;
         }
-        self.arena_permille = if seed % 3 == 0 { 500 } else { 800 };
-        if let Some(ram) = self.capacity[Tier::Ram].filter(|_| seed % 2 == 0) {
+        self.arena_permille = if seed.is_multiple_of(3) { 500 } else { 800 };
+        if let Some(ram) = self.capacity[Tier::Ram].filter(|_| seed.is_multiple_of(2)) {
             self.capacity[Tier::Ram] = Some(ByteCount(ram.0.max((16 << 20) + seed % 5 * (4 << 20))));
         }
     }
