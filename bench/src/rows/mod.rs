@@ -203,7 +203,10 @@ pub const FAMILIES: &[Family] = &[
         ],
         run: |context, findings| {
             let direct = direct::run(context, findings);
-            match ["native/lease", "native/lease-pipelined", "native/commit"].iter().any(|row| context.wants(row)) {
+            match ["native/lease", "native/lease-pipelined", "native/commit"]
+                .iter()
+                .any(|row| context.wants(row))
+            {
                 true => direct.and(native::awake(context, findings)),
                 false => direct,
             }
@@ -391,7 +394,12 @@ pub const FAMILIES: &[Family] = &[
                     "the same through the object store's driver, from shared memory, hashed, journaled, with sidecars",
                 )
             },
-            floor("object/get-64MiB", "MB/s", Better::Higher, "the crate alone fetches them into memory, 8 at a time"),
+            floor(
+                "object/get-64MiB",
+                "MB/s",
+                Better::Higher,
+                "the crate alone fetches them into memory, 8 at a time",
+            ),
             Spec {
                 floor: Some("object/get-64MiB"),
                 target: Some(0.9),

@@ -203,6 +203,8 @@ fn shown(location: Option<&Location>) -> String {
         Some(Location::Segment { shm_name, .. }) => shm_name.clone(),
         Some(Location::File { path, offset: 0, .. }) => path.display().to_string(),
         Some(Location::File { path, offset, .. }) => format!("{} from byte {offset} on", path.display()),
-        Some(Location::Block { .. } | Location::Gpu { .. } | Location::Object { .. }) | None => "-".to_owned(),
+        Some(Location::Block { .. } | Location::Gpu { .. } | Location::Object { .. }) | None => {
+            "-".to_owned()
+        }
     }
 }

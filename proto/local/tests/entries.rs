@@ -23,6 +23,7 @@ fn memory(shard_count: u16) -> Vec<AtomicU64> {
     (0..session_bytes(shard_count) / WORD_BYTES).map(|_| AtomicU64::new(0)).collect()
 }
 
+// Long because: one of each kind of submission.
 fn submissions() -> Vec<Submission> {
     let mut all = vec![
         Submission::Release { lease: lease() },

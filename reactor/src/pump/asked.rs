@@ -44,6 +44,7 @@ impl Asker {
     ///
     /// # Errors
     /// What only this node knows to be wrong: another shard's payload, an expiry past the end of time.
+    // Long because: one arm an operation.
     pub(super) fn request(
         &mut self,
         submission: Submission,

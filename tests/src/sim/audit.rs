@@ -268,6 +268,7 @@ impl Oracle {
 
     /// Nothing is under way and nothing is leased: replicas shown, replicas there and replicas charged are the same.
     /// `waiting`: some operation waits for space that nobody can make, an eviction or a move without a deadline.
+    // Long because: each sum is compared with its own recount.
     pub(super) fn judge_quiet(
         &mut self,
         looks: &[Look],

@@ -326,6 +326,7 @@ impl World {
         })
     }
 
+    // Long because: one draw for each thing that an allocation may say.
     pub(super) fn allocation(&mut self) -> Allocate {
         let wall_ms = self.clock().wall.as_millis();
         self.client.tick_last = (self.client.tick_last + 1).max(wall_ms << 12);
