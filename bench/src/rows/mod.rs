@@ -19,6 +19,7 @@ mod native;
 mod object;
 mod python;
 mod records;
+mod sessions;
 mod shard;
 mod stall;
 mod stall_spill;
@@ -232,6 +233,34 @@ pub const FAMILIES: &[Family] = &[
             },
         ],
         run: native::asleep,
+    },
+    Family {
+        specs: &[
+            floor(
+                "native/first-byte-4k",
+                "µs",
+                Better::Lower,
+                "acquire and read the first byte of a payload of 4 KiB that another session wrote, p50",
+            ),
+            Spec {
+                floor: Some("native/first-byte-4k"),
+                target: Some(1.25),
+                ..floor("native/first-byte", "µs", Better::Lower, "the same, of 64 MiB")
+            },
+        ],
+        run: sessions::first_bytes,
+    },
+    Family {
+        specs: &[Spec {
+            target: Some(2.0),
+            ..floor(
+                "native/fairness-64",
+                "x",
+                Better::Lower,
+                "pairs of the luckiest of 64 sessions that lease at once, over those of the unluckiest",
+            )
+        }],
+        run: sessions::fairness,
     },
     Family {
         specs: &[Spec {
