@@ -54,33 +54,34 @@ impl Spin {
         self.spin_ns_max > 0 && (self.always || self.wait_ns_mean <= SPIN_NS_MAX)
     }
 
-    /// Spins until `has_work` or `until`, within the bounds; true when there is something to do.
+    /// Spins from the moment `now` until `has_work` or `until`, within the bounds. When there is something to do, the clock as
+    /// it was last read: some looks ago.
     pub(crate) fn spin(
         &self,
         until: Option<Monotonic>,
+        mut now: Monotonic,
         turn_clock: &mut TurnClock,
         mut has_work: impl FnMut() -> bool,
-    ) -> bool {
+    ) -> Option<Monotonic> {
         if !self.pays() {
-            return false;
+            return None;
         }
-        let mut now = clock::monotonic();
         let end = Monotonic(now.0 + self.spin_ns_max);
         while now < end {
             for _ in 0..16 {
                 if has_work() {
-                    return true;
+                    return Some(now);
                 }
                 std::hint::spin_loop();
             }
             if until.is_some_and(|until| until <= now) {
-                return true;
+                return Some(now);
             }
             let later = clock::monotonic();
             turn_clock.spun(later.0 - now.0);
             now = later;
         }
-        false
+        None
     }
 
     /// Learns how long the shard had nothing to do.
@@ -115,9 +116,10 @@ mod tests {
     fn given_no_work_when_spinning_always_then_it_ends_within_its_bound() {
         let spin = Spin::new(SpinPolicy::Always, false);
         let start = clock::monotonic();
-        assert!(!spin.spin(None, &mut TurnClock::default(), || false));
+        assert!(spin.spin(None, start, &mut TurnClock::default(), || false).is_none());
         assert!(clock::monotonic().0 - start.0 >= SPIN_ALWAYS_NS_MAX);
-        assert!(spin.spin(None, &mut TurnClock::default(), || true));
-        assert!(spin.spin(Some(start), &mut TurnClock::default(), || false), "a timer is due");
+        let now = clock::monotonic();
+        assert_eq!(spin.spin(None, now, &mut TurnClock::default(), || true), Some(now));
+        assert!(spin.spin(Some(start), now, &mut TurnClock::default(), || false).is_some(), "a timer is due");
     }
 }

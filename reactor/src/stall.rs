@@ -155,9 +155,14 @@ impl TurnClock {
         }
     }
 
-    /// Records a turn that ends now; true when somebody should log it.
-    pub(crate) fn turn_done(&mut self, board: &StallBoard, started: Monotonic, handled: Handled) -> bool {
-        let wall_ns = clock::monotonic().0 - started.0;
+    /// Records a turn that has just ended; true when somebody should log it.
+    pub(crate) fn turn_done(
+        &mut self,
+        board: &StallBoard,
+        (started, ended): (Monotonic, Monotonic),
+        handled: Handled,
+    ) -> bool {
+        let wall_ns = ended.0 - started.0;
         count_if(&board.turns, true);
         if wall_ns <= STALL_NS {
             self.spun(wall_ns);
@@ -291,10 +296,10 @@ mod tests {
         let started = clock::monotonic();
         burn(Duration::from_millis(2));
         let handled = Handled { requests: 3, ..Handled::default() };
-        assert!(turns.turn_done(&board, started, handled));
+        assert!(turns.turn_done(&board, (started, clock::monotonic()), handled));
         let started = clock::monotonic();
         std::thread::sleep(Duration::from_millis(20));
-        turns.turn_done(&board, started, Handled::default());
+        turns.turn_done(&board, (started, clock::monotonic()), Handled::default());
         let stats = board.read(ShardIndex(0));
         assert_eq!((stats.turns, stats.over_1ms, stats.wall_over_1ms), (2, 1, 2));
         assert_eq!(stats.longest[0].handled, handled);
