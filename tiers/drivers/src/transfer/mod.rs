@@ -73,9 +73,9 @@ fn copy(
     let draft = Draft::begin(to, op.to).map_err(TransferError::Destination)?;
     let copied = match (op.from.tier, op.to.tier) {
         (Tier::Ram, Tier::Disk) => spill(op, &source, to, &draft, pipeline),
-        (Tier::Disk, Tier::Ram | Tier::Disk) | (Tier::Ram, Tier::Ram) => {
-            read(op, source, to, &draft, pipeline)
-        }
+        (Tier::Disk, Tier::Ram | Tier::Disk) => read(op, source, to, &draft, pipeline),
+        // A segment has its copy's name.
+        (Tier::Ram, Tier::Ram) if op.from.block.is_some() => read(op, source, to, &draft, pipeline),
         (from, to) => {
             let message = format!("no driver copies from {from} to {to}");
             Err(TransferError::Destination(finding(DriverErrorKind::Io, message)))
