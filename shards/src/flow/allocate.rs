@@ -3,7 +3,7 @@
 //! Nobody can know the id before the answer, so the payload is hidden until its space is there.
 
 use payload_types::effect::{Effect, ReplicaRef, ReplyTo, StorageAction, StorageOp};
-use payload_types::event::{DriverError, DriverErrorKind};
+use payload_types::event::DriverError;
 use payload_types::reply::Reply;
 use payload_types::request::Allocate;
 use payload_types::{
@@ -12,6 +12,7 @@ use payload_types::{
 
 use payload_ledger::SlotKey;
 
+use crate::flow::copy::refusal_kind;
 use crate::limbo::{Kept, Users};
 use crate::op::{Class, Kind, Op, op_id, slot_key};
 use crate::parked::Caller;
@@ -194,13 +195,5 @@ impl Shard {
 
 /// How a client is told that its space could not be made.
 fn creation_error(tier: Tier, size: ByteCount, error: &DriverError) -> PayloadError {
-    let kind = match error.kind {
-        DriverErrorKind::Full => ErrorKind::ResourceExhausted,
-        DriverErrorKind::Missing
-        | DriverErrorKind::Truncated
-        | DriverErrorKind::Corrupt
-        | DriverErrorKind::SyncFailed
-        | DriverErrorKind::Io => ErrorKind::Unavailable,
-    };
-    PayloadError::new(kind, format!("{size} on {tier} could not be made: {}", error.message))
+    PayloadError::new(refusal_kind(error), format!("{size} on {tier} could not be made: {}", error.message))
 }

@@ -12,7 +12,7 @@
 use payload_ledger::SlotKey;
 use payload_ledger::arena::{Domain, Wanted, Zero};
 use payload_types::effect::{Effect, ReplicaRef};
-use payload_types::event::{DriverError, DriverErrorKind};
+use payload_types::event::DriverError;
 use payload_types::request::{Allocate, Request};
 use payload_types::slab::{SlabAction, SlabDone, SlabOp};
 use payload_types::{
@@ -20,6 +20,7 @@ use payload_types::{
 };
 
 use crate::arenas::{Answer as Room, At};
+use crate::flow::copy::refusal_kind;
 use crate::op::{Class, Kind, Op, op_id, slot_key};
 use crate::parked::{Caller, Why};
 use crate::shard::{Answer, Shard, Step};
@@ -495,16 +496,8 @@ fn no_names() -> PayloadError {
 
 /// How a client is told that memory could not be made for its session.
 fn making_error(bytes: ByteCount, error: &DriverError) -> PayloadError {
-    let kind = match error.kind {
-        DriverErrorKind::Full => ErrorKind::ResourceExhausted,
-        DriverErrorKind::Missing
-        | DriverErrorKind::Truncated
-        | DriverErrorKind::Corrupt
-        | DriverErrorKind::SyncFailed
-        | DriverErrorKind::Io => ErrorKind::Unavailable,
-    };
     PayloadError::new(
-        kind,
+        refusal_kind(error),
         format!("{bytes} of memory for this session could not be made: {}", error.message),
     )
 }

@@ -475,16 +475,20 @@ impl Shard {
 }
 
 fn destination_error(tier: Tier, error: &DriverError) -> PayloadError {
-    let kind = match error.kind {
+    PayloadError::new(
+        refusal_kind(error),
+        format!("the copy to {tier} failed: {}; the payload is where it was", error.message),
+    )
+}
+
+/// What a caller is told of storage that could not be made or written.
+pub(crate) fn refusal_kind(error: &DriverError) -> ErrorKind {
+    match error.kind {
         DriverErrorKind::Full => ErrorKind::ResourceExhausted,
         DriverErrorKind::Missing
         | DriverErrorKind::Truncated
         | DriverErrorKind::Corrupt
         | DriverErrorKind::SyncFailed
         | DriverErrorKind::Io => ErrorKind::Unavailable,
-    };
-    PayloadError::new(
-        kind,
-        format!("the copy to {tier} failed: {}; the payload is where it was", error.message),
-    )
+    }
 }
