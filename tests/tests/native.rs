@@ -215,7 +215,11 @@ fn given_a_server_that_is_killed_when_calls_wait_then_each_has_an_error_and_mapp
     let server = place.start();
     let client = native(&server);
     let bytes = content(5, 6 << 20);
-    let id = put(&client, Tier::Ram, &bytes);
+    // In a segment, which outlives the server.
+    let options = AllocateOptions::default().memory(payload_client::Memory::Segment);
+    let mut payload = client.allocate(ByteCount(bytes.len() as u64), &options).expect("allocated");
+    payload.copy_from_slice(&bytes);
+    let id = payload.commit(None).expect("committed").id;
     let held = lease(&client, id);
     // No room while the lease is held: these wait for up to 30 s.
     let session = client.session().expect("there");
