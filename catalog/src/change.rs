@@ -4,6 +4,7 @@ use payload_types::WallMs;
 use payload_types::effect::CatalogChange;
 use payload_types::limits::{GENERATION_EPOCH_BITS, STORED_INTEGER_MAX};
 use payload_types::record::{RecordChange, StreamLimits};
+use payload_types::upload::UploadChange;
 use payload_types::{PayloadRow, Pin, Tier};
 
 use crate::error::StoreError;
@@ -99,8 +100,11 @@ fn row_storable(row: &PayloadRow) -> Result<(), StoreError> {
 fn record_storable(change: &RecordChange) -> Result<(), StoreError> {
     use RecordChange::{
         GroupRemove, LineageAdd, MetadataNote, MetadataUpdate, Once, StreamAppend, StreamCommit,
-        StreamCreate, StreamDelete, Sweep, Vouched,
+        StreamCreate, StreamDelete, Sweep, Upload, Vouched,
     };
+    if let Upload(change) = change {
+        return upload_storable(change);
+    }
     let StreamLimits { entries_max, age_ms_max, .. } = match change {
         StreamCreate { limits, .. } => *limits,
         _ => StreamLimits::default(),
@@ -113,7 +117,7 @@ fn record_storable(change: &RecordChange) -> Result<(), StoreError> {
         | StreamAppend { at, .. }
         | StreamCommit { at, .. }
         | Sweep { at } => at.as_millis(),
-        StreamDelete { .. } | GroupRemove { .. } => 0,
+        StreamDelete { .. } | GroupRemove { .. } | Upload(_) => 0,
         // Its time is the change's own.
         Vouched(change) | Once { change, .. } => return record_storable(change),
     };
@@ -135,6 +139,21 @@ fn record_storable(change: &RecordChange) -> Result<(), StoreError> {
         }
         _ => Ok(()),
     }
+}
+
+fn upload_storable(change: &UploadChange) -> Result<(), StoreError> {
+    let UploadChange::Begin(entry) = change else { return Ok(()) };
+    for (field, value) in
+        [("size", entry.size.0), ("part size", entry.part_bytes), ("generation", entry.generation.0)]
+    {
+        if value > STORED_INTEGER_MAX {
+            return Err(StoreError::Unstorable(format!(
+                "the upload of {} has {field} {value}; the catalog stores at most {STORED_INTEGER_MAX}",
+                entry.id
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Roughly how many bytes a change of records keeps in memory while it waits: what clients chose the length of, and
@@ -163,6 +182,15 @@ pub(crate) fn weight(change: &RecordChange) -> u64 {
             .sum(),
         RecordChange::Vouched(change) => return weight(change),
         RecordChange::Once { id, change, .. } => return weight(change) + (PART_BYTES + id.len()) as u64,
+        RecordChange::Upload(change) => match change {
+            UploadChange::Begin(entry) => {
+                let upload = entry.upload.as_ref().map_or(0, String::len);
+                upload + entry.parts.iter().map(|part| PART_BYTES + part.tag.len()).sum::<usize>()
+            }
+            UploadChange::Named { upload, .. } => upload.len(),
+            UploadChange::Part { part, .. } => part.tag.len(),
+            UploadChange::Settle { .. } => 0,
+        },
         // Their names are at most 255 bytes each.
         RecordChange::StreamCreate { .. }
         | RecordChange::StreamDelete { .. }

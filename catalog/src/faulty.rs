@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use payload_types::effect::CatalogChange;
 use payload_types::record::RecordOutcome;
+use payload_types::upload::UploadEntry;
 use payload_types::{Epoch, Health, NamespaceId, PayloadKey, PayloadRow, WallMs};
 
 use crate::change::Change;
@@ -181,6 +182,10 @@ impl<S: Store> Store for Faulty<S> {
 
     fn health_note(&mut self, keys: &[PayloadKey], health: Health) -> Result<(), StoreError> {
         self.inner.health_note(keys, health)
+    }
+
+    fn uploads(&mut self) -> Result<Vec<UploadEntry>, StoreError> {
+        self.inner.uploads()
     }
 
     fn count(&mut self) -> Result<u64, StoreError> {

@@ -10,6 +10,7 @@
 
 use payload_types::effect::CatalogChange;
 use payload_types::record::{RecordAnswer, RecordOutcome, RecordQuery};
+use payload_types::upload::UploadEntry;
 use payload_types::{Epoch, Health, NamespaceId, PayloadKey, PayloadRow, Version, WallMs};
 
 use crate::change::Change;
@@ -113,6 +114,13 @@ pub trait Store: Send {
         }
         self.apply(&puts).map(drop)
     }
+
+    /// Entries of this node's upload journal, by id. Rows change it, too, each in its own transaction: a row that names an
+    /// object on OBJECT settles the payload's upload, and one that is removed leaves an entry to delete its object.
+    ///
+    /// # Errors
+    /// As [`Store::get`].
+    fn uploads(&mut self) -> Result<Vec<UploadEntry>, StoreError>;
 
     /// How many rows there are.
     ///

@@ -11,7 +11,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use payload_types::effect::CatalogChange;
 use payload_types::record::{RecordAnswer, RecordOutcome, RecordQuery};
-use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow, WallMs};
+use payload_types::upload::UploadEntry;
+use payload_types::{Epoch, NamespaceId, PayloadKey, PayloadRow, ReplicaRow, Tier, WallMs};
 
 use crate::change::{Change, EPOCH_MAX, storable};
 use crate::error::StoreError;
@@ -73,17 +74,29 @@ impl State {
     fn put(&mut self, row: &PayloadRow) {
         let newest = (row.epoch, row.version);
         if self.rows.get(&row.key).is_none_or(|old| supersedes(newest, (old.epoch, old.version))) {
+            if object_of(row).is_some() {
+                self.records.upload_named_by_row(row.key.id);
+            }
             self.rows.insert(row.key, row.clone());
         }
     }
 
     fn remove(&mut self, key: PayloadKey, epoch: Epoch) -> Result<(), StoreError> {
         if self.rows.get(&key).is_some_and(|row| row.epoch <= epoch) {
-            self.rows.remove(&key);
+            if let Some(row) = self.rows.remove(&key)
+                && let Some(replica) = object_of(&row)
+            {
+                self.records.upload_orphaned(key.id, replica.generation, row.size);
+            }
             records::forget(self, key)?;
         }
         Ok(())
     }
+}
+
+/// The replica of a row on OBJECT.
+fn object_of(row: &PayloadRow) -> Option<&ReplicaRow> {
+    row.replicas.iter().find(|replica| replica.tier == Tier::Object)
 }
 
 impl Store for MemoryStore {
@@ -141,6 +154,10 @@ impl Store for MemoryStore {
 
     fn get(&mut self, key: PayloadKey) -> Result<Option<PayloadRow>, StoreError> {
         Ok(self.read().rows.get(&key).cloned())
+    }
+
+    fn uploads(&mut self) -> Result<Vec<UploadEntry>, StoreError> {
+        Ok(self.read().records.uploads())
     }
 
     fn count(&mut self) -> Result<u64, StoreError> {

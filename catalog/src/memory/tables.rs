@@ -5,7 +5,8 @@ use std::ops::Bound::{Excluded, Unbounded};
 
 use payload_types::find::FindOrder;
 use payload_types::record::{LineageEdge, Metadata, MetadataEvent, StreamGroup, StreamLimits, StreamName};
-use payload_types::{NamespaceId, PayloadId, PayloadKey, WallMs};
+use payload_types::upload::{UploadEntry, UploadPart};
+use payload_types::{ByteCount, Generation, NamespaceId, PayloadId, PayloadKey, WallMs};
 
 use super::State;
 use crate::error::StoreError;
@@ -35,6 +36,36 @@ pub(super) struct Records {
     dirty: BTreeSet<PayloadKey>,
     /// Whether each was expanded.
     walk: BTreeMap<PayloadKey, bool>,
+    uploads: BTreeMap<PayloadId, UploadEntry>,
+}
+
+impl Records {
+    /// A row names the payload's object.
+    pub(super) fn upload_named_by_row(&mut self, id: PayloadId) {
+        if self.uploads.get(&id).is_some_and(|entry| !entry.is_removal) {
+            self.uploads.remove(&id);
+        }
+    }
+
+    /// The row that named the payload's object is gone.
+    pub(super) fn upload_orphaned(&mut self, id: PayloadId, generation: Generation, size: ByteCount) {
+        let entry = UploadEntry {
+            id,
+            generation,
+            is_removal: true,
+            size,
+            part_bytes: 0,
+            compression: 0,
+            upload: None,
+            parts: Vec::new(),
+        };
+        self.uploads.entry(id).or_insert(entry).is_removal = true;
+    }
+
+    /// All entries, by id.
+    pub(super) fn uploads(&self) -> Vec<UploadEntry> {
+        self.uploads.values().cloned().collect()
+    }
 }
 
 impl Tables for State {
@@ -380,6 +411,33 @@ impl TablesMut for State {
 
     fn dirty_remove(&mut self, key: PayloadKey) -> Result<(), StoreError> {
         self.records.dirty.remove(&key);
+        Ok(())
+    }
+
+    fn upload_add(&mut self, entry: &UploadEntry) -> Result<(), StoreError> {
+        self.records.uploads.insert(entry.id, UploadEntry { parts: Vec::new(), ..entry.clone() });
+        Ok(())
+    }
+
+    fn upload_name(&mut self, id: PayloadId, upload: &str) -> Result<(), StoreError> {
+        if let Some(entry) = self.records.uploads.get_mut(&id) {
+            entry.upload = Some(upload.to_owned());
+        }
+        Ok(())
+    }
+
+    fn upload_part(&mut self, id: PayloadId, part: &UploadPart) -> Result<(), StoreError> {
+        if let Some(entry) = self.records.uploads.get_mut(&id) {
+            match entry.parts.binary_search_by_key(&part.index, |part| part.index) {
+                Ok(place) => entry.parts[place] = part.clone(),
+                Err(place) => entry.parts.insert(place, part.clone()),
+            }
+        }
+        Ok(())
+    }
+
+    fn upload_remove(&mut self, id: PayloadId) -> Result<(), StoreError> {
+        self.records.uploads.remove(&id);
         Ok(())
     }
 

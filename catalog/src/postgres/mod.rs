@@ -23,10 +23,12 @@ mod records;
 mod row;
 mod target;
 mod terms;
+mod uploads;
 
 use std::time::{Duration, Instant};
 
 use payload_types::record::{RecordChange, RecordOutcome};
+use payload_types::upload::UploadEntry;
 use payload_types::{Epoch, Health, NamespaceId, PayloadKey, PayloadRow, WallMs};
 use tokio_postgres::types::Type;
 
@@ -470,6 +472,11 @@ impl Store for PostgresStore {
         let ids: Vec<_> = keys.iter().map(|key| row::uuid(key.id)).collect();
         let values: [Value<'_>; 5] = [&fence.node, &fence.epoch, &health, &namespaces, &ids];
         self.ask(async |session| session.query(&row::HEALTH, &values).await).map(drop)
+    }
+
+    fn uploads(&mut self) -> Result<Vec<UploadEntry>, StoreError> {
+        let own = self.own()?;
+        self.ask(async |session| uploads::read(session, own).await)
     }
 
     fn count(&mut self) -> Result<u64, StoreError> {

@@ -25,6 +25,7 @@ use std::collections::HashSet;
 
 use payload_types::limits::STORED_INTEGER_MAX;
 use payload_types::record::{RecordAnswer, RecordChange, RecordOutcome, RecordQuery};
+use payload_types::upload::UploadChange;
 use payload_types::{ForeignPage, Health, NamespaceId, PayloadId, PayloadKey, PayloadState, WallMs};
 
 use crate::error::{RESTORE, StoreError};
@@ -47,7 +48,7 @@ fn make<T: TablesMut>(
 ) -> Result<RecordOutcome, StoreError> {
     use RecordChange::{
         GroupRemove, LineageAdd, MetadataNote, MetadataUpdate, Once, StreamAppend, StreamCommit,
-        StreamCreate, StreamDelete, Sweep, Vouched,
+        StreamCreate, StreamDelete, Sweep, Upload, Vouched,
     };
     let moment = |at: &WallMs| Moment { at: *at, judged_at: if vouched { WallMs::default() } else { *at } };
     match change {
@@ -69,8 +70,23 @@ fn make<T: TablesMut>(
         StreamAppend { stream, items, held, at } => streams::append(tables, stream, items, *held, *at),
         StreamCommit { stream, group, offset, at } => streams::commit(tables, stream, group, *offset, *at),
         GroupRemove { stream, group } => streams::group_remove(tables, stream, group),
+        Upload(change) => upload(tables, change),
         Sweep { at } => sweep::sweep(tables, *at),
     }
+}
+
+fn upload<T: TablesMut>(tables: &mut T, change: &UploadChange) -> Result<RecordOutcome, StoreError> {
+    match change {
+        UploadChange::Begin(entry) => {
+            tables.upload_remove(entry.id)?;
+            tables.upload_add(entry)?;
+            entry.parts.iter().try_for_each(|part| tables.upload_part(entry.id, part))?;
+        }
+        UploadChange::Named { id, upload } => tables.upload_name(*id, upload)?,
+        UploadChange::Part { id, part } => tables.upload_part(*id, part)?,
+        UploadChange::Settle { id } => tables.upload_remove(*id)?,
+    }
+    Ok(RecordOutcome::Done)
 }
 
 /// Answers one query.

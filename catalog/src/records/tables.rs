@@ -6,6 +6,7 @@
 
 use payload_types::find::{FindOrder, IdSpan};
 use payload_types::record::{LineageEdge, Metadata, MetadataEvent, StreamGroup, StreamLimits, StreamName};
+use payload_types::upload::{UploadEntry, UploadPart};
 use payload_types::{Health, NamespaceId, PayloadId, PayloadKey, PayloadState, WallMs};
 
 use crate::error::StoreError;
@@ -289,6 +290,18 @@ pub(crate) trait TablesMut: Tables {
 
     /// It is settled, or there is none.
     fn dirty_remove(&mut self, key: PayloadKey) -> Result<(), StoreError>;
+
+    /// Keeps an entry of the upload journal, without its parts; the payload has none.
+    fn upload_add(&mut self, entry: &UploadEntry) -> Result<(), StoreError>;
+
+    /// Names an upload, if there is an entry.
+    fn upload_name(&mut self, id: PayloadId, upload: &str) -> Result<(), StoreError>;
+
+    /// Adds or replaces a part, if there is an entry.
+    fn upload_part(&mut self, id: PayloadId, part: &UploadPart) -> Result<(), StoreError>;
+
+    /// Removes an entry with its parts, if there is one.
+    fn upload_remove(&mut self, id: PayloadId) -> Result<(), StoreError>;
 
     /// Puts payloads into the walk, not expanded; those that are in it stay as they are.
     fn walk_add(&mut self, keys: &[PayloadKey]) -> Result<(), StoreError>;

@@ -15,6 +15,7 @@ pub(crate) const MIGRATIONS: &[Migration] = migrations! {
     "0004_holds",
     "0005_terms",
     "0006_calls",
+    "0007_objects",
 };
 
 /// The one that is filled in by a program.

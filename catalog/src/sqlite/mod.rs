@@ -26,6 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use payload_types::effect::CatalogChange;
 use payload_types::record::RecordOutcome;
+use payload_types::upload::UploadEntry;
 use payload_types::{Epoch, Health, NamespaceId, PayloadKey, PayloadRow, WallMs};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
@@ -313,6 +314,10 @@ impl Store for SqliteStore {
             transaction.commit()
         };
         noted().map_err(|error| committing(&error))
+    }
+
+    fn uploads(&mut self) -> Result<Vec<UploadEntry>, StoreError> {
+        records::uploads(&self.connection)
     }
 
     fn count(&mut self) -> Result<u64, StoreError> {

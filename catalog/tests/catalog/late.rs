@@ -59,6 +59,9 @@ impl Store for Late {
     fn get(&mut self, key: PayloadKey) -> Result<Option<PayloadRow>, StoreError> {
         self.inner.get(key)
     }
+    fn uploads(&mut self) -> Result<Vec<payload_types::upload::UploadEntry>, StoreError> {
+        self.inner.uploads()
+    }
     fn count(&mut self) -> Result<u64, StoreError> {
         self.inner.count()
     }

@@ -157,7 +157,9 @@ fn given_a_database_of_schema_2_when_opened_then_its_rows_are_unchanged_and_it_t
     old.execute_batch(include_str!("../../migrations/sqlite/0002_extents.sql")).expect("schema 2");
     old.execute_batch(&format!(
         "PRAGMA user_version = 2; PRAGMA journal_mode = wal; ATTACH '{}' AS ours;
-         INSERT INTO payload SELECT * FROM ours.payload;",
+         INSERT INTO payload SELECT namespace, id, size, state, version, epoch, created_at, expires_at, no_evict, priority,
+            require_durable, spill_target, min_residency, checksum, pinned_until, health, gpu, ram, disk, object, extent,
+            unsound FROM ours.payload;",
         ours.display()
     ))
     .expect("filled");

@@ -240,6 +240,7 @@ pub fn stream_of(change: &RecordChange) -> Option<&StreamName> {
         RecordChange::MetadataUpdate { .. }
         | RecordChange::MetadataNote { .. }
         | RecordChange::LineageAdd { .. }
+        | RecordChange::Upload(_)
         | RecordChange::Sweep { .. } => None,
     }
 }
@@ -256,6 +257,7 @@ fn change_target(change: &RecordChange) -> Option<PayloadId> {
         | RecordChange::StreamAppend { .. }
         | RecordChange::StreamCommit { .. }
         | RecordChange::GroupRemove { .. }
+        | RecordChange::Upload(_)
         | RecordChange::Sweep { .. } => None,
     }
 }
@@ -278,6 +280,7 @@ fn stream_changed(change: &RecordChange) -> Option<&StreamName> {
         | RecordChange::StreamCreate { .. }
         | RecordChange::StreamCommit { .. }
         | RecordChange::GroupRemove { .. }
+        | RecordChange::Upload(_)
         | RecordChange::Sweep { .. } => None,
     }
 }

@@ -31,6 +31,7 @@ pub mod state;
 pub mod tier;
 pub mod time;
 pub mod units;
+pub mod upload;
 
 pub use batch::{BatchId, BatchPart};
 pub use descriptor::{Descriptor, Location};

@@ -10,6 +10,7 @@ use crate::ids::{NamespaceId, PayloadId, PayloadKey};
 use crate::request::List;
 use crate::tier::Tier;
 use crate::time::WallMs;
+use crate::upload::UploadChange;
 
 /// Opaque bytes that a client attaches to a payload, and the name of their schema.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -243,6 +244,8 @@ pub enum RecordChange {
     /// A change of metadata or lineage, by word of the payloads' shards that none of them has expired, whatever its row says:
     /// streams keep them. As the change itself.
     Vouched(Box<RecordChange>),
+    /// A change of the upload journal of the object store. -> `Done`.
+    Upload(UploadChange),
     /// Retention and lineage that no living payload is connected with: a bounded share of the work. -> `Swept`.
     Sweep {
         /// Now.

@@ -187,6 +187,15 @@ statements! {
         ON CONFLICT (call) DO UPDATE SET request = excluded.request, at = excluded.at, about = excluded.about,
             first = excluded.first, last = excluded.last
         WHERE known.at <= $7 RETURNING at";
+    UPLOAD_ADD(INT4, UUID, BOOL, INT8, INT8, INT8, INT8, TEXT) = "INSERT INTO payload_manager.object_upload
+        (owner, payload, removal, generation, size, part_bytes, compression, upload)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+    UPLOAD_NAME(INT4, UUID, TEXT) = "UPDATE payload_manager.object_upload SET upload = $3
+        WHERE owner = $1 AND payload = $2";
+    UPLOAD_PART(INT4, UUID, INT8, TEXT, INT8) = "INSERT INTO payload_manager.object_part (payload, number, tag, hash)
+        SELECT payload, $3, $4, $5 FROM payload_manager.object_upload WHERE owner = $1 AND payload = $2
+        ON CONFLICT (payload, number) DO UPDATE SET tag = excluded.tag, hash = excluded.hash";
+    UPLOAD_REMOVE(INT4, UUID) = "DELETE FROM payload_manager.object_upload WHERE owner = $1 AND payload = $2";
     NOTES_REMOVE(INT8, INT8) = "DELETE FROM payload_manager.call_note WHERE call IN (
         SELECT call FROM payload_manager.call_note WHERE at <= $1 ORDER BY at LIMIT $2)";
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use payload_types::find::{FindOrder, IdSpan};
 use payload_types::record::{LineageEdge, Metadata, MetadataEvent, StreamGroup, StreamLimits, StreamName};
+use payload_types::upload::{UploadEntry, UploadPart};
 use payload_types::{NamespaceId, PayloadId, PayloadKey, WallMs};
 use tokio_postgres::Row;
 use uuid::Uuid;
@@ -401,6 +402,38 @@ impl TablesMut for Records<'_> {
 
     fn groups_remove(&mut self, stream: u64, count_max: u64) -> Result<u64, StoreError> {
         self.execute(&sql::GROUPS_REMOVE, &[&number(stream), &number(count_max)])
+    }
+
+    fn upload_add(&mut self, entry: &UploadEntry) -> Result<(), StoreError> {
+        let writer = self.writer;
+        let values: [Value<'_>; 8] = [
+            &writer,
+            &uuid(entry.id),
+            &entry.is_removal,
+            &number(entry.generation.0),
+            &number(entry.size.0),
+            &number(entry.part_bytes),
+            &i64::from(entry.compression),
+            &entry.upload,
+        ];
+        self.execute(&sql::UPLOAD_ADD, &values).map(|_one| ())
+    }
+
+    fn upload_name(&mut self, id: PayloadId, upload: &str) -> Result<(), StoreError> {
+        let writer = self.writer;
+        self.execute(&sql::UPLOAD_NAME, &[&writer, &uuid(id), &upload]).map(|_one| ())
+    }
+
+    fn upload_part(&mut self, id: PayloadId, part: &UploadPart) -> Result<(), StoreError> {
+        let writer = self.writer;
+        let UploadPart { index, tag, hash } = part;
+        let values: [Value<'_>; 5] = [&writer, &uuid(id), &i64::from(*index), tag, &hash.cast_signed()];
+        self.execute(&sql::UPLOAD_PART, &values).map(|_one| ())
+    }
+
+    fn upload_remove(&mut self, id: PayloadId) -> Result<(), StoreError> {
+        let writer = self.writer;
+        self.execute(&sql::UPLOAD_REMOVE, &[&writer, &uuid(id)]).map(|_one| ())
     }
 
     fn garbage_add(&mut self, garbage: Garbage, id: u64) -> Result<(), StoreError> {

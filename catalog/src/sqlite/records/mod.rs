@@ -3,8 +3,10 @@
 //! Over a connection in whatever transaction its owner opened: the writer's, or a reader's snapshot.
 
 mod read;
+mod uploads;
 mod write;
 
+pub(super) use uploads::uploads;
 pub(super) use write::terms_bytes;
 
 use payload_types::{PayloadId, PayloadKey};

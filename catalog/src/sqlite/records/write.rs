@@ -1,7 +1,8 @@
 //! Writing records.
 
 use payload_types::record::{LineageEdge, MetadataEvent, StreamLimits, StreamName};
-use payload_types::{NamespaceId, PayloadKey, WallMs};
+use payload_types::upload::{UploadEntry, UploadPart};
+use payload_types::{NamespaceId, PayloadId, PayloadKey, WallMs};
 use rusqlite::params;
 
 use super::{SqliteTables, bound};
@@ -48,6 +49,14 @@ const NOTE_SET: &str =
         first = excluded.first, last = excluded.last";
 const NOTES_REMOVE: &str = "DELETE FROM call_note WHERE call IN
     (SELECT call FROM call_note WHERE at <= ?1 ORDER BY at LIMIT ?2)";
+const UPLOAD_ADD: &str =
+    "INSERT INTO object_upload (payload, removal, generation, size, part_bytes, compression, upload)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+const UPLOAD_NAME: &str = "UPDATE object_upload SET upload = ?2 WHERE payload = ?1";
+const UPLOAD_PART: &str = "INSERT INTO object_part (payload, number, tag, hash)
+    SELECT payload, ?2, ?3, ?4 FROM object_upload WHERE payload = ?1
+    ON CONFLICT (payload, number) DO UPDATE SET tag = excluded.tag, hash = excluded.hash";
+const UPLOAD_REMOVE: &str = "DELETE FROM object_upload WHERE payload = ?1";
 const GARBAGE_ADD: &str = "INSERT INTO garbage (kind, id) VALUES (?1, ?2) ON CONFLICT DO NOTHING";
 const GARBAGE_REMOVE: &str = "DELETE FROM garbage WHERE kind = ?1 AND id = ?2";
 const DIRTY_ADD: &str =
@@ -65,7 +74,7 @@ const WALK_CLEAR: &str = "DELETE FROM lineage_walk";
 
 /// Every statement of this file that goes by a key.
 #[cfg(test)]
-pub(in crate::sqlite) const ALL: [&str; 26] = [
+pub(in crate::sqlite) const ALL: [&str; 30] = [
     HISTORY_ADD,
     HISTORY_SET,
     TERM_ADD,
@@ -86,6 +95,10 @@ pub(in crate::sqlite) const ALL: [&str; 26] = [
     GROUP_REMOVE,
     NOTE_SET,
     NOTES_REMOVE,
+    UPLOAD_ADD,
+    UPLOAD_NAME,
+    UPLOAD_PART,
+    UPLOAD_REMOVE,
     GARBAGE_ADD,
     GARBAGE_REMOVE,
     DIRTY_ADD,
@@ -234,6 +247,32 @@ impl TablesMut for SqliteTables<'_> {
 
     fn groups_remove(&mut self, stream: u64, count_max: u64) -> Result<u64, StoreError> {
         self.run(GROUPS_REMOVE, [stream as i64, count_max as i64])
+    }
+
+    fn upload_add(&mut self, entry: &UploadEntry) -> Result<(), StoreError> {
+        let values = params![
+            &entry.id.as_bytes()[..],
+            entry.is_removal,
+            entry.generation.0 as i64,
+            entry.size.0 as i64,
+            entry.part_bytes as i64,
+            entry.compression,
+            entry.upload,
+        ];
+        self.run(UPLOAD_ADD, values).map(drop)
+    }
+
+    fn upload_name(&mut self, id: PayloadId, upload: &str) -> Result<(), StoreError> {
+        self.run(UPLOAD_NAME, params![&id.as_bytes()[..], upload]).map(drop)
+    }
+
+    fn upload_part(&mut self, id: PayloadId, part: &UploadPart) -> Result<(), StoreError> {
+        let values = params![&id.as_bytes()[..], part.index, part.tag, part.hash.cast_signed()];
+        self.run(UPLOAD_PART, values).map(drop)
+    }
+
+    fn upload_remove(&mut self, id: PayloadId) -> Result<(), StoreError> {
+        self.run(UPLOAD_REMOVE, [&id.as_bytes()[..]]).map(drop)
     }
 
     fn garbage_add(&mut self, garbage: Garbage, id: u64) -> Result<(), StoreError> {

@@ -8,6 +8,7 @@ mod property;
 mod reading;
 mod repeats;
 mod streams;
+mod uploads;
 
 use payload_catalog::{Change, Reader, Store};
 use payload_types::record::{
