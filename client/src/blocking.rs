@@ -179,6 +179,9 @@ impl Client {
             let lease = self.grpc(async |client| client.acquire(id, options).await)?;
             return Ok(self.remote_lease(lease));
         };
+        if let Some(lease) = payload::ReadLease::direct(session, id, options) {
+            return Ok(ReadLease { lease: Some(lease.map()?), remote: None });
+        }
         let revoked = session.revoked();
         let outcome = session.call(&request::acquire(id, options, self.deadline))?;
         let lease = payload::ReadLease::native(session, outcome, id, revoked)?;
@@ -199,12 +202,20 @@ impl Client {
             return Ok(leases.into_iter().map(|lease| Ok(self.remote_lease(lease?))).collect());
         };
         let revoked = session.revoked();
-        let wishes: Vec<_> = ids.iter().map(|id| request::acquire(*id, options, self.deadline)).collect();
-        let lease = |(id, answer): (&PayloadId, Result<_, ClientError>)| {
-            let lease = payload::ReadLease::native(session, answer?, *id, revoked)?;
+        let direct = payload::ReadLease::direct_many(session, ids, options);
+        let mut answers =
+            session.call_many(&request::acquire_rest(ids, &direct, options, self.deadline))?.into_iter();
+        let lease = |(id, direct): (&PayloadId, Option<payload::ReadLease>)| {
+            let lease = match direct {
+                Some(lease) => lease.map()?,
+                None => {
+                    let answer = answers.next().expect("an answer for each that was asked for");
+                    payload::ReadLease::native(session, answer?, *id, revoked)?
+                }
+            };
             Ok(ReadLease { lease: Some(lease), remote: None })
         };
-        Ok(ids.iter().zip(session.call_many(&wishes)?).map(lease).collect())
+        Ok(ids.iter().zip(direct).map(lease).collect())
     }
 
     /// Ends many leases, with one ring of the doorbell or one call, and returns when they have ended.

@@ -50,14 +50,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use payload_local::{Outcome, Submission};
-use payload_types::{ByteCount, Checksum, ErrorKind, LeaseId, PayloadId, WallMs};
+use payload_types::{
+    ByteCount, Checksum, ErrorKind, EvictionPolicy, LeaseId, PayloadId, PayloadState, Tier, Version, WallMs,
+};
 use tokio::runtime::Handle;
 
 use crate::batch::Each;
 use crate::client::{AcquireOptions, AllocateOptions, Client};
-use crate::descriptor::{Descriptor, location_of};
+use crate::descriptor::{Descriptor, Location, location_of};
 use crate::error::ClientError;
 use crate::mapping::{ReadMapping, WriteMapping};
+use crate::native::direct::{Pin, Pinned, Wish};
 use crate::native::{Call, Pending, Session, request};
 use crate::transfer::blocking;
 
@@ -83,13 +86,24 @@ pub struct WritablePayload {
 #[derive(Debug)]
 pub struct ReadLease {
     via: Via,
-    id: LeaseId,
+    hold: Hold,
     descriptor: Descriptor,
     expires_at: Option<WallMs>,
     /// Over a native session: the count of revocations at which it was valid.
     revoked: AtomicU64,
     /// `None` once it was released.
     mapping: Option<ReadMapping>,
+}
+
+/// What keeps a lease.
+#[derive(Debug)]
+enum Hold {
+    /// The server's books.
+    Granted(LeaseId),
+    /// A cell of this process's own, which the server looks at.
+    Direct(Pin),
+    /// Nothing any more.
+    Over,
 }
 
 /// A committed payload that may be leased on this node, and is not known to be durable yet.
@@ -137,6 +151,9 @@ impl Client {
     /// is released then.
     pub async fn acquire(&self, id: PayloadId, options: &AcquireOptions) -> Result<ReadLease, ClientError> {
         if let Some(session) = self.native() {
+            if let Some(lease) = ReadLease::direct(session, id, options) {
+                return lease.map_async().await;
+            }
             let revoked = session.revoked();
             let outcome = session.call_async(&request::acquire(id, options, self.deadline())).await?;
             return ReadLease::native_async(session, outcome, id, revoked).await;
@@ -161,15 +178,18 @@ impl Client {
         options: &AcquireOptions,
     ) -> Result<Each<ReadLease>, ClientError> {
         if let Some(session) = self.native() {
-            let wish = |id: &PayloadId| request::acquire(*id, options, self.deadline());
-            let wishes: Vec<Submission> = ids.iter().map(wish).collect();
             let revoked = session.revoked();
-            let answers = session.call_many_async(&wishes).await?;
+            let direct = ReadLease::direct_many(session, ids, options);
+            let wishes = request::acquire_rest(ids, &direct, options, self.deadline());
+            let mut answers = session.call_many_async(&wishes).await?.into_iter();
             let mut leases = Vec::with_capacity(ids.len());
-            for (id, answer) in ids.iter().zip(answers) {
-                leases.push(match answer {
-                    Ok(outcome) => ReadLease::native_async(session, outcome, *id, revoked).await,
-                    Err(error) => Err(error),
+            for (id, direct) in ids.iter().zip(direct) {
+                leases.push(match direct {
+                    Some(lease) => lease.map_async().await,
+                    None => match answers.next().expect("an answer for each that was asked for") {
+                        Ok(outcome) => ReadLease::native_async(session, outcome, *id, revoked).await,
+                        Err(error) => Err(error),
+                    },
                 });
             }
             return Ok(leases);
@@ -196,13 +216,14 @@ impl Client {
         let mut session = None;
         for mut lease in leases {
             drop(lease.mapping.take());
+            let Some(id) = lease.let_go() else { continue };
             match &lease.via {
                 Via::Native(of) if session.as_ref().is_none_or(|one| Arc::ptr_eq(one, of)) => {
                     session = Some(Arc::clone(of));
-                    native.push(Submission::Release { lease: lease.id });
+                    native.push(Submission::Release { lease: id });
                 }
-                Via::Native(of) => of.post(&Submission::Release { lease: lease.id })?,
-                Via::Grpc(..) => remote.push(lease.id),
+                Via::Native(of) => of.post(&Submission::Release { lease: id })?,
+                Via::Grpc(..) => remote.push(id),
             }
         }
         let mut released = Ok(());
@@ -221,7 +242,7 @@ impl Client {
         let mapping = ReadMapping::open(location_of(&lease.descriptor)?)?;
         Ok(ReadLease {
             via: Via::Grpc(Box::new(self.clone()), Handle::current()),
-            id: lease.id,
+            hold: Hold::Granted(lease.id),
             descriptor: lease.descriptor,
             expires_at: Some(lease.expires_at),
             revoked: AtomicU64::new(0),
@@ -455,7 +476,79 @@ impl ReadLease {
         }
         let via = Via::Native(Arc::clone(session));
         let mapping = Some(mapping?);
-        Ok(Self { via, id: lease, descriptor, expires_at: None, revoked: revoked.into(), mapping })
+        let hold = Hold::Granted(lease);
+        Ok(Self { via, hold, descriptor, expires_at: None, revoked: revoked.into(), mapping })
+    }
+
+    /// Without asking anybody, where that is possible. It is not mapped yet where its slab is not known here.
+    #[inline]
+    pub(crate) fn direct(session: &Arc<Session>, id: PayloadId, options: &AcquireOptions) -> Option<Self> {
+        let pinned = session.pin(&id, Wish::of(options)?)?;
+        Some(Self::pinned(session, pinned, id))
+    }
+
+    /// As [`ReadLease::direct`], of several with one fence.
+    pub(crate) fn direct_many(
+        session: &Arc<Session>,
+        ids: &[PayloadId],
+        options: &AcquireOptions,
+    ) -> Vec<Option<Self>> {
+        let Some(wish) = Wish::of(options) else { return ids.iter().map(|_| None).collect() };
+        let pinned = ids.iter().zip(session.pin_many(ids, wish));
+        pinned.map(|(id, pinned)| Some(Self::pinned(session, pinned?, *id))).collect()
+    }
+
+    #[inline]
+    fn pinned(session: &Arc<Session>, mut pinned: Pinned, id: PayloadId) -> Self {
+        let mapping = pinned.block().map(ReadMapping::of);
+        let Pinned { pin, entry, place, slab: _ } = pinned;
+        let length = ByteCount(entry.length);
+        let descriptor = Descriptor {
+            id,
+            tier: Tier::Ram,
+            state: PayloadState::Active,
+            version: Version(entry.version),
+            size: length,
+            location: Some(Location::Block { slab: place.slab, offset: place.offset_bytes(), length }),
+            created_at: Some(id.created_at()),
+            expires_at: entry.expires_at,
+            policy: EvictionPolicy::default(),
+            checksum: entry.checksum,
+            node: None,
+        };
+        let (via, revoked) = (Via::Native(Arc::clone(session)), session.revoked().into());
+        Self { via, hold: Hold::Direct(pin), descriptor, expires_at: None, revoked, mapping }
+    }
+
+    /// Maps it where that is left to do, which waits for the server. It is let go of when that fails.
+    pub(crate) fn map(mut self) -> Result<Self, ClientError> {
+        if let (None, Via::Native(session)) = (&self.mapping, &self.via) {
+            self.mapping = Some(session.map_to_read(&self.descriptor)?);
+        }
+        Ok(self)
+    }
+
+    /// As [`ReadLease::map`], by a task: waits on another thread.
+    async fn map_async(self) -> Result<Self, ClientError> {
+        match self.mapping {
+            Some(_) => Ok(self),
+            None => blocking(move || self.map()).await,
+        }
+    }
+
+    /// Empties the cell of a direct lease; of another one, what is to be released. Once.
+    #[inline]
+    fn let_go(&mut self) -> Option<LeaseId> {
+        match (std::mem::replace(&mut self.hold, Hold::Over), &self.via) {
+            (Hold::Granted(lease), _) => Some(lease),
+            (Hold::Direct(pin), Via::Native(session)) => {
+                if let Some(direct) = session.direct() {
+                    direct.release(&pin);
+                }
+                None
+            }
+            (Hold::Direct(_), Via::Grpc(..)) | (Hold::Over, _) => None,
+        }
     }
 
     /// As [`ReadLease::native`], by a task: waits on another thread where a slab has to be asked for.
@@ -481,6 +574,7 @@ impl ReadLease {
     /// is asked while nothing was deleted by force.
     pub async fn is_valid(&self) -> bool {
         match &self.via {
+            Via::Native(session) if self.is_taken(session) => false,
             Via::Native(session) => match self.is_surely_valid(session) {
                 Some(revoked) => {
                     let answer = session.call_async(&Submission::Resolve { id: self.descriptor.id }).await;
@@ -498,12 +592,23 @@ impl ReadLease {
     /// [`ReadLease::is_valid`] of a blocking caller; native ones only.
     pub(crate) fn is_valid_blocking(&self) -> bool {
         let Via::Native(session) = &self.via else { return false };
+        if self.is_taken(session) {
+            return false;
+        }
         match self.is_surely_valid(session) {
             Some(revoked) => {
                 let is_there = session.call(&Submission::Resolve { id: self.descriptor.id }).is_ok();
                 self.note_valid(is_there, revoked)
             }
             None => true,
+        }
+    }
+
+    /// A direct lease that the server has taken away.
+    fn is_taken(&self, session: &Session) -> bool {
+        match &self.hold {
+            Hold::Direct(pin) => session.direct().is_none_or(|direct| !direct.is_valid(pin)),
+            Hold::Granted(_) | Hold::Over => false,
         }
     }
 
@@ -563,11 +668,10 @@ impl ReadLease {
     /// As [`Client::release_lease`]; the lease then ends by itself.
     pub async fn release(mut self) -> Result<(), ClientError> {
         drop(self.mapping.take());
+        let Some(lease) = self.let_go() else { return Ok(()) };
         match &self.via {
-            Via::Native(session) => {
-                session.call_async(&Submission::Release { lease: self.id }).await.map(drop)
-            }
-            Via::Grpc(client, _) => client.release_lease(self.id).await,
+            Via::Native(session) => session.call_async(&Submission::Release { lease }).await.map(drop),
+            Via::Grpc(client, _) => client.release_lease(lease).await,
         }
     }
 
@@ -582,10 +686,10 @@ pub(crate) fn release_many_blocking(leases: Vec<ReadLease>) -> Result<(), Client
     let mut session = None;
     for mut lease in leases {
         drop(lease.mapping.take());
-        let Via::Native(of) = &lease.via else { continue };
+        let (Some(id), Via::Native(of)) = (lease.let_go(), &lease.via) else { continue };
         match session.get_or_insert_with(|| Arc::clone(of)) {
-            first if Arc::ptr_eq(first, of) => wishes.push(Submission::Release { lease: lease.id }),
-            _ => of.post(&Submission::Release { lease: lease.id })?,
+            first if Arc::ptr_eq(first, of) => wishes.push(Submission::Release { lease: id }),
+            _ => of.post(&Submission::Release { lease: id })?,
         }
     }
     let Some(session) = session else { return Ok(()) };
@@ -641,10 +745,8 @@ impl Drop for WritablePayload {
 
 impl Drop for ReadLease {
     fn drop(&mut self) {
-        if self.mapping.take().is_none() {
-            return;
-        }
-        let lease = self.id;
+        drop(self.mapping.take());
+        let Some(lease) = self.let_go() else { return };
         match &self.via {
             // Without waiting: an ended session has released it, and in a child it is not ours.
             Via::Native(session) => {

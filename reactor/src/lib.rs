@@ -42,8 +42,8 @@ pub use executor::ExecutorChoice;
 pub use mailbox::{Envelope, Mailboxes, ReactorHandle, ReplySink};
 pub use pump::Ports;
 pub use session::{
-    Allowed, SESSIONS_MAX, SessionConfig, SessionError, SessionInfo, SessionList, SessionServer, SlabConfig,
-    SlabCounts, SocketError, probe_socket,
+    Allowed, DirectLeases, SESSIONS_MAX, SessionConfig, SessionError, SessionInfo, SessionList,
+    SessionServer, SlabConfig, SlabCounts, SocketError, probe_socket,
 };
 pub use spin::SpinPolicy;
 pub use stall::{Handled, Turn, TurnStats};

@@ -7,6 +7,8 @@
 //! | durable (one number) | the catalog writer | the shard | cannot be: a later number takes the place of the one before |
 //! | budget replies | the arbiter on shard 0 | the shard | cannot be: every ask and recall has its place |
 //! | sessions | the session thread | the shard | cannot be: three notes for each session there may be |
+//! | tables | the session thread, and who makes tables for it | the shard | cannot be: one is in the making for each namespace |
+//! | table ops (one lane) | all shards | the session thread | the sending pump keeps it, and asks again |
 //! | slabs (one lane) | all shards | the session thread | the sending pump keeps it in its backlog |
 //! | budget requests (one lane) | all shards | the arbiter on shard 0 | the sending pump keeps it in its backlog |
 //!
@@ -30,7 +32,7 @@ use payload_types::slab::{SlabDone, SlabOp};
 use payload_types::{ErrorKind, Monotonic, PayloadError, ShardIndex, limits};
 
 use crate::doorbell::Doorbell;
-use crate::session::{SESSION_LANE_LEN, SessionNote};
+use crate::session::{DirectShared, SESSION_LANE_LEN, SessionNote, TableMade, TableOp};
 use crate::stall::{StallBoard, TurnStats};
 use crate::sys::poll::Bell;
 
@@ -39,6 +41,9 @@ const BUDGET_REPLY_LANE_LEN: usize = limits::BUDGET_ASKS_PER_SHARD_MAX + limits:
 
 /// Completions of drivers and catalog under way to one shard: the rest of the completion lane's arithmetic.
 const DONE_LANE_LEN: usize = limits::COMPLETION_LANE_LEN - BUDGET_REPLY_LANE_LEN;
+
+/// Tables under way to one shard: one a namespace, and there is one.
+const TABLE_LANE_LEN: usize = 4;
 
 /// Work on slabs that waits for the session thread, for each shard. More wait in the shard's own backlog.
 const SLAB_LANE_PER_SHARD: usize = 64;
@@ -87,6 +92,8 @@ pub(crate) struct Mailbox {
     pub(crate) done: ArrayQueue<Completion>,
     pub(crate) budget_replies: ArrayQueue<BudgetReply>,
     pub(crate) sessions: ArrayQueue<SessionNote>,
+    /// Tables of direct leases that were made for this shard.
+    pub(crate) tables: ArrayQueue<TableMade>,
     /// The newest `Completion::Durable`; it may overtake acknowledgements, which a shard does not mind.
     pub(crate) durable: AtomicU64,
     pub(crate) doorbell: CachePadded<Doorbell>,
@@ -104,6 +111,7 @@ impl Mailbox {
             done: ArrayQueue::new(DONE_LANE_LEN),
             budget_replies: ArrayQueue::new(BUDGET_REPLY_LANE_LEN),
             sessions: ArrayQueue::new(SESSION_LANE_LEN),
+            tables: ArrayQueue::new(TABLE_LANE_LEN),
             durable: AtomicU64::new(0),
             doorbell: CachePadded::new(Doorbell::default()),
             closed: AtomicBool::new(false),
@@ -132,6 +140,15 @@ impl Mailbox {
         if self.closed.load(Ordering::Relaxed) {
             self.drop_notes();
         }
+    }
+
+    /// From whoever makes tables; never waits.
+    ///
+    /// # Panics
+    /// When the lane is full: then a shard has asked for several of one namespace.
+    pub(crate) fn hand_table(&self, made: TableMade) {
+        assert!(self.tables.push(made).is_ok(), "a place for the table of each namespace");
+        self.doorbell.ring();
     }
 
     /// Nobody polls rings any more; the session thread has what the notes lend.
@@ -166,6 +183,8 @@ pub(crate) struct Shared {
     pub(crate) slab_ops: ArrayQueue<SlabOp>,
     /// Wakes the session thread; `None` until slabs are served.
     pub(crate) slab_bell: OnceLock<Arc<Bell>>,
+    /// Of direct leases.
+    pub(crate) direct: DirectShared,
     phase: AtomicU8,
     /// Wakes the thread that logs stalls.
     pub(crate) stall_bell: Doorbell,
@@ -200,6 +219,18 @@ impl Shared {
     /// The op, when the lane is full: the session thread waits for its keeper.
     pub(crate) fn ask_slab(&self, op: SlabOp) -> Result<(), SlabOp> {
         self.slab_ops.push(op)?;
+        if let Some(bell) = self.slab_bell.get() {
+            bell.ring();
+        }
+        Ok(())
+    }
+
+    /// From a pump to the session thread; never waits.
+    ///
+    /// # Errors
+    /// The op, when the lane is full.
+    pub(crate) fn ask_table(&self, op: TableOp) -> Result<(), TableOp> {
+        self.direct.table_ops.push(op)?;
         if let Some(bell) = self.slab_bell.get() {
             bell.ring();
         }
@@ -253,6 +284,7 @@ impl Mailboxes {
             budget_requests: ArrayQueue::new(BUDGET_LANE_PER_SHARD * usize::from(shard_count)),
             slab_ops: ArrayQueue::new(SLAB_LANE_PER_SHARD * usize::from(shard_count)),
             slab_bell: OnceLock::new(),
+            direct: DirectShared::new(usize::from(shard_count)),
             phase: AtomicU8::new(Phase::Running as u8),
             stall_bell: Doorbell::default(),
         }))

@@ -39,6 +39,16 @@ impl SharedWords {
         Self::of(MmapOptions::new().len(bytes).map_raw_read_only(file.as_raw_fd())?)
     }
 
+    /// Maps a table of direct leases, of so many bytes: to be loaded only, its pages at hand from the beginning.
+    ///
+    /// # Errors
+    /// As [`SharedWords::map`].
+    pub(crate) fn map_table(file: &OwnedFd, bytes: u64) -> io::Result<Self> {
+        let bytes = usize::try_from(bytes).map_err(io::Error::other)?;
+        has_bytes(file, bytes)?;
+        Self::of(MmapOptions::new().len(bytes).populate().map_raw_read_only(file.as_raw_fd())?)
+    }
+
     fn of(map: MmapRaw) -> io::Result<Self> {
         map.advise(Advice::DontFork)?;
         Ok(Self { map })

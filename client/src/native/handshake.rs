@@ -4,14 +4,19 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use payload_local::hello::{ClientFrame, FEATURE_ARENAS, Hello, ServerFrame, Welcome, doorbells_in_message};
+use payload_local::direct::page::{STATUS_BYTES, written_bytes};
+use payload_local::hello::{
+    ClientFrame, FEATURE_ARENAS, FEATURE_DIRECT, Hello, ServerFrame, Welcome, doorbells_in_message,
+};
 use payload_local::layout::{NODE_PAGE_BYTES, session_bytes};
 
 use crate::error::{ClientError, reason_of};
 use crate::mapping::shared::SharedWords;
 use crate::mapping::socket::{Message, Socket};
+use crate::native::direct::Direct;
 
 /// How long the server may take for each message of the handshake. It answers within a turn of its session thread.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -24,6 +29,8 @@ pub(super) struct Greeted {
     pub(super) node: SharedWords,
     /// One a shard.
     pub(super) bells: Vec<OwnedFd>,
+    /// With feature DIRECT.
+    pub(super) direct: Option<Arc<Direct>>,
 }
 
 /// Greets the server at `path`.
@@ -42,7 +49,7 @@ pub(super) fn greet(path: &Path) -> Result<Greeted, ClientError> {
     let socket = Socket::connect(path, ANSWER_WITHIN).map_err(|error| failed(&error))?;
     let program = std::env::args_os().next().unwrap_or_default();
     let program = Path::new(&program).file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let hello = Hello { features: FEATURE_ARENAS, ..Hello::new(&program) };
+    let hello = Hello { features: FEATURE_ARENAS | FEATURE_DIRECT, ..Hello::new(&program) };
     socket.send(&ClientFrame::Hello(hello).encode()).map_err(|error| failed(&error))?;
     let Message { bytes, descriptors } = socket.receive().map_err(|error| failed(&error))?;
     let welcome = match frame(&bytes)? {
@@ -77,7 +84,43 @@ pub(super) fn greet(path: &Path) -> Result<Greeted, ClientError> {
     };
     let memory = SharedWords::map(&memory, session_bytes(welcome.shard_count)).map_err(mapped)?;
     let node = SharedWords::map_read_only(&node, NODE_PAGE_BYTES).map_err(mapped)?;
-    Ok(Greeted { socket, welcome, memory, node, bells })
+    let direct = match welcome.features & FEATURE_DIRECT {
+        0 => None,
+        _ => Some(receive_pages(&socket, welcome.shard_count, &failed, &mapped)?),
+    };
+    Ok(Greeted { socket, welcome, memory, node, bells, direct })
+}
+
+/// The tables that there are, and the pages, which come last.
+fn receive_pages(
+    socket: &Socket,
+    shard_count: u16,
+    failed: &impl Fn(&io::Error) -> ClientError,
+    mapped: &impl Fn(io::Error) -> ClientError,
+) -> Result<Arc<Direct>, ClientError> {
+    let mut tables = Vec::new();
+    loop {
+        let Message { bytes, descriptors } = socket.receive().map_err(|error| failed(&error))?;
+        match frame(&bytes)? {
+            ServerFrame::IndexOffered { shard, bytes, .. } => {
+                let [table] = of_frame(descriptors)?;
+                tables.push((shard, SharedWords::map_table(&table, bytes.0).map_err(mapped)?));
+            }
+            ServerFrame::Pages { shard_count: stated } if stated == shard_count => {
+                let [cells, status] = of_frame(descriptors)?;
+                let cells = SharedWords::map(&cells, written_bytes(shard_count)).map_err(mapped)?;
+                let status = SharedWords::map_read_only(&status, STATUS_BYTES).map_err(mapped)?;
+                let direct = Direct::new(cells, status, shard_count).map_err(mapped)?;
+                tables.into_iter().for_each(|(shard, table)| direct.take_table(shard, table));
+                return Ok(direct);
+            }
+            other => return Err(broken(&format!("tables and pages were due, and it sent {other:?}"))),
+        }
+    }
+}
+
+fn of_frame<const COUNT: usize>(descriptors: Vec<OwnedFd>) -> Result<[OwnedFd; COUNT], ClientError> {
+    counted(descriptors, COUNT)?.try_into().map_err(|_| broken("descriptors were lost"))
 }
 
 fn frame(bytes: &[u8]) -> Result<ServerFrame, ClientError> {

@@ -10,6 +10,7 @@
 //! when it is released, or with the session, that is at the latest with this process. `payload_client::blocking` is what
 //! programs use; here are submissions and outcomes as the protocol has them (docs/NATIVE_PROTOCOL.md).
 
+pub(crate) mod direct;
 mod handshake;
 mod lane;
 pub(crate) mod request;

@@ -49,6 +49,17 @@ pub(crate) fn acquire(id: PayloadId, options: &AcquireOptions, deadline: Option<
     }
 }
 
+/// Of those of `ids` that were not leased directly.
+pub(crate) fn acquire_rest<T>(
+    ids: &[PayloadId],
+    direct: &[Option<T>],
+    options: &AcquireOptions,
+    deadline: Option<Duration>,
+) -> Vec<Submission> {
+    let rest = ids.iter().zip(direct).filter(|(_, direct)| direct.is_none());
+    rest.map(|(id, _)| acquire(*id, options, deadline)).collect()
+}
+
 pub(crate) fn promote(
     id: PayloadId,
     target: Tier,

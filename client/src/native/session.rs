@@ -28,6 +28,7 @@ use crate::error::ClientError;
 use crate::mapping::shared::{ForkGuard, SharedWords, futex_wait, futex_wake};
 use crate::mapping::socket::{self, Bell};
 use crate::mapping::{ReadMapping, WriteMapping};
+use crate::native::direct::{Direct, Pinned, Wish};
 use crate::native::handshake::{Greeted, greet};
 use crate::native::lane::{Answer, Lane};
 use crate::native::slabs::Slabs;
@@ -52,6 +53,7 @@ pub struct Session {
     turn: AtomicU32,
     spin: Spin,
     watch: Arc<Watch>,
+    direct: Option<Arc<Direct>>,
 }
 
 #[derive(Debug)]
@@ -83,12 +85,13 @@ impl Session {
     /// [`ClientError::Connect`] when nobody answers there, [`ClientError::Refused`] when it lets this process not in:
     /// another user, another version, too many sessions.
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
-        let Greeted { socket, welcome, memory, node, bells } = greet(path)?;
+        let Greeted { socket, welcome, memory, node, bells, direct } = greet(path)?;
         let fork =
             ForkGuard::new().map_err(|reason| ClientError::Io { what: "cannot map a page", reason })?;
         let bell =
             Bell::new().map_err(|reason| ClientError::Io { what: "cannot make an eventfd", reason })?;
         let slabs = Slabs::new(socket, bell);
+        slabs.share(direct.clone());
         if welcome.features & FEATURE_ARENAS != 0 {
             slabs.start()?;
         }
@@ -104,6 +107,7 @@ impl Session {
             turn: AtomicU32::new(0),
             spin: Spin::new(),
             watch: Arc::default(),
+            direct,
         })
     }
 
@@ -225,6 +229,31 @@ impl Session {
     /// True when the server offered arenas, and this session took them.
     pub fn has_arenas(&self) -> bool {
         self.welcome.features & FEATURE_ARENAS != 0
+    }
+
+    /// True when leases of payloads in arenas ask nobody.
+    pub fn leases_directly(&self) -> bool {
+        self.direct.is_some()
+    }
+
+    /// What holds a lease that [`Session::pin`] made.
+    pub(crate) fn direct(&self) -> Option<&Arc<Direct>> {
+        self.direct.as_ref().filter(|_| !self.fork.is_child())
+    }
+
+    /// Leases a payload without asking anybody; `None` where that is not possible: then the ring decides.
+    #[inline]
+    pub(crate) fn pin(&self, id: &PayloadId, wish: Wish) -> Option<Pinned> {
+        let direct = self.direct.as_ref().filter(|_| self.check().is_ok())?;
+        direct.acquire(&self.slabs, id, wish)
+    }
+
+    /// As [`Session::pin`], of several.
+    pub(crate) fn pin_many(&self, ids: &[PayloadId], wish: Wish) -> Vec<Option<Pinned>> {
+        match self.direct.as_ref().filter(|_| self.check().is_ok()) {
+            Some(direct) => direct.acquire_many(&self.slabs, ids, wish),
+            None => ids.iter().map(|_| None).collect(),
+        }
     }
 
     /// Counts payloads that were deleted by force, on this node. While it stays, all leases are valid.

@@ -22,8 +22,10 @@ use payload_local::hello::{ClientFrame, ServerFrame};
 use payload_types::{ErrorKind, SlabId};
 
 use crate::error::{ClientError, reason_of};
+use crate::mapping::shared::SharedWords;
 use crate::mapping::slab::{Block, SlabMap};
 use crate::mapping::socket::{Bell, Message, Socket};
+use crate::native::direct::Direct;
 
 /// How long a caller waits for a slab that it does not know.
 const SLAB_WITHIN: Duration = Duration::from_secs(1);
@@ -44,6 +46,8 @@ pub(super) struct Slabs {
     reading: Mutex<()>,
     state: Mutex<State>,
     changed: Condvar,
+    /// Tables of direct leases come over the same socket.
+    direct: OnceLock<Arc<Direct>>,
 }
 
 #[derive(Debug, Default)]
@@ -74,7 +78,15 @@ impl Slabs {
             reading: Mutex::default(),
             state: Mutex::default(),
             changed: Condvar::new(),
+            direct: OnceLock::new(),
         })
+    }
+
+    /// Who is given tables of direct leases.
+    pub(super) fn share(&self, direct: Option<Arc<Direct>>) {
+        if let Some(direct) = direct {
+            let _first = self.direct.set(direct);
+        }
     }
 
     /// Starts the thread that answers offers.
@@ -170,7 +182,8 @@ impl Slabs {
         }
     }
 
-    fn known(&self, slab: SlabId) -> Option<Arc<SlabMap>> {
+    /// Its mapping, if there is one.
+    pub(super) fn known(&self, slab: SlabId) -> Option<Arc<SlabMap>> {
         self.lock().known.get(&slab).map(|known| Arc::clone(&known.map))
     }
 
@@ -216,6 +229,15 @@ impl Slabs {
                 match map {
                     Ok(map) => self.note(slab, map, false, usize::MAX),
                     Err(error) => self.refuse(slab, unmapped(error)),
+                }
+                Ok(())
+            }
+            Ok(ServerFrame::IndexOffered { shard, bytes, .. }) => {
+                let [table]: [OwnedFd; 1] = descriptors.try_into().map_err(|_| unasked())?;
+                let direct = self.direct.get().ok_or_else(unasked)?;
+                // Without it the old one is closed, and its payloads are leased over the ring.
+                if let Ok(table) = SharedWords::map_table(&table, bytes.0) {
+                    direct.take_table(shard, table);
                 }
                 Ok(())
             }

@@ -309,6 +309,7 @@ fn node_info(config: &Config, epoch: Epoch) -> NodeInfoResponse {
 fn session_config(config: &Config, epoch: Epoch, info: &NodeInfoResponse) -> SessionConfig {
     let local = &config.local;
     SessionConfig {
+        dead_grace_ms: 1_000,
         socket_path: local.socket_path.clone(),
         socket_mode: local.socket_mode,
         socket_group: local.socket_group.clone(),

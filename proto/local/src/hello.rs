@@ -10,6 +10,8 @@
 //!         SlabWanted ------------------>                    memory of another session, to read
 //!               <----- SlabOpened, descriptor               or SlabRefused
 //!               <----- SlabClosed                           memory that the server takes back
+//!               <----- Pages, 2 descriptors                 after the eventfds and tables: cells of direct leases, and their status
+//!               <----- IndexOffered, descriptor             a table of what may be leased directly; it replaces the one before
 //!         Bye ------------------------->                    then the socket is closed
 //!               <----- Closed                               why the server ends it, then the socket is closed
 //! ```
@@ -17,8 +19,10 @@
 //! Decoding takes any bytes: it is bounded by [`FRAME_BYTES_MAX`], never panics, and refuses what is shorter or longer
 //! than it says. Descriptors travel beside the frames; who receives them counts them.
 
-use payload_types::{ByteCount, Epoch, NamespaceId, PayloadError, SlabId, limits};
+use payload_types::{ByteCount, Epoch, NamespaceId, PayloadError, ShardIndex, SlabId, limits};
 
+use crate::direct::index::{HOMES_MAX, index_bytes};
+use crate::direct::page::{STATUS_BYTES, written_bytes};
 use crate::layout::{self, NODE_PAGE_BYTES, RING_ENTRIES, SESSION_HEADER_BYTES, SHARD_BYTES, TEXT_SLOTS};
 
 /// What every frame starts with.
@@ -29,6 +33,9 @@ pub const VERSION: u16 = 1;
 
 /// A feature: memory that the session writes and others map once, in slabs. A client that wants it answers SlabOffered.
 pub const FEATURE_ARENAS: u64 = 1;
+
+/// A feature: leases that ask nobody ([`crate::direct`]). Only beside [`FEATURE_ARENAS`]. A Pages follows the eventfds then.
+pub const FEATURE_DIRECT: u64 = 2;
 
 /// The longest frame: a Welcome with its longest path.
 pub const FRAME_BYTES_MAX: usize = 2048;
@@ -61,6 +68,8 @@ const KIND_SLAB_WANTED: u16 = 9;
 const KIND_SLAB_OPENED: u16 = 10;
 const KIND_SLAB_REFUSED: u16 = 11;
 const KIND_SLAB_CLOSED: u16 = 12;
+const KIND_PAGES: u16 = 13;
+const KIND_INDEX_OFFERED: u16 = 14;
 
 /// Of a SlabOffered: it is for one payload, which the kernel makes immutable at Commit.
 const SLAB_ISOLATED: u32 = 1;
@@ -74,7 +83,7 @@ pub struct Hello {
     pub version_min: u16,
     /// The newest.
     pub version_max: u16,
-    /// Bits of features it would use: [`FEATURE_ARENAS`].
+    /// Bits of features it would use: [`FEATURE_ARENAS`], [`FEATURE_DIRECT`].
     pub features: u64,
     /// What people call the program; at most [`PROGRAM_BYTES`] bytes, cut.
     pub program: String,
@@ -192,6 +201,21 @@ pub enum ServerFrame {
     SlabClosed {
         /// Which.
         slab: SlabId,
+    },
+    /// Of a session with direct leases, right after its eventfds: with the memory that it writes (cells and samples, to be mapped
+    /// shared, to read and write) and its status (to read).
+    Pages {
+        /// Of the node, once more: the sizes of both follow from it.
+        shard_count: u16,
+    },
+    /// The table of a shard and namespace, to be mapped shared, to read. It replaces the one before, which is closed.
+    IndexOffered {
+        /// Whose.
+        shard: ShardIndex,
+        /// Whose.
+        namespace: NamespaceId,
+        /// All of it.
+        bytes: ByteCount,
     },
 }
 
@@ -322,6 +346,20 @@ impl ServerFrame {
                 frame
             }
             Self::SlabClosed { slab } => slab_frame(KIND_SLAB_CLOSED, *slab),
+            Self::Pages { shard_count } => {
+                let mut frame = head(KIND_PAGES);
+                frame.extend(shard_count.to_le_bytes());
+                frame.extend(0u16.to_le_bytes());
+                frame.extend(pages_words(*shard_count).into_iter().flat_map(u32::to_le_bytes));
+                frame
+            }
+            Self::IndexOffered { shard, namespace, bytes } => {
+                let mut frame = head(KIND_INDEX_OFFERED);
+                frame.extend(u32::from(shard.0).to_le_bytes());
+                frame.extend(namespace.0.to_le_bytes());
+                frame.extend(bytes.0.to_le_bytes());
+                frame
+            }
         }
     }
 
@@ -354,6 +392,28 @@ impl ServerFrame {
                 Self::SlabRefused { slab: reader.slab()?, text: reader.text(TEXT_BYTES_MAX)? }
             }
             KIND_SLAB_CLOSED => Self::SlabClosed { slab: reader.slab()? },
+            KIND_PAGES => {
+                let shard_count = reader.shards()?;
+                reader.u16()?;
+                for expected in pages_words(shard_count) {
+                    let stated = reader.u32()?;
+                    if stated != expected {
+                        return Err(wrong(format!(
+                            "a page has {stated} bytes, and {expected} are known here"
+                        )));
+                    }
+                }
+                Self::Pages { shard_count }
+            }
+            KIND_INDEX_OFFERED => {
+                let (shard, namespace, bytes) = (reader.u32()?, NamespaceId(reader.u32()?), reader.u64()?);
+                let shard = u16::try_from(shard).ok().filter(|shard| *shard < limits::SHARD_COUNT_MAX);
+                let shard = shard.ok_or_else(|| wrong("no node has that shard".to_owned()))?;
+                if !(index_bytes(1)..=index_bytes(HOMES_MAX)).contains(&bytes) {
+                    return Err(wrong(format!("a table of {bytes} bytes cannot be")));
+                }
+                Self::IndexOffered { shard: ShardIndex(shard), namespace, bytes: ByteCount(bytes) }
+            }
             kind => return Err(wrong(format!("its kind {kind} is none that a server sends"))),
         };
         reader.end()?;
@@ -371,6 +431,11 @@ fn layout_words(shard_count: u16) -> [u32; 6] {
         layout::session_bytes(shard_count) as u32,
         NODE_PAGE_BYTES as u32,
     ]
+}
+
+/// The sizes of a session's pages, as stated beside them.
+fn pages_words(shard_count: u16) -> [u32; 2] {
+    [written_bytes(shard_count) as u32, STATUS_BYTES as u32]
 }
 
 impl Welcome {
@@ -398,9 +463,7 @@ impl Welcome {
         if version != VERSION {
             return Err(wrong(format!("it speaks version {version}, which was not offered")));
         }
-        if !(1..=limits::SHARD_COUNT_MAX).contains(&shard_count) {
-            return Err(wrong(format!("a node of {shard_count} shards cannot be")));
-        }
+        possible_shards(shard_count)?;
         for expected in layout_words(shard_count) {
             let stated = reader.u32()?;
             if stated != expected {
@@ -425,6 +488,13 @@ impl Welcome {
             disk_root,
         })
     }
+}
+
+fn possible_shards(shard_count: u16) -> Result<u16, PayloadError> {
+    if !(1..=limits::SHARD_COUNT_MAX).contains(&shard_count) {
+        return Err(wrong(format!("a node of {shard_count} shards cannot be")));
+    }
+    Ok(shard_count)
 }
 
 fn head(kind: u16) -> Vec<u8> {
@@ -484,6 +554,10 @@ impl<'a> Reader<'a> {
 
     fn u64(&mut self) -> Result<u64, PayloadError> {
         Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    fn shards(&mut self) -> Result<u16, PayloadError> {
+        possible_shards(self.u16()?)
     }
 
     fn slab(&mut self) -> Result<SlabId, PayloadError> {

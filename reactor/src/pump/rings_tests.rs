@@ -47,6 +47,7 @@ impl Client {
         let page = Arc::new(NodePage::make(Epoch(1), 7).expect("a page"));
         let id = SessionId::new(number).expect("not 0");
         let identity = Identity {
+            direct: false,
             arenas: false,
             id,
             slot: number as u16,

@@ -16,6 +16,7 @@
 //! Limits: [`SESSIONS_MAX`] sessions, [`HANDSHAKES_MAX`] handshakes of [`HANDSHAKE_MS`] at a time. A session costs the
 //! server a socket, a pidfd and an eventfd a shard, and [`payload_local::layout::session_bytes`] of memory.
 
+pub(crate) mod direct;
 mod file;
 mod registry;
 mod share;
@@ -34,13 +35,15 @@ use std::thread::JoinHandle;
 use payload_local::hello::ROOT_BYTES_MAX;
 use payload_types::{Epoch, NamespaceId, PayloadId, SessionId, WallMs};
 
-use crate::mailbox::ReactorHandle;
+use crate::mailbox::{ReactorHandle, Shared};
+use crate::session::direct::Direct;
 use crate::session::file::SocketFile;
 use crate::session::registry::Registry;
 use crate::session::slabs::Slabs;
 use crate::sys;
 use crate::sys::poll::Bell;
 
+pub(crate) use direct::{DirectShared, TableMade, TableOp};
 pub use file::{SocketError, probe_socket};
 pub(crate) use share::{Identity, NodePage, Session};
 pub use slabs::{SlabConfig, SlabCounts};
@@ -77,6 +80,9 @@ pub struct SessionConfig {
     pub shm_prefix: String,
     /// The disk root, absolute; empty without one.
     pub disk_root: String,
+    /// `leases.dead_grace_ms`: how long after its death what a process has begun with a device may go on; its direct leases
+    /// count until then.
+    pub dead_grace_ms: u64,
 }
 
 /// Users and groups that may open sessions.
@@ -172,6 +178,33 @@ impl SessionList {
     }
 }
 
+/// What is leased directly, as sessions' cells say. For people: looking costs a pass over all cells in use.
+#[derive(Clone)]
+pub struct DirectLeases(Arc<Shared>);
+
+impl DirectLeases {
+    /// Sessions that lease this payload directly, each with how many leases.
+    pub fn holders(&self, namespace: NamespaceId, id: &PayloadId) -> Vec<(SessionId, u32)> {
+        self.0.direct.holders(namespace, id)
+    }
+
+    /// Sessions that lease something directly, each with how many leases.
+    pub fn leases(&self) -> Vec<(SessionId, u32)> {
+        self.0.direct.leases()
+    }
+
+    /// Sessions that may.
+    pub fn sessions(&self) -> usize {
+        self.0.direct.sessions()
+    }
+
+    /// Samples of what was read that shards have taken, and payloads that found no place in a table, since the start.
+    pub fn totals(&self) -> (u64, u64) {
+        let direct = &self.0.direct;
+        (direct.sampled.load(Ordering::Relaxed), direct.unplaced.load(Ordering::Relaxed))
+    }
+}
+
 /// What the session thread is told, besides what its descriptors tell it.
 #[derive(Default)]
 struct Orders(AtomicU8);
@@ -194,6 +227,7 @@ impl Orders {
 pub struct SessionServer {
     list: SessionList,
     counts: Arc<SlabCounts>,
+    shared: Arc<Shared>,
     orders: Arc<Orders>,
     bell: Arc<Bell>,
     /// Removed when new sessions are refused.
@@ -234,6 +268,13 @@ impl SessionServer {
         let counts = Arc::new(SlabCounts::default());
         let slabs = slabs
             .map(|slabs| Slabs::start(slabs, Arc::clone(&shared), Arc::clone(&bell), Arc::clone(&counts)));
+        let direct = match &slabs {
+            Some(_) => Some(
+                Direct::start(Arc::clone(&shared), config.namespace, config.dead_grace_ms)
+                    .map_err(failed("making a table of direct leases"))?,
+            ),
+            None => None,
+        };
         let registry = Registry::new(
             registry::Parts {
                 config,
@@ -244,6 +285,7 @@ impl SessionServer {
                 orders: Arc::clone(&orders),
                 list: list.clone(),
                 slabs,
+                direct,
             },
             listener,
         )
@@ -252,7 +294,15 @@ impl SessionServer {
             .name("pm-sessions".to_owned())
             .spawn(move || registry.run())
             .map_err(failed("starting the session thread"))?;
-        Ok(Self { list, counts, orders, bell, file: Some(file), thread: Some(thread) })
+        Ok(Self {
+            list,
+            counts,
+            shared: Arc::clone(reactor.shared()),
+            orders,
+            bell,
+            file: Some(file),
+            thread: Some(thread),
+        })
     }
 
     /// The open sessions.
@@ -263,6 +313,11 @@ impl SessionServer {
     /// Counts of slabs; all 0 without feature ARENAS.
     pub fn slab_counts(&self) -> Arc<SlabCounts> {
         Arc::clone(&self.counts)
+    }
+
+    /// What is leased directly.
+    pub fn direct(&self) -> DirectLeases {
+        DirectLeases(Arc::clone(&self.shared))
     }
 
     /// The beginning of the end: the socket is removed, and who comes is told that the server stops. Sessions go on.

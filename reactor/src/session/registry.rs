@@ -13,11 +13,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use payload_local::hello::{
-    ClientFrame, FEATURE_ARENAS, FRAME_BYTES_MAX, Hello, RefusalKind, ServerFrame, Welcome,
+    ClientFrame, FEATURE_ARENAS, FEATURE_DIRECT, FRAME_BYTES_MAX, Hello, RefusalKind, ServerFrame, Welcome,
     doorbells_in_message,
 };
 use payload_types::{Monotonic, Peer, SessionId};
 
+use super::direct::Direct;
 use super::share::{Identity, NodePage, Session};
 use super::slabs::{Message, Slabs};
 use super::{
@@ -64,6 +65,8 @@ pub(super) struct Parts {
     pub list: SessionList,
     /// `None`: there is no feature ARENAS.
     pub slabs: Option<Slabs>,
+    /// `None`: there is no feature DIRECT.
+    pub direct: Option<Direct>,
 }
 
 /// A client's connection.
@@ -91,6 +94,14 @@ struct Open {
     bells: Vec<Bell>,
 }
 
+/// A process that has outlived its session.
+struct Ghost {
+    session: SessionId,
+    process: OwnedFd,
+    /// Shards wait for its end: it could write to slabs.
+    has_memory: bool,
+}
+
 /// See the head of the file.
 pub(super) struct Registry {
     parts: Parts,
@@ -102,8 +113,8 @@ pub(super) struct Registry {
     connections: Vec<Option<Connection>>,
     /// Closed ones that some shard still has.
     closing: Vec<Arc<Session>>,
-    /// Processes that could write to slabs when their sessions ended.
-    ghosts: Vec<(SessionId, OwnedFd)>,
+    /// Processes that could write to slabs, or lease directly, when their sessions ended.
+    ghosts: Vec<Ghost>,
     /// Sessions whose shards are to hear that the process is gone: no more than were closed since the last turn of them.
     gone: VecDeque<SessionId>,
     /// Of sessions; the one that was free for longest is taken first.
@@ -166,8 +177,9 @@ impl Registry {
         });
         let now = clock::monotonic();
         let slabs = self.parts.slabs.as_ref().and_then(|slabs| slabs.next_look(now));
+        let direct = self.parts.direct.as_ref().and_then(Direct::next_look);
         let gone = (!self.gone.is_empty()).then(|| now.plus_millis(GONE_AGAIN_MS));
-        greetings.chain(self.listens_again_at).chain(slabs).chain(gone).min()
+        greetings.chain(self.listens_again_at).chain(slabs).chain(direct).chain(gone).min()
     }
 
     fn hear(&mut self, token: u64) {
@@ -299,9 +311,12 @@ impl Registry {
     /// Work on slabs, what clients are told of it, and the end of those who do not answer.
     fn serve_slabs(&mut self) {
         let Some(slabs) = &mut self.parts.slabs else { return };
-        let now = clock::monotonic();
-        let messages = slabs.turn(now);
-        let silent = slabs.silent(now);
+        let now = clock::now();
+        let mut messages = slabs.turn(now.monotonic);
+        let silent = slabs.silent(now.monotonic);
+        if let Some(direct) = &mut self.parts.direct {
+            messages.extend(direct.turn(now));
+        }
         for Message { session, frame, descriptor } in messages {
             let Some(index) = self.index_of(session) else { continue };
             let Some(connection) = &self.connections[index] else { continue };
@@ -331,7 +346,11 @@ impl Registry {
     /// Bye is believed: nothing of what it has is reused before a write lease proves it to be nobody's.
     fn await_end(&mut self, session: SessionId, said_bye: bool, process: Option<OwnedFd>) {
         let has_memory = self.parts.slabs.as_mut().is_some_and(|slabs| slabs.closed(session));
-        let process = process.filter(|_| has_memory && !said_bye);
+        let has_pages = self.parts.direct.as_mut().is_some_and(|direct| direct.closed(session));
+        if let Some(direct) = self.parts.direct.as_mut().filter(|_| has_pages && said_bye) {
+            direct.forget(session);
+        }
+        let process = process.filter(|_| (has_memory || has_pages) && !said_bye);
         let watched = process.filter(|process| {
             let token = token(TOKEN_GHOST, session.get() as usize);
             let added = self.poll.add(process.as_fd(), token, Trigger::Level);
@@ -340,17 +359,23 @@ impl Registry {
             }
             added.is_ok()
         });
-        match watched {
-            Some(process) => self.ghosts.push((session, process)),
-            None => self.gone.push_back(session),
+        if watched.is_none() || !has_memory {
+            self.gone.push_back(session);
         }
+        // What cannot be watched keeps its cells for good: that it is dead could not be proven.
+        self.ghosts.extend(watched.map(|process| Ghost { session, process, has_memory }));
     }
 
     fn end_ghost(&mut self, number: u32) {
-        if let Some(at) = self.ghosts.iter().position(|(session, _)| session.get() == number) {
-            let (session, process) = self.ghosts.swap_remove(at);
+        if let Some(at) = self.ghosts.iter().position(|ghost| ghost.session.get() == number) {
+            let Ghost { session, process, has_memory } = self.ghosts.swap_remove(at);
             self.poll.remove(process.as_fd());
-            self.gone.push_back(session);
+            if has_memory {
+                self.gone.push_back(session);
+            }
+            if let Some(direct) = &mut self.parts.direct {
+                direct.dead(session, clock::monotonic());
+            }
         }
     }
 
@@ -418,15 +443,25 @@ impl Registry {
             && self.parts.slabs.is_some()
             && connection.process.is_some()
             && self.ghosts.len() < GHOSTS_MAX;
-        let identity = Identity { id, slot, peer, namespace: self.parts.config.namespace, arenas };
+        let direct = arenas && hello.features & FEATURE_DIRECT != 0 && self.parts.direct.is_some();
+        let namespace = self.parts.config.namespace;
+        let identity = Identity { id, slot, peer, namespace, arenas, direct };
         let made = self.make(identity).and_then(|(session, memory, bells)| {
             self.welcome(index, hello, identity, &memory, &bells)?;
             self.watch(&bells)?;
+            // Last: who has pages may lease, and they stay until he is dead.
+            if let Err(error) = self.show_pages(index, identity) {
+                self.unwatch(&bells);
+                return Err(error);
+            }
             Ok((session, bells))
         });
         let (session, bells) = match made {
             Ok(made) => made,
             Err(error) => {
+                if let Some(direct) = &mut self.parts.direct {
+                    direct.forget(id);
+                }
                 self.slots_free.push_back(slot);
                 return Err(error);
             }
@@ -436,6 +471,9 @@ impl Registry {
         self.parts.list.locked(|sessions| sessions.insert(id, info));
         if let Some(slabs) = self.parts.slabs.as_mut().filter(|_| arenas) {
             slabs.opened(id);
+        }
+        if let Some(pages) = self.parts.direct.as_mut().filter(|_| direct) {
+            pages.opened(id, namespace);
         }
         for mailbox in &self.parts.shared.boxes {
             mailbox.tell(SessionNote::Attach(Arc::clone(&session)));
@@ -467,7 +505,8 @@ impl Registry {
             shard_count: self.shard_count,
             session: identity.id.get(),
             namespace: identity.namespace,
-            features: if identity.arenas { FEATURE_ARENAS } else { 0 },
+            features: if identity.arenas { FEATURE_ARENAS } else { 0 }
+                | if identity.direct { FEATURE_DIRECT } else { 0 },
             epoch: config.epoch,
             boot_hash: self.parts.boot_hash,
             shm_prefix: config.shm_prefix.clone(),
@@ -485,6 +524,22 @@ impl Registry {
             frame = ServerFrame::Doorbells { first };
         }
         Ok(())
+    }
+
+    /// The tables, and the pages to lease from them.
+    fn show_pages(&mut self, index: usize, identity: Identity) -> io::Result<()> {
+        let Some(direct) = self.parts.direct.as_mut().filter(|_| identity.direct) else { return Ok(()) };
+        let [cells, status] = direct.open(identity.id, identity.namespace, clock::now().wall)?;
+        let connection = self.connections[index].as_ref().expect("who asked is there");
+        for (frame, table) in direct.offers(identity.namespace) {
+            if let Err(error) = socket::send(&connection.socket, &frame.encode(), &[table.descriptor()]) {
+                // It leases over that shard's ring, until the shard has another table.
+                tracing::debug!(session = %identity.id, %error, "a table of direct leases was not sent");
+                break;
+            }
+        }
+        let frame = ServerFrame::Pages { shard_count: self.shard_count };
+        socket::send(&connection.socket, &frame.encode(), &[cells.as_fd(), status.as_fd()])
     }
 
     /// From now on the client's bells wake the shards.

@@ -64,6 +64,8 @@ pub(crate) struct Identity {
     pub namespace: NamespaceId,
     /// It may have slabs: feature ARENAS was asked for and is served.
     pub arenas: bool,
+    /// It may lease directly: feature DIRECT.
+    pub direct: bool,
 }
 
 /// One session, as shards have it.

@@ -43,6 +43,7 @@ impl Server {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("native.sock");
         let mut config = SessionConfig {
+            dead_grace_ms: 50,
             socket_path: path.clone(),
             socket_mode: 0o600,
             socket_group: None,

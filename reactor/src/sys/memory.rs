@@ -9,6 +9,9 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
+/// What a large page covers where base pages have 4 KiB; elsewhere the kernel refuses, and everything works.
+pub(crate) const LARGE_PAGE_BYTES: u64 = 2 << 20;
+
 /// Who may write to shared memory once it is shared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Writers {
@@ -60,6 +63,86 @@ impl SharedMemory {
             return Err(io::Error::last_os_error());
         }
         Ok((memory, fd))
+    }
+
+    /// As [`make`](Self::make), written only here, in large pages as far as they are granted: for what is looked up at
+    /// random. `bytes` of 2 MiB or more are a multiple of that.
+    pub(crate) fn make_large(name: &CStr, bytes: usize) -> io::Result<(Self, OwnedFd)> {
+        let large = LARGE_PAGE_BYTES as usize;
+        if bytes < large {
+            return Self::make(name, bytes, Writers::OnlyHere);
+        }
+        assert!(bytes.is_multiple_of(large), "whole large pages");
+        // SAFETY: `name` is a C string that lives through the call.
+        let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+        let fd = owned(fd)?;
+        let length = libc::off_t::try_from(bytes).map_err(io::Error::other)?;
+        // SAFETY: takes integers only.
+        if unsafe { libc::ftruncate(fd.as_raw_fd(), length) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let memory = Self::map_aligned(&fd, bytes)?;
+        for start in (0..bytes).step_by(large) {
+            // One page that is there makes a large one without a copy; written through the file, so that no space is an error
+            // and no signal.
+            // SAFETY: the kernel reads one byte, which lives through the call.
+            let written =
+                unsafe { libc::pwrite(fd.as_raw_fd(), [0u8].as_ptr().cast(), 1, start as libc::off_t) };
+            if written != 1 {
+                return Err(io::Error::last_os_error());
+            }
+            // SAFETY: the range lies within the mapping that was just made; the advice keeps what it holds.
+            let granted = unsafe {
+                let at = memory.start.as_ptr().cast::<u8>().add(start);
+                libc::madvise(at.cast(), large, libc::MADV_COLLAPSE)
+            };
+            if granted != 0 {
+                tracing::debug!(error = %io::Error::last_os_error(), "a table has small pages");
+                break;
+            }
+        }
+        // SAFETY: takes integers only.
+        if unsafe { libc::fallocate(fd.as_raw_fd(), 0, 0, length) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the range is the mapping. Where the kernel does not know the advice, pages are mapped as they are met.
+        unsafe { libc::madvise(memory.start.as_ptr().cast(), bytes, libc::MADV_POPULATE_WRITE) };
+        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SEAL;
+        // SAFETY: takes integers only.
+        if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok((memory, fd))
+    }
+
+    /// Maps a file where a large page may begin.
+    fn map_aligned(fd: &OwnedFd, bytes: usize) -> io::Result<Self> {
+        let large = LARGE_PAGE_BYTES as usize;
+        let (nothing, private) =
+            (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+        // SAFETY: a new mapping of nothing at an address that the kernel chooses.
+        let room = unsafe { libc::mmap(std::ptr::null_mut(), bytes + large, nothing, private, -1, 0) };
+        if room == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let before = (room as usize).next_multiple_of(large) - room as usize;
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED);
+        // SAFETY: the range lies within the room that was just made and that nobody knows; what is left of that before and
+        // behind it is whole pages, and is unmapped.
+        let start = unsafe {
+            let at = room.cast::<u8>().add(before);
+            let start = libc::mmap(at.cast(), bytes, protection, flags, fd.as_raw_fd(), 0);
+            if before > 0 {
+                libc::munmap(room, before);
+            }
+            libc::munmap(at.add(bytes).cast(), large - before);
+            start
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).expect("the kernel maps nothing at address 0");
+        Ok(Self { start, words: bytes / size_of::<AtomicU64>() })
     }
 
     /// The memory.
@@ -138,6 +221,20 @@ mod tests {
         assert!(std::io::Write::write(&mut &reopened, &[1; 8]).is_err(), "and so are the bytes");
         assert_eq!(memory.words()[7].load(Ordering::Relaxed), 42);
         assert_eq!(memory.words().len(), 1024);
+    }
+
+    #[test]
+    fn given_a_large_memory_when_made_then_it_is_aligned_zeroed_and_read_only_to_others() {
+        let (memory, fd) = SharedMemory::make_large(c"pm-test", 4 << 20).expect("memory");
+        assert_eq!(memory.start.as_ptr() as usize % (2 << 20), 0);
+        assert!(
+            memory.words().len() == 4 << 17
+                && memory.words().iter().all(|word| word.load(Ordering::Relaxed) == 0)
+        );
+        assert!(!map_writable(&fd), "nobody else writes");
+        memory.words()[1].store(3, Ordering::Relaxed);
+        let again = SharedMemory::map(&fd, 4 << 20, Writers::OnlyHere).expect("mapped");
+        assert_eq!(again.words()[1].load(Ordering::Relaxed), 3);
     }
 
     #[test]

@@ -262,6 +262,11 @@ impl<'a, W: Word> IndexView<'a, W> {
         self.closed.load(Ordering::Relaxed) != 0
     }
 
+    /// What is published of an id just now. For who shows it: nothing keeps it so.
+    pub fn find(&self, id: &PayloadId) -> Option<Entry> {
+        self.look(id).ok().map(|sighting| sighting.entry)
+    }
+
     /// Whose entry is there now, for samples of readers: `position` may be anything. For the table's writer only.
     pub fn id_at(&self, position: u32) -> Option<(PayloadId, Generation)> {
         let position = position as usize;

@@ -4,6 +4,7 @@
 //! cells (client writes; the server made it and sealed it SHRINK | GROW, so that reading it cannot fault)
 //!   line 0        word 0  lines in use: raised before a line is used first, never lowered
 //!   line 1..512   cells: 8 a line, one line a thread of the client; 0 or a claim; a lease never moves between cells
+//!   then          a ring of samples a shard (`access`)
 //! status (server writes; clients map it read-only, sealed FUTURE_WRITE)
 //!   line 0        word 0  epoch: of the session, not 0; changes when its leases end all at once
 //!                 word 1  tick: the server's wall clock in ms, renewed once a while
@@ -13,7 +14,10 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::layout::{LINE_BYTES, LINE_WORDS};
+use payload_types::{ShardIndex, limits};
+
+use super::access::{self, SamplesView};
+use crate::layout::{LINE_BYTES, LINE_WORDS, WORD_BYTES};
 use crate::word::Word;
 
 /// Lines of cells: threads with leases of their own, or an eighth of the leases of one. A page of 32 KiB in all.
@@ -25,8 +29,22 @@ pub const LINE_CELLS: usize = LINE_WORDS;
 /// Cells of a session.
 pub const CELLS: usize = LINES * LINE_CELLS;
 
-/// Bytes of either page.
+/// Bytes of a page of cells.
 pub const PAGE_BYTES: usize = (LINES + 1) * LINE_BYTES;
+
+/// Bytes of the memory that a server writes for a session.
+pub const STATUS_BYTES: usize = PAGE_BYTES;
+
+/// Bytes of the memory that a session writes, on a node with so many shards: cells, and samples of each shard.
+pub const fn written_bytes(shard_count: u16) -> usize {
+    (PAGE_BYTES + shard_count as usize * access::RING_BYTES).next_multiple_of(limits::PAGE_BYTES as usize)
+}
+
+/// The samples of a shard, in the memory that a session writes; `None` when it is too short.
+pub fn samples<W: Word>(words: &[W], shard: ShardIndex) -> Option<SamplesView<'_, W>> {
+    let start = (PAGE_BYTES + usize::from(shard.0) * access::RING_BYTES) / WORD_BYTES;
+    SamplesView::new(words.get(start..)?)
+}
 
 const _: () = assert!(PAGE_BYTES == 32 << 10 && PAGE_BYTES.is_multiple_of(4096));
 
@@ -83,6 +101,19 @@ impl<'a, W: Word> CellsView<'a, W> {
         // that claim's Release, for this thread's leases, and by whoever emptied it (Release) for another's: Acquire below.
         let free = cells.iter().position(|cell| cell.load(Ordering::Acquire) == 0)?;
         Some(CellIndex((start + free) as u16))
+    }
+
+    /// All cells of its own line that hold nothing, as [`CellsView::free_cell`] finds the first.
+    pub fn free_cells(&self, line: u16) -> impl Iterator<Item = CellIndex> + use<'a, W> {
+        let start = usize::from(line) * LINE_CELLS;
+        let cells = self.cells.get(start..start + LINE_CELLS).unwrap_or_default();
+        let free = cells.iter().enumerate().filter(|(_, cell)| cell.load(Ordering::Acquire) == 0);
+        free.map(move |(at, _)| CellIndex((start + at) as u16))
+    }
+
+    /// Server: cells that hold something now, for who shows people how much is leased; a client may write anything.
+    pub fn held(&self) -> impl Iterator<Item = u64> + use<'a, W> {
+        self.in_use().iter().map(|cell| cell.load(Ordering::Relaxed)).filter(|claim| *claim != 0)
     }
 
     /// The cell.

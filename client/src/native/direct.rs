@@ -1,0 +1,396 @@
+//! Direct leases, the client's half: a lease that asks nobody (`payload_local::direct` has the protocol).
+//!
+//! ```text
+//! acquire(id) --> this thread's seat --> the shard's table --> a free cell of the seat's lines --> claim, fence, second look
+//!              '-- no seat, table or cell, not there, withdrawn, expired, another version: the ring decides
+//! release     --> the cell is emptied, by whichever thread
+//! ```
+//!
+//! Each thread has a seat of its own: lines of cells that it alone fills, the tables as it last saw them, mappings of slabs that it
+//! met. So an acquire takes no lock, and writes to no memory that another thread writes to but for counts of what it keeps. A thread
+//! that ends gives its lines back with whatever is leased in them; another one takes them over.
+//!
+//! Invariants: nothing of this is touched in a child of a fork (the session is asked first); what a lease refers to is checked
+//! against the slab's mapping, whatever the server wrote. Limits: [`LINES_PER_THREAD`] lines a thread, 511 a session; more leases are
+//! asked for over the ring. A seat keeps a table that was replaced until its thread's next acquire.
+
+use std::cell::RefCell;
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use payload_local::direct::access::Sampler;
+use payload_local::direct::page::{self, CellIndex, LINE_CELLS};
+use payload_local::direct::read::{self, BATCH_MAX, Found};
+use payload_local::direct::{CellsView, Claim, Entry, IndexView, Miss, StatusView};
+use payload_types::{Block, PayloadId, ShardIndex, SlabId, Tier, Version};
+
+use crate::client::AcquireOptions;
+use crate::mapping::shared::{ForkGuard, SharedWords};
+use crate::mapping::slab::{self, SlabMap};
+use crate::native::slabs::Slabs;
+
+/// Lines of one thread: 512 leases at a time.
+const LINES_PER_THREAD: usize = 64;
+
+/// Slabs whose mapping a thread remembers, a power of two; others are looked up under a lock.
+const SLABS_REMEMBERED: usize = 64;
+
+/// Names sessions within this process.
+static KEY_LAST: AtomicU64 = AtomicU64::new(0);
+
+/// A lease that is held, by the cell that says so.
+#[derive(Debug)]
+pub(crate) struct Pin {
+    cell: CellIndex,
+    claim: Claim,
+}
+
+/// What an acquire has found.
+#[derive(Debug)]
+pub(crate) struct Pinned {
+    pub(crate) pin: Pin,
+    pub(crate) entry: Entry,
+    /// Where the bytes lie.
+    pub(crate) place: Block,
+    /// The mapping of its slab, where this thread knows it.
+    pub(crate) slab: Option<Arc<SlabMap>>,
+}
+
+/// What is acceptable of a replica on RAM.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wish {
+    version: Option<Version>,
+}
+
+impl Wish {
+    /// `None` where a replica on RAM will not do.
+    #[inline]
+    pub(crate) fn of(options: &AcquireOptions) -> Option<Self> {
+        (options.min_tier != Some(Tier::Gpu)).then_some(Self { version: options.expected_version })
+    }
+
+    /// `tick`: the server's clock.
+    #[inline]
+    fn accepts(self, entry: &Entry, tick: impl FnOnce() -> u64) -> bool {
+        self.version.is_none_or(|version| version.0 == entry.version)
+            && entry.expires_at.is_none_or(|end| tick() < end.as_millis())
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Direct {
+    key: u64,
+    shard_count: u16,
+    /// The session's, as it began.
+    epoch: u64,
+    cells: SharedWords,
+    status: SharedWords,
+    /// Counts changes of `tables`.
+    version: AtomicU64,
+    tables: Mutex<Vec<Option<Arc<SharedWords>>>>,
+    /// Of threads that have ended.
+    lines: Mutex<Vec<u16>>,
+    fork: ForkGuard,
+}
+
+/// What one thread has of one session.
+struct Seat {
+    key: u64,
+    of: Weak<Direct>,
+    lines: Vec<u16>,
+    /// The line that had a free cell last.
+    last: usize,
+    version: u64,
+    tables: Vec<Option<Arc<SharedWords>>>,
+    slabs: Box<[Option<(SlabId, Weak<SlabMap>)>; SLABS_REMEMBERED]>,
+    sampler: Sampler,
+}
+
+thread_local! {
+    /// One for each session that this thread leases of.
+    static SEATS: RefCell<Vec<Seat>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Direct {
+    /// Of memory that was mapped as the handshake said.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn new(
+        cells: SharedWords,
+        status: SharedWords,
+        shard_count: u16,
+    ) -> std::io::Result<Arc<Self>> {
+        let fork = ForkGuard::new()?;
+        let short = || std::io::Error::other("the pages of direct leases are too short");
+        let epoch = StatusView::new(status.words()).ok_or_else(short)?.epoch.load(Ordering::Acquire);
+        CellsView::new(cells.words()).ok_or_else(short)?;
+        Ok(Arc::new(Self {
+            key: KEY_LAST.fetch_add(1, Ordering::Relaxed) + 1,
+            shard_count,
+            epoch,
+            cells,
+            status,
+            version: AtomicU64::new(0),
+            tables: Mutex::new((0..shard_count).map(|_| None).collect()),
+            lines: Mutex::default(),
+            fork,
+        }))
+    }
+
+    /// A table came; it replaces the shard's last one.
+    pub(crate) fn take_table(&self, shard: ShardIndex, table: SharedWords) {
+        if let Some(place) = locked(&self.tables).get_mut(usize::from(shard.0)) {
+            *place = Some(Arc::new(table));
+        }
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Leases a payload, if that is possible without asking.
+    #[inline]
+    pub(crate) fn acquire(self: &Arc<Self>, slabs: &Slabs, id: &PayloadId, wish: Wish) -> Option<Pinned> {
+        let shard = id.shard(self.shard_count);
+        self.seated(|seat| {
+            seat.look_for_tables(self);
+            let cells = self.cells();
+            let cell = seat.free_cell(self, &cells)?;
+            let table = seat.tables.get(usize::from(shard.0))?.as_ref()?;
+            let index = IndexView::new(table.words())?;
+            let found = read::acquire(&index, shard, id, cells.cell(cell)).ok()?;
+            self.pinned(seat, slabs, shard, cell, &found, wish)
+        })?
+    }
+
+    /// Leases several, with one fence for each [`BATCH_MAX`]. `None` for those that have to be asked for.
+    pub(crate) fn acquire_many(
+        self: &Arc<Self>,
+        slabs: &Slabs,
+        ids: &[PayloadId],
+        wish: Wish,
+    ) -> Vec<Option<Pinned>> {
+        let mut pinned: Vec<Option<Pinned>> = ids.iter().map(|_| None).collect();
+        let seated = self.seated(|seat| {
+            seat.look_for_tables(self);
+            for (ids, pinned) in ids.chunks(BATCH_MAX).zip(pinned.chunks_mut(BATCH_MAX)) {
+                self.acquire_batch(seat, slabs, ids, wish, pinned);
+            }
+        });
+        debug_assert!(seated.is_some() || pinned.iter().all(Option::is_none));
+        pinned
+    }
+
+    fn acquire_batch(
+        &self,
+        seat: &mut Seat,
+        slabs: &Slabs,
+        ids: &[PayloadId],
+        wish: Wish,
+        pinned: &mut [Option<Pinned>],
+    ) {
+        let cells = self.cells();
+        let free = seat.free_cells(self, &cells, ids.len());
+        let mut wanted = Vec::with_capacity(ids.len());
+        let mut places = Vec::with_capacity(ids.len());
+        for (at, id) in ids.iter().enumerate().take(free.len()) {
+            let shard = id.shard(self.shard_count);
+            let table = seat.tables.get(usize::from(shard.0)).and_then(Option::as_ref);
+            if let Some(index) = table.and_then(|table| IndexView::new(table.words())) {
+                wanted.push((index, shard, *id));
+                places.push(at);
+            }
+        }
+        let taken: Vec<&AtomicU64> = free.iter().take(wanted.len()).map(|cell| cells.cell(*cell)).collect();
+        let mut results = vec![Err(Miss::Unknown); wanted.len()];
+        read::acquire_many(&wanted, &taken, &mut results);
+        let found: Vec<_> = wanted.iter().map(|(_, shard, _)| *shard).zip(results).collect();
+        drop(wanted);
+        for ((at, cell), (shard, found)) in places.into_iter().zip(&free).zip(found) {
+            pinned[at] = found.ok().and_then(|found| self.pinned(seat, slabs, shard, *cell, &found, wish));
+        }
+    }
+
+    /// Looks whether what was found will do. It is released where it will not.
+    #[inline]
+    fn pinned(
+        &self,
+        seat: &mut Seat,
+        slabs: &Slabs,
+        shard: ShardIndex,
+        cell: CellIndex,
+        found: &Found,
+        wish: Wish,
+    ) -> Option<Pinned> {
+        let pin = Pin { cell, claim: found.claim };
+        let place = found.entry.block.filter(|_| wish.accepts(&found.entry, || self.tick()));
+        let Some(place) = place else {
+            self.release(&pin);
+            return None;
+        };
+        if seat.sampler.is_due()
+            && let Some(samples) = page::samples(self.cells.words(), shard)
+        {
+            samples.note(found.position, found.entry.generation);
+        }
+        Some(Pinned { pin, entry: found.entry, place, slab: seat.slab(slabs, place.slab) })
+    }
+
+    /// Ends a lease.
+    #[inline]
+    pub(crate) fn release(&self, pin: &Pin) {
+        read::release(self.cells().cell(pin.cell));
+    }
+
+    /// Whether nobody has taken the lease away. To be asked after the bytes were used.
+    #[inline]
+    pub(crate) fn is_valid(&self, pin: &Pin) -> bool {
+        read::is_valid(&self.status(), pin.cell, pin.claim, self.epoch)
+    }
+
+    fn cells(&self) -> CellsView<'_, AtomicU64> {
+        CellsView::new(self.cells.words()).expect("looked at when it was made")
+    }
+
+    fn status(&self) -> StatusView<'_, AtomicU64> {
+        StatusView::new(self.status.words()).expect("looked at when it was made")
+    }
+
+    fn tick(&self) -> u64 {
+        self.status().tick.load(Ordering::Relaxed)
+    }
+
+    /// Works with this thread's seat. `None` while the thread ends, or already works with one.
+    #[inline]
+    fn seated<T>(self: &Arc<Self>, work: impl FnOnce(&mut Seat) -> T) -> Option<T> {
+        SEATS
+            .try_with(|seats| {
+                let mut seats = seats.try_borrow_mut().ok()?;
+                let at = seats.iter().position(|seat| seat.key == self.key);
+                let at = at.unwrap_or_else(|| self.sit_down(&mut seats));
+                Some(work(&mut seats[at]))
+            })
+            .ok()
+            .flatten()
+    }
+
+    #[cold]
+    fn sit_down(self: &Arc<Self>, seats: &mut Vec<Seat>) -> usize {
+        seats.retain(|seat| seat.of.strong_count() > 0);
+        seats.push(Seat {
+            key: self.key,
+            of: Arc::downgrade(self),
+            lines: Vec::new(),
+            last: 0,
+            version: 0,
+            tables: Vec::new(),
+            slabs: Box::new([const { None }; SLABS_REMEMBERED]),
+            sampler: Sampler::new(RandomState::new().hash_one(self.key)),
+        });
+        seats.len() - 1
+    }
+}
+
+impl Seat {
+    #[inline]
+    fn look_for_tables(&mut self, direct: &Direct) {
+        let version = direct.version.load(Ordering::Acquire);
+        if version != self.version {
+            self.tables.clone_from(&locked(&direct.tables));
+            self.version = version;
+        }
+    }
+
+    #[inline]
+    fn free_cell(&mut self, direct: &Direct, cells: &CellsView<'_, AtomicU64>) -> Option<CellIndex> {
+        if let Some(line) = self.lines.get(self.last)
+            && let Some(cell) = cells.free_cell(*line)
+        {
+            return Some(cell);
+        }
+        self.other_cell(direct, cells)
+    }
+
+    /// Of another line than the last one; of a new one, if all are taken.
+    #[cold]
+    fn other_cell(&mut self, direct: &Direct, cells: &CellsView<'_, AtomicU64>) -> Option<CellIndex> {
+        for (at, line) in self.lines.iter().enumerate() {
+            if let Some(cell) = cells.free_cell(*line) {
+                self.last = at;
+                return Some(cell);
+            }
+        }
+        // One that another thread has left may be taken whole.
+        while self.lines.len() < LINES_PER_THREAD {
+            let left = locked(&direct.lines).pop();
+            let line = left.or_else(|| cells.take_line())?;
+            self.lines.push(line);
+            self.last = self.lines.len() - 1;
+            if let Some(cell) = cells.free_cell(line) {
+                return Some(cell);
+            }
+        }
+        None
+    }
+
+    /// At most `count` cells, all different.
+    fn free_cells(
+        &mut self,
+        direct: &Direct,
+        cells: &CellsView<'_, AtomicU64>,
+        count: usize,
+    ) -> Vec<CellIndex> {
+        let mut free = Vec::with_capacity(count + LINE_CELLS);
+        let mut at = 0;
+        while free.len() < count && at < LINES_PER_THREAD {
+            if at == self.lines.len() {
+                let left = locked(&direct.lines).pop();
+                let Some(line) = left.or_else(|| cells.take_line()) else { break };
+                self.lines.push(line);
+            }
+            free.extend(cells.free_cells(self.lines[at]));
+            at += 1;
+        }
+        free.truncate(count);
+        free
+    }
+
+    /// The mapping of a slab that is known in this process.
+    #[inline]
+    fn slab(&mut self, slabs: &Slabs, slab: SlabId) -> Option<Arc<SlabMap>> {
+        let place = &mut self.slabs[slab.get() as usize % SLABS_REMEMBERED];
+        if let Some((remembered, map)) = place
+            && *remembered == slab
+            && let Some(map) = map.upgrade()
+        {
+            return Some(map);
+        }
+        let map = slabs.known(slab)?;
+        *place = Some((slab, Arc::downgrade(&map)));
+        Some(map)
+    }
+}
+
+impl Drop for Seat {
+    /// The thread ends, or the session has.
+    fn drop(&mut self) {
+        if let Some(direct) = self.of.upgrade()
+            && !direct.fork.is_child()
+        {
+            locked(&direct.lines).append(&mut self.lines);
+        }
+    }
+}
+
+impl Pinned {
+    /// Its bytes, if their slab is known and has them.
+    pub(crate) fn block(&mut self) -> Option<slab::Block> {
+        let length = self.entry.length;
+        slab::Block::new(self.slab.take()?, self.place.offset_bytes(), length)
+    }
+}
+
+fn locked<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change of it is whole whenever the lock is free.
+    value.lock().unwrap_or_else(PoisonError::into_inner)
+}
