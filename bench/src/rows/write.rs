@@ -36,7 +36,7 @@ fn open(maker: &Maker, count: u64) -> anyhow::Result<Vec<Opened>> {
     let one = || {
         let draft = maker.slab(ByteCount(SLAB_BYTES), None)?;
         let writer = Writer::map(draft.writer())?;
-        Ok(Opened { writer, slab: draft.seal()? })
+        Ok(Opened { writer, slab: draft.seal().map_err(|(_, error)| error)? })
     };
     (0..count).map(|_| one()).collect()
 }

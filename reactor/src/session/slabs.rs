@@ -125,7 +125,7 @@ struct Known {
 /// What the keeper says, on its thread.
 enum Answer {
     Made(SlabId, Result<Offer, ArenaError>),
-    Sealed(SlabId, Result<Slab, ArenaError>),
+    Sealed(SlabId, Result<Slab, (Draft, ArenaError)>),
     Frozen(SlabId, OpId, Result<Frozen, (Isolated, ArenaError)>),
     Zeroed(SlabId, OpId),
     Returned(SlabId),
@@ -429,7 +429,13 @@ impl Slabs {
     fn answered(&mut self, answer: Answer, now: Monotonic) {
         match answer {
             Answer::Made(slab, Ok(offer)) => self.offer(slab, offer, now),
-            Answer::Made(slab, Err(error)) | Answer::Sealed(slab, Err(error)) => self.forget(slab, &error),
+            Answer::Made(slab, Err(error)) => self.forget(slab, &error),
+            Answer::Sealed(slab, Err((draft, error))) => {
+                // Its writer has mapped it already.
+                let known = self.known.get_mut(&slab).expect("known until it is returned");
+                known.state = State::Offered(Offer::Draft(draft), now);
+                self.fail(slab, error.to_string());
+            }
             Answer::Sealed(slab, Ok(sealed)) => {
                 let known = self.known.get_mut(&slab).expect("known until it is returned");
                 let (shard, op) = (known.op.shard, known.op.op);

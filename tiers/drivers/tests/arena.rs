@@ -127,7 +127,7 @@ fn given_a_machine_that_fails_at_any_call_when_made_or_sealed_then_the_error_is_
         let faults = Faults::new();
         faults.fail_after(passing, call, answer);
         let maker = Maker::faulty(MakerConfig::default(), faults);
-        let slab = maker.slab(SLAB, None).and_then(|draft| draft.seal());
+        let slab = maker.slab(SLAB, None).and_then(|draft| draft.seal().map_err(|(_, error)| error));
         let error = slab.and_then(|slab| slab.reader()).expect_err("the fault");
         let is_right = match answer {
             Answer::NoDescriptor => matches!(error, ArenaError::Descriptors { asked: SLAB, .. }),
@@ -158,7 +158,7 @@ fn given_40_descriptors_when_more_slabs_are_made_then_the_error_says_so_and_one_
     let maker = maker(LargePages::No);
     let mut slabs = Vec::new();
     let error = loop {
-        match maker.slab(ByteCount(4096), None).and_then(|draft| draft.seal()) {
+        match maker.slab(ByteCount(4096), None).and_then(|draft| draft.seal().map_err(|(_, error)| error)) {
             Ok(slab) => slabs.push(slab),
             Err(error) => break error,
         }

@@ -320,6 +320,37 @@ fn given_a_slab_that_others_have_mapped_when_returned_then_it_is_gone_only_after
 }
 
 #[test]
+fn given_memories_that_only_their_writer_has_when_returned_then_each_is_gone_only_after_him() {
+    let keeper = Keeper::start(maker());
+    let made = || maker().slab(BYTES, None).expect("memory");
+    let draft = made();
+    let mut of_draft = Peer::start(draft.writer());
+    let to_seal = made();
+    let mut of_slab = Peer::start(to_seal.writer());
+    assert_eq!(of_slab.ask("map"), "ok");
+    let slab = to_seal.seal().map_err(|(_, error)| error).expect("sealed");
+    let isolated = maker().isolated(BYTES, None).expect("memory");
+    let of_isolated = Peer::start(isolated.writer());
+    let to_freeze = maker().isolated(BYTES, None).expect("memory");
+    let of_frozen = Peer::start(to_freeze.writer());
+    let frozen = to_freeze.freeze().map_err(|(_, error)| error).expect("not mapped");
+    assert_eq!(of_draft.ask("map"), "ok");
+    for (memory, writer) in [
+        (Leaving::Draft(draft), of_draft),
+        (Leaving::Slab(Arc::new(slab)), of_slab),
+        (Leaving::Isolated(isolated), of_isolated),
+        (Leaving::Frozen(frozen), of_frozen),
+    ] {
+        let (done, returned) = mpsc::channel();
+        let done = Box::new(move |bytes| done.send(bytes).expect("the test listens"));
+        keeper.submit(Job::Return { memory, done }).ok().expect("room");
+        assert!(returned.recv_timeout(Duration::from_millis(60)).is_err(), "returned under its writer");
+        writer.end();
+        assert_eq!(returned.recv_timeout(PATIENCE).expect("returned"), BYTES);
+    }
+}
+
+#[test]
 fn given_memories_of_any_state_when_returned_then_each_is_answered() {
     let keeper = Keeper::start(maker());
     let (done, returned) = mpsc::channel();

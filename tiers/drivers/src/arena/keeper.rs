@@ -64,8 +64,8 @@ pub enum Job {
     Seal {
         /// What was offered.
         draft: Draft,
-        /// The slab; on an error the memory is given up.
-        done: Done<Result<Slab, ArenaError>>,
+        /// The slab; on an error it comes back, and somebody may have it.
+        done: Done<Result<Slab, (Draft, ArenaError)>>,
     },
     /// The commit of a payload with `isolation: sealed`.
     Freeze {

@@ -48,18 +48,29 @@ impl Draft {
     /// be written. If he punched holes before, their pages are reserved again.
     ///
     /// # Errors
-    /// [`ArenaError`]; the memory is given up.
-    pub fn seal(self) -> Result<Slab, ArenaError> {
-        let Made { kernel, bytes, writer, own, mapping, granted, .. } = *self.0;
-        kernel.seal(&writer, Seals::WRITERS).map_err(|source| ArenaError::of(bytes, "sealing it", source))?;
-        kernel
-            .reserve(&writer, bytes.0)
-            .map_err(|source| ArenaError::of(bytes, "reserving its pages", source))?;
+    /// [`ArenaError`], and the memory: who mapped it has it still, so it is to be returned, not forgotten.
+    pub fn seal(self) -> Result<Slab, (Self, ArenaError)> {
+        let Made { kernel, bytes, writer, .. } = &*self.0;
+        let sealed = match kernel.seal(writer, Seals::WRITERS) {
+            Ok(()) => kernel.reserve(writer, bytes.0).map_err(|source| ("reserving its pages", source)),
+            Err(source) => Err(("sealing it", source)),
+        };
+        if let Err((doing, source)) = sealed {
+            let error = ArenaError::of(*bytes, doing, source);
+            return Err((self, error));
+        }
+        let Made { kernel, bytes, own, mapping, granted, .. } = *self.0;
         Ok(Slab { kernel, bytes, own, mapping, granted })
     }
 
     pub(super) fn leave(self) -> Remains {
         Remains { own: self.0.own, bytes: self.0.bytes }
+    }
+}
+
+impl std::fmt::Debug for Draft {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Draft").field("bytes", &self.0.bytes).finish_non_exhaustive()
     }
 }
 

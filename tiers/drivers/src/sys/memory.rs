@@ -27,9 +27,17 @@ impl Seals {
 /// A new file in memory, empty, closed by exec, that can be sealed and not executed; of large pages from the machine's
 /// reserve where `is_huge`.
 ///
+/// It is opened once more, and that is what the caller gets: the kernel counts nobody as a writer who has a description of
+/// `memfd_create` itself, so a write lease is granted beside it ([`nobody_else_has_it`](super::nobody_else_has_it) would lie).
+///
 /// # Errors
-/// `EMFILE`, `ENFILE`; `EINVAL` or `ENODEV` where the kernel has no such reserve.
+/// `EMFILE`, `ENFILE`; `EINVAL` or `ENODEV` where the kernel has no such reserve; as open(2), where /proc is not mounted.
 pub(crate) fn memfd(name: &str, is_huge: bool) -> io::Result<File> {
+    let uncounted = new_memfd(name, is_huge)?;
+    OpenOptions::new().read(true).write(true).open(format!("/proc/self/fd/{}", uncounted.as_raw_fd()))
+}
+
+fn new_memfd(name: &str, is_huge: bool) -> io::Result<File> {
     let name = CString::new(name)?;
     let huge = if is_huge { libc::MFD_HUGETLB | libc::MFD_HUGE_2MB } else { 0 };
     let sealed = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | huge;
