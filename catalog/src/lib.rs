@@ -44,6 +44,6 @@ pub use sqlite::{Backup, SqliteStore};
 pub use store::{Reader, Store, supersedes};
 pub use synchronous::Synchronous;
 pub use writer::{
-    AckSink, Arrival, Batches, RECORD_BYTES_WAITING_MAX, RECORDS_WAITING_MAX, RecordRefused, RecordReply,
-    SweepSink, Writer, WriterHandle, WriterStats,
+    AckSink, Arrival, Batches, ObjectSink, RECORD_BYTES_WAITING_MAX, RECORDS_WAITING_MAX, RecordRefused,
+    RecordReply, SweepSink, Writer, WriterHandle, WriterStats,
 };

@@ -574,6 +574,7 @@ pub(crate) fn encode_allocation(
         ttl_ms: options.ttl_ms.unwrap_or_default(),
         no_evict: options.no_evict,
         eviction_policy: encode_policy(&options.policy),
+        upload_url_ms: 0,
     }
 }
 
@@ -591,6 +592,7 @@ pub(crate) fn encode_acquire(id: PayloadId, options: &AcquireOptions) -> runtime
         expected_version: options.expected_version.map(|version| version.0),
         // `mapping` opens read-only, and maps at the offset.
         accepts_packed: !options.own_file,
+        object_url_ms: 0,
     }
 }
 

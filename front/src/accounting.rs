@@ -12,17 +12,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use payload_drivers::{DiskWatch, Locator};
-use payload_reactor::SessionList;
+use payload_reactor::{DirectLeases, SessionList};
 use payload_types::reply::Reply;
 use payload_types::request::Request as Ask;
 use payload_types::{PayloadError, PerTier, Tier};
-use payload_wire::encode::{self, NodeFigures};
+use payload_wire::encode::{self, DirectFigures, NodeFigures};
 use payload_wire::pb::admin::v1 as pb;
 use tokio::sync::watch;
 
 use crate::bootstrap::Node;
 use crate::deadline::Deadline;
 use crate::incoming::Connections;
+use crate::object::ObjectTier;
 use crate::services::router::{Router, mismatch};
 
 /// How long answers wait for a count, from its beginning on: at 2 µs a file that is a node of 50,000 files.
@@ -37,10 +38,13 @@ pub struct Accounting {
     connections: Connections,
     /// `None`: native sessions are not served.
     sessions: Option<SessionList>,
+    direct: Option<DirectLeases>,
     physical: Arc<Physical>,
     started: Instant,
     disk: DiskWatch,
     overhead: PerTier<u64>,
+    /// `None`: no object store is configured.
+    objects: Option<Arc<ObjectTier>>,
 }
 
 impl Accounting {
@@ -48,7 +52,10 @@ impl Accounting {
     pub fn new(router: Arc<Router>, node: &Node, connections: Connections) -> Self {
         let physical = Physical::new(node.locator());
         let (disk, overhead, sessions) = (node.disk(), node.overhead(), node.sessions());
-        Self { router, connections, sessions, physical, started: Instant::now(), disk, overhead }
+        let direct = node.direct();
+        let objects = node.objects();
+        let started = Instant::now();
+        Self { router, connections, sessions, direct, physical, started, disk, overhead, objects }
     }
 
     /// All figures, now.
@@ -67,12 +74,20 @@ impl Accounting {
             overhead: self.overhead,
             connections: self.connections.count() as u64,
             native_sessions: self.sessions.as_ref().map_or(0, SessionList::count) as u64,
+            direct: self.direct.as_ref().map(direct_figures).unwrap_or_default(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             disk: self.disk.look(),
             segments: self.disk.segments(),
+            object_store: self.objects.as_ref().map(|objects| objects.health()),
         };
         Ok(encode::stats(&parts, &node))
     }
+}
+
+fn direct_figures(direct: &DirectLeases) -> DirectFigures {
+    let leases = direct.leases().iter().map(|(_, leases)| u64::from(*leases)).sum();
+    let (samples_total, unplaced_total) = direct.totals();
+    DirectFigures { leases, sessions: direct.sessions() as u64, samples_total, unplaced_total }
 }
 
 /// What the file system held when it was last counted. A count begins when somebody asks, one at a time.

@@ -27,6 +27,7 @@ pub mod logging;
 pub mod metrics;
 pub mod mint;
 pub mod nodes;
+pub mod object;
 pub mod owners;
 pub mod ports;
 pub mod records;

@@ -131,7 +131,8 @@ async fn serve(listeners: Listeners, mut node: Node, front: FrontLimits) -> anyh
     let gate = Gate::new(front.requests_in_flight);
     let connections = Connections::default();
     let places = Places { locator: node.locator(), node: node.own() };
-    let router = Arc::new(Router::new(node.handle(), places, node.cluster(), front.allocate_wait_ms));
+    let router =
+        Arc::new(Router::new(node.handle(), places, node.cluster(), node.objects(), front.allocate_wait_ms));
     let records = Arc::new(node.records(Arc::clone(&router)));
     drop(tokio::spawn(holds::run(Arc::clone(&records))));
     if router.cluster.is_some() {
@@ -144,7 +145,7 @@ async fn serve(listeners: Listeners, mut node: Node, front: FrontLimits) -> anyh
         connections.clone(),
         address.port(),
         node.info(),
-        node.sessions(),
+        node.sessions().zip(node.direct()),
     );
     let tally = Tally::default();
     if let Some(listener) = metrics {

@@ -10,7 +10,7 @@ use tonic::Code;
 use tonic::codegen::http::HeaderMap;
 
 /// The RPCs of our services, the busiest first: a call is looked up here. Their names differ across services.
-pub const RPCS: [&str; 38] = [
+pub const RPCS: [&str; 39] = [
     "AcquireReadLease",
     "ReleaseLease",
     "ResolveSnapshot",
@@ -40,6 +40,7 @@ pub const RPCS: [&str; 38] = [
     "ListHolders",
     "ExplainPayload",
     "Scrub",
+    "SweepObjects",
     "GetPayloadMetadata",
     "ListPayloadMetadataEvents",
     "ListStreams",

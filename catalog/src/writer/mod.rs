@@ -39,13 +39,13 @@ use crossbeam::channel::{Sender, TrySendError, bounded};
 use payload_types::effect::CatalogOp;
 use payload_types::event::{CatalogAck, Completion};
 use payload_types::record::{RecordChange, RecordOutcome};
-use payload_types::{BatchId, ErrorKind, PayloadError, ShardIndex};
+use payload_types::{BatchId, ErrorKind, PayloadError, PayloadId, ShardIndex};
 
 use crate::change::weight;
 use crate::store::Store;
 use waiting::{Share, Waiting};
 use watch::Refused;
-use worker::{RETRY, Worker};
+use worker::{Hearers, RETRY, Worker};
 
 pub use batches::{Arrival, Batches};
 pub use waiting::{RECORD_BYTES_WAITING_MAX, RECORDS_WAITING_MAX};
@@ -60,6 +60,10 @@ pub type RecordReply = Box<dyn FnOnce(Result<RecordOutcome, PayloadError>) + Sen
 
 /// Hears what the writer's own sweeps met, on the writer's thread, in the order of all changes; must not block.
 pub type SweepSink = Arc<dyn Fn(&RecordOutcome) + Send + Sync>;
+
+/// Hears which payloads' rows name an object, once they are stored: on the writer's thread, before they are acknowledged; must
+/// not block.
+pub type ObjectSink = Arc<dyn Fn(PayloadId) + Send + Sync>;
 
 /// A change of records that was not taken, given back whole.
 pub struct RecordRefused {
@@ -134,9 +138,16 @@ pub struct WriterHandle {
     batches: Arc<Mutex<Batches>>,
     sink: AckSink,
     sweeps: Arc<OnceLock<SweepSink>>,
+    objects: Arc<OnceLock<ObjectSink>>,
 }
 
 impl WriterHandle {
+    /// Tells `sink` from now on of rows that name an object; the first one that is given counts.
+    pub fn hear_objects(&self, sink: ObjectSink) {
+        // A second one is a mistake that changes nothing.
+        drop(self.objects.set(sink));
+    }
+
     /// Tells `sink` of sweeps from now on; the first one that is given counts.
     pub fn hear_sweeps(&self, sink: SweepSink) {
         // A second one is a mistake that changes nothing.
@@ -261,9 +272,10 @@ impl Writer {
             batches: Arc::default(),
             sink: Arc::clone(&sink),
             sweeps: Arc::default(),
+            objects: Arc::default(),
         };
-        let worker =
-            Worker::new(store, receiver, sink, Arc::clone(&counters), patience, Arc::clone(&handle.sweeps));
+        let hearers = Hearers { sweeps: Arc::clone(&handle.sweeps), objects: Arc::clone(&handle.objects) };
+        let worker = Worker::new(store, receiver, sink, Arc::clone(&counters), patience, hearers);
         let thread = thread::Builder::new()
             .name("catalog".to_owned())
             .spawn(move || worker.run())

@@ -12,11 +12,11 @@ use crossbeam::channel::{Receiver, RecvTimeoutError};
 use payload_types::effect::{CatalogChange, CatalogOp};
 use payload_types::event::{CatalogAck, Completion};
 use payload_types::record::{RecordChange, RecordOutcome};
-use payload_types::{BatchId, ErrorKind, OpId, PayloadError, ShardIndex, WallMs};
+use payload_types::{BatchId, ErrorKind, OpId, PayloadError, PayloadId, ShardIndex, Tier, WallMs};
 
 use super::waiting::Share;
 use super::watch::Watch;
-use super::{AckSink, Counters, Message, RecordReply, SweepSink, WaitingRecord};
+use super::{AckSink, Counters, Message, ObjectSink, RecordReply, SweepSink, WaitingRecord};
 use crate::change::{Change, storable};
 use crate::error::{StoreError, Taken};
 use crate::store::Store;
@@ -120,8 +120,15 @@ pub(super) struct Worker {
     sweep_at: Instant,
     /// Refuses what is queued while the store does not answer.
     watch: Arc<Watch>,
-    /// Who hears of sweeps, once there is somebody.
-    sweeps: Arc<OnceLock<SweepSink>>,
+    hearers: Hearers,
+}
+
+/// Who hears of what, once there is somebody.
+pub(super) struct Hearers {
+    /// Of the writer's own sweeps.
+    pub(super) sweeps: Arc<OnceLock<SweepSink>>,
+    /// Of rows that name an object.
+    pub(super) objects: Arc<OnceLock<ObjectSink>>,
 }
 
 /// How a group ended that took effect.
@@ -137,6 +144,16 @@ enum Chore {
     Sweep,
 }
 
+/// The payload of which this stores a row that names an object.
+fn names_object(change: &Change) -> Option<PayloadId> {
+    match change {
+        Change::Row(CatalogChange::Put(row)) => {
+            row.replicas.last().filter(|replica| replica.tier == Tier::Object).map(|_| row.key.id)
+        }
+        Change::Row(CatalogChange::Remove { .. }) | Change::Record(_) => None,
+    }
+}
+
 impl Worker {
     pub(super) fn new(
         store: Box<dyn Store>,
@@ -144,10 +161,10 @@ impl Worker {
         sink: AckSink,
         counters: Arc<Counters>,
         patience: Duration,
-        sweeps: Arc<OnceLock<SweepSink>>,
+        hearers: Hearers,
     ) -> Self {
         Self {
-            sweeps,
+            hearers,
             store,
             receiver,
             sink,
@@ -326,6 +343,11 @@ impl Worker {
         self.counters.rows.fetch_add(self.changes.len() as u64, Ordering::Relaxed);
         let nanoseconds = u64::try_from(taken.as_nanos()).unwrap_or(u64::MAX);
         self.counters.group_ns_max.fetch_max(nanoseconds, Ordering::Relaxed);
+        if let Some(sink) = self.hearers.objects.get()
+            && matches!(outcome, Some(Ok(_)))
+        {
+            self.changes.iter().filter_map(names_object).for_each(|id| sink(id));
+        }
         self.changes.clear();
         self.record_bytes = 0;
         if self.tickets.is_empty() {
@@ -414,7 +436,7 @@ impl Worker {
                 Ticket::Record { reply, .. } => reply(outcome()),
                 Ticket::Sweep => {
                     let swept = outcome();
-                    if let (Ok(swept), Some(sink)) = (&swept, self.sweeps.get()) {
+                    if let (Ok(swept), Some(sink)) = (&swept, self.hearers.sweeps.get()) {
                         sink(swept);
                     }
                     if let Ok(RecordOutcome::Swept { more: true, .. }) = swept {

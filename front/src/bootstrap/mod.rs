@@ -29,8 +29,8 @@ use payload_local::hello;
 use payload_reactor::preflight::{self, Status};
 use payload_reactor::topology::{self, Plan, Wanted};
 use payload_reactor::{
-    Allowed, Mailboxes, Reactor, ReactorConfig, ReactorHandle, SessionConfig, SessionList, SessionServer,
-    SlabConfig, SpinPolicy, clock,
+    Allowed, DirectLeases, Mailboxes, Reactor, ReactorConfig, ReactorHandle, SessionConfig, SessionList,
+    SessionServer, SlabConfig, SpinPolicy, clock,
 };
 use payload_shards::{Arbiter, Shard, ShardConfig, Watermarks};
 use payload_types::{ByteCount, Epoch, PerTier, ShardIndex, Tier, limits};
@@ -38,6 +38,7 @@ use payload_wire::pb::operations::v1::{NativeEndpoint, NodeInfoResponse};
 
 use crate::cluster::{Cluster, OwnNode};
 use crate::config::{Config, DatabaseConfig, DiskConfig, Spin};
+use crate::object::{self, CatalogJournal, ObjectTier, Source};
 use crate::ports::NodePorts;
 use crate::records::Records;
 use crate::records::holds::Holds;
@@ -61,6 +62,8 @@ pub struct Node {
     /// This node, where others may share its catalog.
     own: Option<OwnNode>,
     info: NodeInfoResponse,
+    /// `None`: no object store is configured.
+    objects: Option<Arc<ObjectTier>>,
 }
 
 impl Node {
@@ -107,10 +110,9 @@ impl Node {
         let locator = drivers.locate();
         let disk = drivers.disk_watch();
         let slabs = drivers.slabs();
-        let completions = handle.clone();
-        drivers.start(Arc::new(move |shard, completion| completions.complete(shard, completion)));
         let acks = handle.clone();
         let readers = readers_start(&config.database, store.as_ref())?;
+        let uploads = store.uploads()?;
         let writer = Writer::start(
             store,
             limits::CATALOG_LANE_PER_SHARD * usize::from(config.shards.count) + RECORDS_WAITING_MAX,
@@ -119,8 +121,21 @@ impl Node {
         let writer_handle = writer.handle();
         let swept = Arc::clone(&holds);
         writer_handle.hear_sweeps(Arc::new(move |outcome| swept.heard(None, outcome)));
+        let source = Source { reactor: handle.clone(), readers: readers.handle() };
+        let object_driver = match &config.storage.object {
+            Some(tier) => {
+                let journal = CatalogJournal::new(uploads, writer_handle.clone())?;
+                Some(Arc::new(object::open(tier, journal)?))
+            }
+            None => None,
+        };
+        let completions = handle.clone();
+        drivers.start(Arc::new(move |shard, completion| completions.complete(shard, completion)));
         let ports = Arc::new(NodePorts::new(drivers, writer));
         let reactor = Reactor::start(reactor, mailboxes, shards, arbiter, ports.clone())?;
+        let objects = object_driver
+            .zip(config.storage.object.as_ref())
+            .map(|(driver, tier)| ObjectTier::start(driver, tier, source, epoch));
         let info = node_info(config, epoch);
         let sessions = match config.local.enabled {
             true => {
@@ -142,6 +157,7 @@ impl Node {
             holds,
             own,
             info,
+            objects,
         })
     }
 
@@ -175,6 +191,11 @@ impl Node {
         self.disk.clone()
     }
 
+    /// The OBJECT tier, where a store is configured.
+    pub fn objects(&self) -> Option<Arc<ObjectTier>> {
+        self.objects.clone()
+    }
+
     /// Who this node is, as clients are told.
     pub fn info(&self) -> NodeInfoResponse {
         self.info.clone()
@@ -183,6 +204,11 @@ impl Node {
     /// The native sessions; `None`: they are not served.
     pub fn sessions(&self) -> Option<SessionList> {
         self.sessions.as_ref().map(SessionServer::list)
+    }
+
+    /// What native sessions lease without asking; `None`: they are not served.
+    pub fn direct(&self) -> Option<DirectLeases> {
+        self.sessions.as_ref().map(SessionServer::direct)
     }
 
     /// The beginning of the end: programs that come find no socket. Blocks for a moment.
@@ -200,7 +226,10 @@ impl Node {
     /// Ends the node in order: shards answer what waits and let go, the writer flushes, the drivers drain.
     /// Blocks; what is still acknowledged meanwhile is durable.
     pub fn stop(self) {
-        let Self { reactor, sessions, ports, readers, .. } = self;
+        let Self { reactor, sessions, ports, readers, objects, .. } = self;
+        if let Some(objects) = &objects {
+            objects.stop();
+        }
         // A scrub may have hours to go; everything else is over soon.
         ports.stop_scrubs();
         reactor.shutdown();
@@ -216,6 +245,10 @@ impl Node {
             }
         }
         readers.shutdown();
+        // What is still under way there has an entry in the journal, and is swept by the next start.
+        if let Some(tier) = objects.and_then(Arc::into_inner) {
+            tier.close();
+        }
     }
 }
 

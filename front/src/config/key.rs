@@ -83,6 +83,8 @@ pub(super) enum Standing {
     Later,
     /// Accepts it and warns: it has no effect, for this reason.
     Ignored(&'static str),
+    /// Understands and refuses it, for this reason; `false` and `{}` are as good as nothing.
+    Refused(&'static str),
 }
 
 /// Whether a value may be shown.
@@ -113,6 +115,13 @@ impl Key {
     pub const fn ignored(path: &'static str, kind: Kind, meaning: &'static str, why: &'static str) -> Self {
         let mut key = Self::new(path, kind, Default::Said(""), meaning);
         key.standing = Standing::Ignored(why);
+        key
+    }
+
+    /// A key that is understood and refused.
+    pub const fn refused(path: &'static str, kind: Kind, why: &'static str) -> Self {
+        let mut key = Self::new(path, kind, Default::Said(""), "");
+        key.standing = Standing::Refused(why);
         key
     }
 

@@ -14,6 +14,7 @@
 
 mod error;
 mod key;
+mod object;
 mod prepare;
 mod read;
 mod render;
@@ -31,6 +32,7 @@ use std::path::Path;
 use payload_reactor::preflight::Machine;
 
 pub use error::ConfigError;
+pub use object::{ObjectTierConfig, S3Config};
 pub use render::{OPERATIONS_BEGIN, OPERATIONS_END, keys_as_markdown};
 pub use tree::*;
 

@@ -69,6 +69,7 @@ pub fn keys_as_markdown() -> String {
             (Standing::Used, meaning) => meaning.into(),
             (Standing::Later, meaning) => format!("{meaning} *(not built yet)*"),
             (Standing::Ignored(why), "") => format!("accepted and ignored: {why}"),
+            (Standing::Refused(why), _) => format!("refused: {why}"),
             (Standing::Ignored(why), meaning) => format!("{meaning}; accepted and ignored: {why}"),
         };
         let masked = if key.secrecy == Secrecy::Open { "" } else { "; masked where shown" };

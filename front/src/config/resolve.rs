@@ -11,6 +11,7 @@ use payload_types::{ByteCount, limits};
 
 use super::error::ConfigError;
 use super::key::Standing;
+use super::object;
 use super::setting::{self, Setting};
 use super::settings::{Settings, without_indices};
 use super::table;
@@ -48,6 +49,7 @@ pub(super) fn config(
             ram: ram(settings, machine, &mut warnings)?,
             disk: disk(settings, machine, &data_dir, &mut warnings)?,
             gpu: gpu(settings)?,
+            object: object::resolve(settings, &mut warnings)?,
         },
         spill_workers: spill_workers(settings, machine),
         logging: logging(settings),
@@ -185,7 +187,7 @@ fn database(settings: &mut Settings, data_dir: &Path) -> Result<DatabaseConfig, 
 }
 
 /// True for `database.memory: {}`, and for a key below `path` that only the environment set.
-fn is_present(settings: &Settings, path: &str) -> bool {
+pub(super) fn is_present(settings: &Settings, path: &str) -> bool {
     let is_below =
         |key: &str| key.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
     settings.iter().any(|(key, _)| is_below(key))
@@ -369,7 +371,7 @@ fn logging(settings: &Settings) -> LoggingConfig {
 fn ignored(settings: &Settings) -> Vec<String> {
     let sentence = |path: &String| match table::find(&without_indices(path))?.standing {
         Standing::Ignored(why) => Some(format!("`{path}` is ignored: {why}")),
-        Standing::Used | Standing::Later => None,
+        Standing::Used | Standing::Later | Standing::Refused(_) => None,
     };
     settings.iter().filter_map(|(path, _)| sentence(path)).collect()
 }
@@ -383,7 +385,6 @@ fn not_built(settings: &Settings, config: &Config) -> Vec<String> {
         }
     };
     say(!config.storage.gpu.is_empty(), "storage.gpu", "the GPU tier is unavailable");
-    say(is_present(settings, "storage.object"), "storage.object", "the OBJECT tier is unavailable");
     let exports = ["metrics_enabled", "tracing_enabled", "logs_enabled"];
     let exports = exports.iter().any(|name| settings.flag(&format!("observability.{name}")));
     say(exports, "observability", "nothing is exported");
@@ -412,7 +413,7 @@ fn path_or(settings: &mut Settings, path: &str, default: PathBuf) -> Result<Path
     Ok(chosen)
 }
 
-fn absolute(path: &str, chosen: &Path) -> Result<PathBuf, ConfigError> {
+pub(super) fn absolute(path: &str, chosen: &Path) -> Result<PathBuf, ConfigError> {
     std::path::absolute(chosen).map_err(|error| {
         ConfigError::refused(path, format!("{} cannot be made absolute: {error}", chosen.display()))
     })

@@ -40,16 +40,15 @@ static LEVEL: Words = Words {
     refused: &[],
 };
 static CREDENTIALS: Words = Words {
-    taken: &["default", "anonymous", "explicit", "role", "web_identity"],
+    taken: &["default", "anonymous", "explicit", "web_identity"],
     aliases: &[
         ("CREDENTIALS_KIND_UNSPECIFIED", ""),
         ("CREDENTIALS_KIND_DEFAULT", "default"),
         ("CREDENTIALS_KIND_ANONYMOUS", "anonymous"),
         ("CREDENTIALS_KIND_EXPLICIT", "explicit"),
-        ("CREDENTIALS_KIND_ROLE", "role"),
         ("CREDENTIALS_KIND_WEB_IDENTITY", "web_identity"),
     ],
-    refused: &[],
+    refused: &[("role", NO_ROLES), ("CREDENTIALS_KIND_ROLE", NO_ROLES)],
 };
 static FILE_SYSTEM: Words = Words {
     taken: &[
@@ -62,15 +61,22 @@ static FILE_SYSTEM: Words = Words {
     aliases: &[("FILE_SYSTEM_UNSPECIFIED", "")],
     refused: &[("FILE_SYSTEM_HDFS", "HDFS is not supported; use S3, GCS, Azure or a local directory")],
 };
-const NO_COMPRESSION: &str =
-    "objects are stored as they are, so that other programs can read them; use COMPRESSION_UNCOMPRESSED";
+const NO_COMPRESSION: &str = "objects are compressed with COMPRESSION_ZSTD or COMPRESSION_LZ4, or stored as they are \
+     (COMPRESSION_UNCOMPRESSED); choose one of these";
+const NO_ROLES: &str = "roles are assumed by web identity only, from AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE in the \
+     server's environment; remove this key and set these, or give access_key and secret_key";
+const NO_BUCKETS: &str =
+    "buckets are never made by the server; make it with your store's own tools and remove this key";
+const NO_METADATA: &str =
+    "objects carry no metadata of their own, their sidecars do (`<id>.meta.json`); remove this key";
 static COMPRESSION: Words = Words {
-    taken: &["COMPRESSION_AUTO", "COMPRESSION_UNCOMPRESSED"],
-    aliases: &[("COMPRESSION_UNSPECIFIED", ""), ("COMPRESSION_NONE", "COMPRESSION_UNCOMPRESSED")],
+    taken: &["COMPRESSION_AUTO", "COMPRESSION_UNCOMPRESSED", "COMPRESSION_ZSTD", "COMPRESSION_LZ4"],
+    aliases: &[
+        ("COMPRESSION_UNSPECIFIED", ""),
+        ("COMPRESSION_NONE", "COMPRESSION_UNCOMPRESSED"),
+        ("COMPRESSION_LZ4_FRAME", "COMPRESSION_LZ4"),
+    ],
     refused: &[
-        ("COMPRESSION_ZSTD", NO_COMPRESSION),
-        ("COMPRESSION_LZ4", NO_COMPRESSION),
-        ("COMPRESSION_LZ4_FRAME", NO_COMPRESSION),
         ("COMPRESSION_LZ4_HADOOP", NO_COMPRESSION),
         ("COMPRESSION_GZIP", NO_COMPRESSION),
         ("COMPRESSION_SNAPPY", NO_COMPRESSION),
@@ -162,29 +168,29 @@ pub(super) static KEYS: &[Key] = &[
     Key::later("storage.gpu.low_watermark", Count(0, 99), "80", "as `storage.ram.low_watermark`"),
     Key::later("storage.gpu.devices[].device_id", Count(0, DEVICE_MAX), "", "CUDA's number of a device of the GPU tier"),
     Key::later("storage.gpu.devices[].capacity_bytes", Size, "", "what the tier may use of it"),
-    Key::later("storage.object.root_path", ObjectRoot, "", "where objects lie; a plain path means file:///"),
-    Key::later("storage.object.filesystem", Word(&FILE_SYSTEM), "FILE_SYSTEM_AUTO: by the root's scheme", "which store it is"),
-    Key::later("storage.object.compression", Word(&COMPRESSION), "COMPRESSION_AUTO: none", "what is not supported is refused"),
-    Key::later("storage.object.filesystem_options.s3.endpoint_override", Text, "AWS", "host:port or URL of a compatible server"),
-    Key::later("storage.object.filesystem_options.s3.scheme", Word(&SCHEME), "https", "how it is spoken to"),
-    Key::later("storage.object.filesystem_options.s3.region", Text, "from AWS_REGION", "the bucket's region"),
-    Key::later("storage.object.filesystem_options.s3.credentials_kind", Word(&CREDENTIALS), "default: the usual AWS environment", "where credentials come from"),
-    Key::later("storage.object.filesystem_options.s3.access_key", Text, "", "for explicit credentials").secret(),
-    Key::later("storage.object.filesystem_options.s3.secret_key", Text, "", "for explicit credentials").secret(),
-    Key::later("storage.object.filesystem_options.s3.role_arn", Text, "", "the role to assume"),
-    Key::later("storage.object.filesystem_options.s3.session_name", Text, "", "names the session of an assumed role"),
-    Key::later("storage.object.filesystem_options.s3.external_id", Text, "", "the external id of an assumed role").secret(),
-    Key::later("storage.object.filesystem_options.s3.load_frequency", Seconds, "900s", "how often an assumed role's credentials are renewed"),
-    Key::later("storage.object.filesystem_options.s3.tls_verify_certificates", Flag, "true", "check the server's certificate"),
-    Key::later("storage.object.filesystem_options.s3.tls_ca_file_path", Path, "the system's", "certificates to trust"),
-    Key::later("storage.object.filesystem_options.s3.tls_ca_dir_path", Path, "the system's", "a directory of certificates to trust"),
-    Key::later("storage.object.filesystem_options.s3.connect_timeout", Seconds, "", "how long connecting may take"),
-    Key::later("storage.object.filesystem_options.s3.request_timeout", Seconds, "", "how long a request may take"),
-    Key::later("storage.object.filesystem_options.s3.force_virtual_addressing", Flag, "false", "put the bucket in the host name with an endpoint_override too"),
-    Key::later("storage.object.filesystem_options.s3.allow_bucket_creation", Flag, "false", "create the bucket at first use"),
-    Key::later("storage.object.filesystem_options.s3.proxy_options", Map, "", "scheme, host, port, username, password of a proxy").with_password(),
-    Key::later("storage.object.filesystem_options.s3.default_metadata", Map, "", "metadata of each object"),
-    Key::later("storage.object.filesystem_options.s3.sse_customer_key", Text, "", "a customer's key for encryption at rest").secret(),
+    Key::new("storage.object.root_path", ObjectRoot, Said(""), "where objects lie; a plain path means file:///; unset: there is no OBJECT tier"),
+    Key::new("storage.object.filesystem", Word(&FILE_SYSTEM), Said("FILE_SYSTEM_AUTO: by the root's scheme"), "which store it is"),
+    Key::new("storage.object.compression", Word(&COMPRESSION), Said("COMPRESSION_AUTO: none"), "how objects are stored from now on; what is stored stays as it is and is read all the same. A compressed object is never leased where it lies, but brought in"),
+    Key::new("storage.object.filesystem_options.s3.endpoint_override", Text, Said("AWS"), "host:port or URL of a compatible server"),
+    Key::new("storage.object.filesystem_options.s3.scheme", Word(&SCHEME), Said("https"), "how it is spoken to; http also where endpoint_override says so"),
+    Key::new("storage.object.filesystem_options.s3.region", Text, Said("from AWS_REGION"), "the bucket's region"),
+    Key::new("storage.object.filesystem_options.s3.credentials_kind", Word(&CREDENTIALS), Said("default: the usual AWS environment"), "where credentials come from"),
+    Key::new("storage.object.filesystem_options.s3.access_key", Text, Said(""), "for explicit credentials").secret(),
+    Key::new("storage.object.filesystem_options.s3.secret_key", Text, Said(""), "for explicit credentials").secret(),
+    Key::refused("storage.object.filesystem_options.s3.role_arn", Text, NO_ROLES),
+    Key::refused("storage.object.filesystem_options.s3.session_name", Text, NO_ROLES),
+    Key::refused("storage.object.filesystem_options.s3.external_id", Text, NO_ROLES).secret(),
+    Key::refused("storage.object.filesystem_options.s3.load_frequency", Seconds, NO_ROLES),
+    Key::new("storage.object.filesystem_options.s3.tls_verify_certificates", Flag, Said("true"), "check the server's certificate"),
+    Key::new("storage.object.filesystem_options.s3.tls_ca_file_path", Path, Said("the system's"), "certificates to trust"),
+    Key::new("storage.object.filesystem_options.s3.tls_ca_dir_path", Path, Said("the system's"), "a directory of certificates to trust"),
+    Key::new("storage.object.filesystem_options.s3.connect_timeout", Seconds, Said("5s"), "how long connecting may take"),
+    Key::new("storage.object.filesystem_options.s3.request_timeout", Seconds, Said("60s"), "how long a request may take; it moves at most a part of 8 MiB"),
+    Key::new("storage.object.filesystem_options.s3.force_virtual_addressing", Flag, Said("false"), "put the bucket in the host name with an endpoint_override too"),
+    Key::refused("storage.object.filesystem_options.s3.allow_bucket_creation", Flag, NO_BUCKETS),
+    Key::new("storage.object.filesystem_options.s3.proxy_options", Map, Said(""), "scheme, host, port, username, password of a proxy").with_password(),
+    Key::refused("storage.object.filesystem_options.s3.default_metadata", Map, NO_METADATA),
+    Key::new("storage.object.filesystem_options.s3.sse_customer_key", Text, Said(""), "a customer's key for encryption at rest").secret(),
     Key::ignored("storage.object.filesystem_options.s3.background_writes", Flag, "", ARROW_ONLY),
     Key::ignored("storage.object.filesystem_options.s3.allow_delayed_open", Flag, "", ARROW_ONLY),
     Key::ignored("storage.object.filesystem_options.s3.smart_defaults", Text, "", ARROW_ONLY),

@@ -12,6 +12,8 @@ use payload_catalog::Synchronous;
 use payload_shards::{SessionCaps, Watermarks};
 use payload_types::ByteCount;
 
+use super::object::ObjectTierConfig;
+
 /// Everything a node is told.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
@@ -226,6 +228,8 @@ pub struct StorageConfig {
     pub disk: DiskConfig,
     /// The GPU tier's devices; not built in this version.
     pub gpu: Vec<GpuConfig>,
+    /// The object store; `None`: there is no OBJECT tier.
+    pub object: Option<ObjectTierConfig>,
 }
 
 /// `storage.ram`.

@@ -82,6 +82,11 @@ fn node(text: &mut Text, stats: &StatsResponse, in_flight: usize) {
     one("requests_in_flight", Kind::Gauge, "Calls admitted and not answered.", in_flight as u64);
     one("connections", Kind::Gauge, "Open client connections.", node.connections);
     one("native_sessions", Kind::Gauge, "Open native sessions.", node.native_sessions);
+    one("direct_leases", Kind::Gauge, "Leases held without asking anybody.", node.direct_leases);
+    let help = "Payloads that found no place in the published tables since start.";
+    one("direct_unplaced_total", Kind::Counter, help, node.direct_unplaced_total);
+    let help = "Samples of what was read without asking that have reached eviction since start.";
+    one("direct_samples_total", Kind::Counter, help, node.direct_samples_total);
     let uptime = node.uptime_ms as f64 / 1000.0;
     let help = "Seconds since this start.";
     text.family("payload_manager_uptime_seconds", Kind::Gauge, help, [(Vec::new(), uptime)]);
@@ -101,6 +106,7 @@ fn node(text: &mut Text, stats: &StatsResponse, in_flight: usize) {
         one("slow_operations_total", Kind::Counter, "Operations that took too long.", disk.slow_total);
     }
     segments(text, stats);
+    object_store(text, stats);
     let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
     text.family("payload_manager_build_info", Kind::Gauge, "Always 1; its label says more.", [(version, 1)]);
 }
@@ -121,6 +127,28 @@ fn segments(text: &mut Text, stats: &StatsResponse) {
     one("emptied_total", counter, "Of those: emptied by compaction.", segments.emptied_total);
     one("moved_total", counter, "Replicas that compaction moved.", segments.moved_total);
     one("moved_bytes_total", counter, "Their bytes.", segments.moved_bytes_total);
+}
+
+fn object_store(text: &mut Text, stats: &StatsResponse) {
+    let Some(store) = &stats.object_store else { return };
+    let states = ["healthy", "slow", "throttling", "unreachable", "refused"];
+    let states = states.map(|state| (vec![("state", state.to_owned())], u64::from(store.state == state)));
+    let help = "1 for the state that the object store is in.";
+    text.family("payload_manager_object_state", Kind::Gauge, help, states);
+    let mut one = |name: &str, kind, help: &str, value: u64| {
+        text.family(&format!("payload_manager_object_{name}"), kind, help, [(Vec::new(), value)]);
+    };
+    let (gauge, counter) = (Kind::Gauge, Kind::Counter);
+    one("probed", gauge, "1 once the store has answered since start.", u64::from(store.probed));
+    one("parts_limit", gauge, "Parts that may be under way now.", store.parts_limit);
+    one("parts_in_flight", gauge, "Parts under way, each of which takes memory.", store.parts_in_flight);
+    one("requests_total", counter, "Requests on the wire.", store.requests_total);
+    one("failures_total", counter, "Requests that failed and were worth another.", store.failures_total);
+    one("throttled_total", counter, "Of those: 503 and 429.", store.throttled_total);
+    one("refused_total", counter, "Operations refused while it is left alone.", store.refused_total);
+    one("slow_total", counter, "Requests slower than ten seconds.", store.slow_total);
+    one("stored_bytes_total", counter, "Bytes stored, as on the wire.", store.stored_bytes_total);
+    one("fetched_bytes_total", counter, "Bytes fetched, as on the wire.", store.fetched_bytes_total);
 }
 
 fn shards(text: &mut Text, reactor: &ReactorHandle) {

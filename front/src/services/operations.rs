@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use payload_reactor::{SessionInfo, SessionList, clock};
+use payload_reactor::{DirectLeases, SessionInfo, SessionList, clock};
 use payload_types::reply::Reply;
 use payload_types::report::{Explanation, Holders, LeaseHold};
 use payload_types::request::Request as Ask;
-use payload_types::{PayloadError, PayloadKey, Peer};
+use payload_types::{PayloadError, PayloadKey, Peer, SessionId};
 use payload_wire::pb::operations::v1 as pb;
 use payload_wire::pb::operations::v1::payload_operations_service_server::PayloadOperationsService;
 use payload_wire::status::to_status;
@@ -20,6 +20,7 @@ use super::router::{NAMESPACE, Router, mismatch};
 use super::scrub;
 use crate::deadline::Deadline;
 use crate::incoming::Connections;
+use crate::object;
 use crate::owners::{self, Process, Unknown};
 
 /// Leases of one answer. 10,000 of about 150 bytes are 1.5 MB, less than half a message.
@@ -36,7 +37,7 @@ pub struct OperationsService {
     server_port: u16,
     node: pb::NodeInfoResponse,
     /// `None`: native sessions are not served.
-    sessions: Option<SessionList>,
+    sessions: Option<(SessionList, DirectLeases)>,
 }
 
 impl OperationsService {
@@ -47,7 +48,7 @@ impl OperationsService {
         connections: Connections,
         server_port: u16,
         node: pb::NodeInfoResponse,
-        sessions: Option<SessionList>,
+        sessions: Option<(SessionList, DirectLeases)>,
     ) -> Self {
         Self { router, connections, server_port, node, sessions }
     }
@@ -63,6 +64,26 @@ impl OperationsService {
             Reply::Holders(part) => Ok(part),
             other => Err(mismatch("ListHolders", &other)),
         }
+    }
+
+    /// Sessions that lease it without asking.
+    fn direct_holders(&self, key: PayloadKey) -> Vec<pb::DirectHolder> {
+        let Some((sessions, direct)) = &self.sessions else { return Vec::new() };
+        let shown = |(session, leases): (SessionId, u32)| {
+            let owner = match sessions.get(session) {
+                Some(info) => {
+                    let peer = Peer::native(info.pid, info.uid, session);
+                    owner_native(peer, info.pid, Some(info))
+                }
+                None => pb::Owner {
+                    peer: format!("session {session}"),
+                    note: "its session has ended; its process is not dead, or was a moment ago".to_owned(),
+                    ..pb::Owner::default()
+                },
+            };
+            pb::DirectHolder { owner: Some(owner), leases }
+        };
+        direct.holders(key.namespace, &key.id).into_iter().map(shown).collect()
     }
 
     /// What the tiers that hold the payload would evict next, and its place there.
@@ -151,12 +172,14 @@ impl PayloadOperationsService for OperationsService {
         let pinned_by = first.pin.and_then(|pin| pin.owner).map(|owner| owner.peer);
         let peers = leases.iter().map(|hold| hold.owner).chain(pinned_by).collect();
         let processes = self.processes(&peers).await;
-        let session = |peer: Peer| self.sessions.as_ref()?.get(peer.session()?);
+        let session = |peer: Peer| self.sessions.as_ref()?.0.get(peer.session()?);
         let owner = |peer: Peer| match peer.pid() {
             Some(pid) => owner_native(peer, pid, session(peer)),
             None => owner(peer, self.connections.is_open(peer), &processes),
         };
-        Ok(Response::new(encode::holders(&first, &leases, !more, clock::now().wall, owner)))
+        let mut shown = encode::holders(&first, &leases, !more, clock::now().wall, owner);
+        shown.direct = self.direct_holders(key);
+        Ok(Response::new(shown))
     }
 
     async fn explain_payload(
@@ -178,6 +201,17 @@ impl PayloadOperationsService for OperationsService {
     async fn scrub(&self, request: Request<pb::ScrubRequest>) -> Result<Response<Self::ScrubStream>, Status> {
         let wanted = decode::scrub(NAMESPACE, request.get_ref()).map_err(to_status)?;
         Ok(Response::new(scrub::start(Arc::clone(&self.router), wanted)))
+    }
+
+    async fn sweep_objects(
+        &self,
+        request: Request<pb::SweepObjectsRequest>,
+    ) -> Result<Response<pb::SweepObjectsResponse>, Status> {
+        let is_dry = request.into_inner().dry_run;
+        let tier = self.router.objects.clone().ok_or_else(|| to_status(object::unconfigured()))?;
+        let swept = tokio::task::spawn_blocking(move || tier.sweep(is_dry)).await;
+        let swept = swept.map_err(|_stopped| Status::unavailable("the server is stopping"))?;
+        Ok(Response::new(pb::SweepObjectsResponse { objects: swept.iter().map(object::swept).collect() }))
     }
 
     async fn node_info(

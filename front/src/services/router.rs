@@ -4,6 +4,8 @@
 //! comes back through a oneshot channel; a handler whose client hung up drops its end, and the shard's answer then
 //! goes nowhere. A full lane is RESOURCE_EXHAUSTED at once: nothing is queued here.
 
+use std::sync::Arc;
+
 use payload_reactor::{Envelope, ReactorHandle};
 use payload_types::reply::{Reply, ReplyResult};
 use payload_types::request::Request;
@@ -14,6 +16,7 @@ use crate::cluster::{Cluster, is_unknown};
 use crate::deadline::{Deadline, late};
 use crate::locate::Places;
 use crate::mint::Mint;
+use crate::object::ObjectTier;
 
 /// The namespace that every caller is in until access control lands.
 pub const NAMESPACE: NamespaceId = NamespaceId::DEFAULT;
@@ -28,6 +31,8 @@ pub struct Router {
     pub locator: Places,
     /// The nodes that share this one's catalog; `None`: there cannot be any.
     pub cluster: Option<Cluster>,
+    /// The OBJECT tier; `None`: no store is configured.
+    pub objects: Option<Arc<ObjectTier>>,
     /// `limits.allocate_wait` in milliseconds: how long an Allocate without a deadline waits for space.
     pub allocate_wait_ms: u64,
 }
@@ -38,10 +43,19 @@ impl Router {
         reactor: ReactorHandle,
         locator: Places,
         cluster: Option<Cluster>,
+        objects: Option<Arc<ObjectTier>>,
         allocate_wait_ms: u64,
     ) -> Self {
         let shard_count = reactor.shard_count();
-        Self { reactor, shard_count, mint: Mint::new(shard_count), locator, cluster, allocate_wait_ms }
+        Self {
+            reactor,
+            shard_count,
+            mint: Mint::new(shard_count),
+            locator,
+            cluster,
+            objects,
+            allocate_wait_ms,
+        }
     }
 
     /// How many shards there are.

@@ -55,11 +55,10 @@ fn given_whole_sections_and_map_entries_when_loaded_then_they_are_set() {
     ));
     let devices = [("PAYLOAD_MANAGER__STORAGE__GPU__DEVICES", "[{device_id: 0}, {device_id: 1}]")];
     assert_eq!(load_with("", &devices).expect("valid").config.storage.gpu.len(), 2);
-    let entry =
-        [("PAYLOAD_MANAGER__STORAGE__OBJECT__FILESYSTEM_OPTIONS__S3__DEFAULT_METADATA__OWNER", "lab")];
-    let yaml = "storage: {object: {root_path: /o, filesystem_options: {s3: {default_metadata: {a: b}}}}}";
+    let entry = [("PAYLOAD_MANAGER__STORAGE__OBJECT__FILESYSTEM_OPTIONS__S3__PROXY_OPTIONS__PORT", "3128")];
+    let yaml = "storage: {object: {root_path: /o, filesystem_options: {s3: {proxy_options: {host: b}}}}}";
     let shown = load_with(yaml, &entry).expect("valid").to_yaml();
-    assert!(shown.contains("a: b") && shown.contains("owner: lab"), "{shown}");
+    assert!(shown.contains("host: b") && shown.contains("port: '3128'"), "{shown}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod defaults;
 mod docs;
 mod environment;
 mod every_key;
+mod object;
 mod refusals;
 
 use std::path::Path;

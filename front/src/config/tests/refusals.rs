@@ -95,8 +95,7 @@ fn given_refused_values_when_loaded_then_the_reason_is_given() {
         ("database: {postgres: {}}", "connection_uri"),
         ("database: {postgres: {max_connections: 3}}", "connection_uri"),
         ("storage: {object: {filesystem: FILE_SYSTEM_HDFS}}", "HDFS is not supported"),
-        ("storage: {object: {compression: COMPRESSION_ZSTD}}", "COMPRESSION_UNCOMPRESSED"),
-        ("storage: {object: {compression: COMPRESSION_LZ4}}", "COMPRESSION_UNCOMPRESSED"),
+        ("storage: {object: {compression: COMPRESSION_GZIP}}", "COMPRESSION_ZSTD"),
         ("storage: {ram: {capacity_bytes: 0}}", "4 KiB"),
         ("storage: {disk: {capacity_bytes: 9223372036854775808}}", "2^63"),
         ("storage: {gpu: {devices: [{capacity_bytes: 1GiB}]}}", "needs its number"),
@@ -117,7 +116,7 @@ fn given_words_in_other_forms_when_loaded_then_they_are_understood() {
     for yaml in [
         "storage: {object: {filesystem: FILE_SYSTEM_UNSPECIFIED, compression: COMPRESSION_UNSPECIFIED}}",
         "storage: {object: {compression: COMPRESSION_UNCOMPRESSED, root_path: 'file:///o'}}",
-        "storage: {object: {root_path: 'abfss://c@a.dfs/x', filesystem_options: {s3: {credentials_kind: CREDENTIALS_KIND_ROLE}}}}",
+        "storage: {object: {root_path: 'abfss://c@a.dfs/x', filesystem_options: {s3: {credentials_kind: CREDENTIALS_KIND_WEB_IDENTITY}}}}",
         "observability: {transport: OTLP_TRANSPORT_UNSPECIFIED, tracing: {trace_hint: TRACE_HINT_UNSPECIFIED}}",
         "logging: {level: Critical}",
         "spill_workers: {threads: 0}",

@@ -119,6 +119,30 @@ pub fn list(namespace: NamespaceId, request: pb::ListPayloadsRequest) -> Result<
     Ok(ListParts { list: List { namespace, tier, before, page_size: page_size + 1 }, page_size, listing })
 }
 
+/// A decoded ImportPayload.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ImportParts {
+    /// Whose object.
+    pub key: PayloadKey,
+    /// What it must be long.
+    pub size: ByteCount,
+    /// What it must have, when the producer knows it.
+    pub checksum: Option<Checksum>,
+}
+
+/// Decodes ImportPayload.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` for a malformed id, or a size that no payload has.
+pub fn import(
+    namespace: NamespaceId,
+    request: pb::ImportPayloadRequest,
+) -> Result<ImportParts, PayloadError> {
+    let key = ids::payload_key(namespace, request.id.as_ref())?;
+    let size = size_bytes(request.size_bytes)?;
+    Ok(ImportParts { key, size, checksum: request.checksum_xxh3_64.map(Checksum) })
+}
+
 #[cfg(test)]
 mod tests {
     use payload_types::ErrorKind::{FailedPrecondition, InvalidArgument};

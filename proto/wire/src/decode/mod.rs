@@ -16,7 +16,7 @@ mod query;
 mod reading;
 mod stream;
 
-pub use lifecycle::{AllocateParts, ListParts, allocate, commit, delete, list};
+pub use lifecycle::{AllocateParts, ImportParts, ListParts, allocate, commit, delete, import, list};
 pub use lineage::{lineage_add, lineage_get};
 pub use metadata::{metadata_events, metadata_get, metadata_note, metadata_update};
 pub use operations::{ScrubParts, explain, holders, scrub};

@@ -88,7 +88,7 @@ fn eviction_policy(policy: EvictionPolicy) -> core::EvictionPolicy {
 pub fn allocated(payload: &Descriptor, locate: &impl Locate) -> pb::AllocatePayloadResponse {
     pb::AllocatePayloadResponse {
         payload_descriptor: Some(descriptor(payload, locate)),
-        object_upload_path: String::new(),
+        ..Default::default()
     }
 }
 
@@ -113,6 +113,7 @@ pub fn leased(grant: &LeaseGrant, locate: &impl Locate) -> pb::AcquireReadLeaseR
         payload_descriptor: Some(descriptor(&grant.descriptor, locate)),
         lease_id: Some(ids::lease_id_to_pb(grant.lease)),
         lease_expires_at: Some(timestamp(grant.expires_at)),
+        object_url: String::new(),
     }
 }
 

@@ -47,6 +47,7 @@ pub fn holders(
         lease_count: u64::from(first.lease_count),
         complete,
         streams: stream_holders(&first.streams),
+        direct: Vec::new(),
     }
 }
 

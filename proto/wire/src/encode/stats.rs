@@ -9,6 +9,19 @@ use crate::pb::admin::v1 as pb;
 use crate::pb::operations::v1 as pb_operations;
 use crate::pb::operations::v1::{NodeAccounting, TierAccounting};
 
+/// Direct leases of a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct DirectFigures {
+    /// Held now.
+    pub leases: u64,
+    /// Who may.
+    pub sessions: u64,
+    /// Samples of what was read, since start.
+    pub samples_total: u64,
+    /// Payloads that found no place in a table, since start.
+    pub unplaced_total: u64,
+}
+
 /// What no shard knows of its node.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NodeFigures {
@@ -20,12 +33,16 @@ pub struct NodeFigures {
     pub connections: u64,
     /// Open native sessions.
     pub native_sessions: u64,
+    /// What they lease without asking.
+    pub direct: DirectFigures,
     /// Since this start.
     pub uptime_ms: u64,
     /// How the disk root is doing, where there is one.
     pub disk: Option<DiskHealth>,
     /// Its segment files, where there are any.
     pub segments: Option<DiskSegments>,
+    /// How the object store is doing, where there is one.
+    pub object_store: Option<pb_operations::ObjectStoreHealth>,
 }
 
 /// Sums what the shards answered. No sum of payload counts or sizes of one machine comes near 2^64.
@@ -51,9 +68,14 @@ pub fn stats(shards: &[ShardStats], node: &NodeFigures) -> pb::StatsResponse {
             connections: node.connections,
             uptime_ms: node.uptime_ms,
             native_sessions: node.native_sessions,
+            direct_leases: node.direct.leases,
+            direct_sessions: node.direct.sessions,
+            direct_samples_total: node.direct.samples_total,
+            direct_unplaced_total: node.direct.unplaced_total,
         }),
         disk: node.disk.as_ref().map(disk),
         disk_segments: node.segments.map(segments),
+        object_store: node.object_store.clone(),
     }
 }
 

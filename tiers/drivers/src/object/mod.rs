@@ -46,7 +46,7 @@ pub use self::gate::{ObjectHealth, ObjectState};
 pub use self::journal::{Entry, EntryKind, FileJournal, Journal, MemoryJournal, PartDone};
 pub use self::probe::Probed;
 pub use self::sidecar::{Archive, Parent, Policy, Sidecar};
-pub use self::sweep::{Finding, Swept};
+pub use self::sweep::{Finding, Judged, Swept};
 pub use self::upload::{Upload, Uploaded};
 
 use self::core::Core;
@@ -143,6 +143,11 @@ impl ObjectDriver {
         done: impl FnOnce(Result<Uploaded, ObjectError>) + Send + 'static,
     ) -> Result<(), ObjectError> {
         let (core, id) = (Arc::clone(&self.core), upload.id);
+        if self.lock_under_way().contains(&id) {
+            let said =
+                "something else is being done to the payload's object, which may be a sweep; try again later";
+            return Err(ObjectError::new(ObjectErrorKind::Busy, said));
+        }
         self.submit(Some(id), async move { core.upload(upload).await }, done)
     }
 
@@ -243,9 +248,13 @@ impl ObjectDriver {
     }
 
     /// Ends and deletes what the journal names, no row does, and nothing is doing now. Blocks. `is_dry`: only says what it would do.
-    pub fn sweep(&self, is_dry: bool, is_named: &(dyn Fn(&Entry) -> bool + Send + Sync)) -> Vec<Swept> {
-        let is_under_way = |id| self.lock_under_way().contains(&id);
-        self.core.runtime.block_on(self.core.sweep(is_dry, is_named, &is_under_way))
+    /// `judge` may block, too.
+    pub fn sweep(&self, is_dry: bool, judge: &(dyn Fn(&Entry) -> Judged + Send + Sync)) -> Vec<Swept> {
+        let hold = |id| {
+            let is_free = self.lock_under_way().insert(id);
+            is_free.then(|| UnderWay { id, all: Arc::clone(&self.under_way) })
+        };
+        self.core.runtime.block_on(self.core.sweep(is_dry, judge, &hold))
     }
 
     /// A URL by which its holder can read or write one payload's object, for a while, without credentials. Blocks only while

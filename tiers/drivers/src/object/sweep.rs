@@ -36,20 +36,41 @@ pub enum Finding {
     Orphan,
 }
 
+/// What is to become of an upload's entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Judged {
+    /// A row names the object: the entry goes.
+    Named,
+    /// Nothing will ever name it: its object goes, and the entry.
+    Nobodys,
+    /// It cannot be said now, or something is under way: both stay.
+    Left,
+}
+
 impl Core {
-    /// Goes through all entries but those under way. `is_named` says whether a row names an entry's object.
-    pub(crate) async fn sweep(
+    /// Goes through all entries but those under way. `judge` is asked about uploads; `hold` keeps others from an entry's object
+    /// for as long as its value lives, and says `None` where something is under way.
+    pub(crate) async fn sweep<H>(
         self: &Arc<Self>,
         is_dry: bool,
-        is_named: &(dyn Fn(&Entry) -> bool + Send + Sync),
-        is_under_way: &(dyn Fn(PayloadId) -> bool + Send + Sync),
+        judge: &(dyn Fn(&Entry) -> Judged + Send + Sync),
+        hold: &(dyn Fn(PayloadId) -> Option<H> + Send + Sync),
     ) -> Vec<Swept> {
         let mut swept = Vec::new();
         for entry in self.journal.entries() {
-            if is_under_way(entry.id) {
+            let Some(_held) = hold(entry.id) else { continue };
+            // It may have been settled since they were listed.
+            if self.journal.find(entry.id).is_none_or(|now| now != entry) {
                 continue;
             }
-            let is_named = entry.kind == EntryKind::Upload && is_named(&entry);
+            let judged = match entry.kind {
+                EntryKind::Upload => judge(&entry),
+                EntryKind::Removal => Judged::Nobodys,
+            };
+            if judged == Judged::Left {
+                continue;
+            }
+            let is_named = judged == Judged::Named;
             let (finding, failed) = match self.sweep_one(&entry, is_dry, is_named).await {
                 Ok(finding) => (finding, None),
                 Err(error) => (Finding::Orphan, Some(error.message)),

@@ -179,7 +179,11 @@ fn given_what_no_row_names_when_swept_then_it_goes_and_a_dry_run_only_tells() {
             move |swept: &payload_drivers::object::Swept| swept.finding == finding && swept.failed.is_none()
         };
         for is_dry in [true, false] {
-            let swept = driver.sweep(is_dry, &|entry| entry.id == named && entry.generation == Generation(1));
+            let swept =
+                driver.sweep(is_dry, &|entry| match entry.id == named && entry.generation == Generation(1) {
+                    true => Judged::Named,
+                    false => Judged::Nobodys,
+                });
             let of = |id| swept.iter().find(|one| one.id == id).expect("told");
             assert_eq!(swept.len(), 3);
             assert!(

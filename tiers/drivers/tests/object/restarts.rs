@@ -74,7 +74,7 @@ fn given_an_upload_that_a_crash_cut_off_when_swept_then_its_parts_are_gone_and_i
     let id = died(&proxy, &config, &path, &payload);
     let journal = Arc::new(FileJournal::open(&path).expect("a journal"));
     let driver = ObjectDriver::open(config, journal.clone()).expect("a driver");
-    let swept = driver.sweep(false, &|_| false);
+    let swept = driver.sweep(false, &|_| Judged::Nobodys);
     assert_eq!((swept.len(), swept[0].finding, swept[0].failed.clone()), (1, Finding::Unfinished, None));
     assert_eq!(proxy.count("DELETE"), 3, "the upload, the object, the sidecar: by name");
     assert_eq!(journal.entries(), []);
