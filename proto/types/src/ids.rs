@@ -62,6 +62,7 @@ impl PayloadId {
     }
 
     /// A well-mixed 64-bit hash of the id; the same on every machine and in every version.
+    #[inline]
     pub fn hash64(&self) -> u64 {
         let high = u64::from_le_bytes(self.0[..8].try_into().expect("8 of 16 bytes"));
         let low = u64::from_le_bytes(self.0[8..].try_into().expect("8 of 16 bytes"));
@@ -72,6 +73,7 @@ impl PayloadId {
     ///
     /// # Panics
     /// When `shard_count` is 0.
+    #[inline]
     pub fn shard(&self, shard_count: u16) -> ShardIndex {
         assert!(shard_count > 0, "a node has at least one shard");
         ShardIndex(((u128::from(self.hash64()) * u128::from(shard_count)) >> 64) as u16)
@@ -79,6 +81,7 @@ impl PayloadId {
 }
 
 /// The finaliser of SplitMix64 (Steele, Lea, Flood 2014): every input bit reaches every output bit.
+#[inline]
 const fn mix(mut value: u64) -> u64 {
     value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

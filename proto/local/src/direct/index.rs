@@ -212,17 +212,16 @@ impl<'a, W: Word> IndexView<'a, W> {
         &self.entries[position * ENTRY_WORDS..(position + 1) * ENTRY_WORDS]
     }
 
-    /// Reads the line where the search for an id begins, so that it is there soon. What it says means nothing.
+    /// Reads the line where a search begins, so that it is there soon. What it says means nothing.
     #[inline]
-    pub(super) fn touch(&self, id: &PayloadId) -> u64 {
-        self.slot(self.home(id))[at::STATE].load(Ordering::Relaxed)
+    pub(super) fn touch(&self, home: usize) -> u64 {
+        self.slot(home)[at::STATE].load(Ordering::Relaxed)
     }
 
-    /// Finds an id as a reader does: everything may change meanwhile.
+    /// Finds an id, whose home that is, as a reader does: everything may change meanwhile.
     #[inline]
-    pub(super) fn look(&self, id: &PayloadId) -> Result<Sighting, Unseen> {
+    pub(super) fn look(&self, id: &PayloadId, home: usize) -> Result<Sighting, Unseen> {
         let wanted = id_words(id);
-        let home = self.home(id);
         for position in home..home + self.probes {
             let slot = self.slot(position);
             // Acquire: who sees READABLE sees the fields that were written before it, and the bytes of the block. On ARM
@@ -264,7 +263,7 @@ impl<'a, W: Word> IndexView<'a, W> {
 
     /// What is published of an id just now. For who shows it: nothing keeps it so.
     pub fn find(&self, id: &PayloadId) -> Option<Entry> {
-        self.look(id).ok().map(|sighting| sighting.entry)
+        self.look(id, self.home(id)).ok().map(|sighting| sighting.entry)
     }
 
     /// Whose entry is there now, for samples of readers: `position` may be anything. For the table's writer only.

@@ -66,8 +66,9 @@ pub fn acquire<W: Word>(
     id: &PayloadId,
     cell: &W,
 ) -> Result<Found, Miss> {
+    let home = index.home(id);
     for _ in 0..TRIES_MAX {
-        let seen = index.look(id)?;
+        let seen = index.look(id, home)?;
         let found = found(&seen, shard);
         // Release and a full fence: see `claim` and `is_unchanged`.
         cell.store_and_fence(found.claim.bits());
@@ -114,13 +115,18 @@ pub fn acquire_many<W: Word>(
     assert!(wanted.len() == cells.len() && cells.len() == results.len(), "a cell and a result for each");
     // The first lines of all searches are asked for before any is looked at: a search ends in a branch that waits for its
     // line, and behind a wrong guess no other line would be on its way (10^7 payloads: a third of the time).
-    let ahead = wanted.iter().map(|(index, _, id)| index.touch(id));
-    std::hint::black_box(ahead.fold(0, |all, state| all ^ state));
+    let mut homes = [0; BATCH_MAX];
+    let mut ahead = 0;
+    for ((index, _, id), home) in wanted.iter().zip(&mut homes) {
+        *home = index.home(id);
+        ahead ^= index.touch(*home);
+    }
+    std::hint::black_box(ahead);
     let mut sightings = [const { None::<Mark> }; BATCH_MAX];
-    for (((index, shard, id), cell), (seen, result)) in
-        wanted.iter().zip(cells).zip(sightings.iter_mut().zip(&mut *results))
+    for ((((index, shard, id), home), cell), (seen, result)) in
+        wanted.iter().zip(homes).zip(cells).zip(sightings.iter_mut().zip(&mut *results))
     {
-        *result = index.look(id).map_err(Miss::from).map(|sighting| {
+        *result = index.look(id, home).map_err(Miss::from).map(|sighting| {
             let found = found(&sighting, *shard);
             claim(*cell, found.claim);
             *seen = Some(sighting.mark);
