@@ -3,7 +3,7 @@
 //! One ring of the doorbell for all of them over a native session, one call over gRPC.
 
 use payload_client::blocking::Client;
-use payload_client::{AcquireOptions, AllocateOptions, ClientError};
+use payload_client::{AcquireOptions, ClientError};
 use payload_types::ByteCount;
 
 /// How many payloads.
@@ -16,7 +16,7 @@ fn main() -> Result<(), ClientError> {
     // Accepted is enough to go on: other programs of this host may lease it at once. Wait for all of them at the end.
     let mut accepted = Vec::new();
     for byte in 0..COUNT {
-        let mut payload = client.allocate(ByteCount(4096), &AllocateOptions::default())?;
+        let mut payload = client.allocate(ByteCount(4096)).open()?;
         payload.fill(byte);
         accepted.push(payload.commit_accepted(None)?);
     }

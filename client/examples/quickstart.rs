@@ -3,7 +3,7 @@
 //! On the server's own host every call goes through shared memory; elsewhere through gRPC. The code is the same.
 
 use payload_client::blocking::Client;
-use payload_client::{AcquireOptions, AllocateOptions, ClientError};
+use payload_client::{AcquireOptions, ClientError};
 use payload_types::ByteCount;
 
 fn main() -> Result<(), ClientError> {
@@ -11,7 +11,7 @@ fn main() -> Result<(), ClientError> {
     let client = Client::connect(&target)?;
 
     // A producer: reserve, write where the bytes will lie, commit.
-    let mut payload = client.allocate(ByteCount(1 << 20), &AllocateOptions::default())?;
+    let mut payload = client.allocate(ByteCount(1 << 20)).open()?;
     for (at, byte) in payload.iter_mut().enumerate() {
         *byte = at as u8;
     }

@@ -2,7 +2,7 @@
 //!
 //! Nothing blocks the runtime: a task that waits for the server lets others run.
 
-use payload_client::{AcquireOptions, AllocateOptions, Client, ClientError, Memory};
+use payload_client::{AcquireOptions, Client, ClientError, Memory};
 use payload_types::ByteCount;
 
 /// How many producers and consumers.
@@ -25,8 +25,7 @@ async fn main() -> Result<(), ClientError> {
 /// Stores a payload, reads it in place, and deletes it.
 async fn pair(client: Client, byte: u8) -> Result<u64, ClientError> {
     // A segment outlives this program and the server; leave `memory` out to have the fastest there is.
-    let options = AllocateOptions::default().memory(Memory::Segment);
-    let mut payload = client.allocate(ByteCount(1 << 16), &options).await?;
+    let mut payload = client.allocate(ByteCount(1 << 16)).memory(Memory::Segment).await?;
     payload.fill(byte);
     let id = payload.commit(None).await?.id;
 

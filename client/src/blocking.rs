@@ -3,11 +3,11 @@
 //! ```no_run
 //! # fn example() -> Result<(), payload_client::ClientError> {
 //! use payload_client::blocking::Client;
-//! use payload_client::{AcquireOptions, AllocateOptions};
+//! use payload_client::AcquireOptions;
 //! use payload_types::ByteCount;
 //!
 //! let client = Client::connect("127.0.0.1:50051")?;
-//! let mut payload = client.allocate(ByteCount(5), &AllocateOptions::default())?;
+//! let mut payload = client.allocate(ByteCount(5)).open()?;
 //! payload.copy_from_slice(b"hello");
 //! let id = payload.commit(None)?.id;
 //!
@@ -37,6 +37,7 @@ use payload_local::Submission;
 use payload_types::{ByteCount, Checksum, PayloadId, PromotionPolicy, Tier, Version};
 use tokio::runtime::{Handle, Runtime};
 
+use crate::allocating::Allocating;
 use crate::batch::Each;
 use crate::client::{AcquireOptions, AllocateOptions, SOCKET_ONLY, SpillOptions, Spilled};
 use crate::descriptor::Descriptor;
@@ -150,18 +151,15 @@ impl Client {
         remote.runtime.block_on(call(&client))
     }
 
-    /// Reserves `size` bytes and maps them. On RAM or DISK.
-    ///
-    /// # Errors
-    /// As behaviour.md says of AllocatePayload; [`ClientError::Mapping`] when the space cannot be mapped: it is given
-    /// back then.
-    pub fn allocate(
-        &self,
-        size: ByteCount,
-        options: &AllocateOptions,
-    ) -> Result<WritablePayload, ClientError> {
+    /// Describes an allocation of `size` bytes; [`Allocating::open`] reserves and maps them, on RAM unless
+    /// [`Allocating::tier`] says otherwise: `client.allocate(size).tier(..).ttl(..).open()`.
+    pub fn allocate(&self, size: ByteCount) -> Allocating<'_, Self> {
+        Allocating::new(self, size)
+    }
+
+    fn open(&self, size: ByteCount, options: &AllocateOptions) -> Result<WritablePayload, ClientError> {
         let Some(session) = &self.shared.session else {
-            let payload = Some(self.grpc(async |client| client.allocate(size, options).await)?);
+            let payload = Some(self.grpc(async |client| client.open(size, options).await)?);
             return Ok(WritablePayload { payload, remote: Some(Arc::clone(&self.shared)) });
         };
         let outcome = session.call(&request::allocate(session, size, options, self.deadline))?;
@@ -296,6 +294,17 @@ impl Client {
         };
         let wishes: Vec<_> = ids.iter().map(|id| request::spill(*id, options, self.deadline)).collect();
         session.spilled(ids, session.call_many(&wishes)?)
+    }
+}
+
+impl Allocating<'_, Client> {
+    /// Reserves the bytes and maps them.
+    ///
+    /// # Errors
+    /// As behaviour.md says of AllocatePayload; [`ClientError::Mapping`] when the space cannot be mapped: it is given
+    /// back then.
+    pub fn open(self) -> Result<WritablePayload, ClientError> {
+        self.client.open(self.size, &self.options)
     }
 }
 

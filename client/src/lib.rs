@@ -5,11 +5,11 @@
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), payload_client::ClientError> {
-//! use payload_client::{AcquireOptions, AllocateOptions, Client};
+//! use payload_client::{AcquireOptions, Client};
 //! use payload_types::ByteCount;
 //!
 //! let client = Client::connect("127.0.0.1:50051").await?;
-//! let mut payload = client.allocate(ByteCount(5), &AllocateOptions::default()).await?;
+//! let mut payload = client.allocate(ByteCount(5)).await?;
 //! payload.copy_from_slice(b"hello");
 //! let descriptor = payload.commit(None).await?;
 //!
@@ -25,6 +25,7 @@
 //! own host it goes through memory that both share ([`native`]) instead of gRPC. Only [`mapping`] holds unsafe code.
 #![deny(unsafe_code)]
 
+pub mod allocating;
 pub mod batch;
 pub mod blocking;
 pub mod client;
@@ -42,6 +43,7 @@ pub mod session;
 pub mod streams;
 pub mod transfer;
 
+pub use allocating::Allocating;
 pub use batch::{BatchCommit, Each};
 pub use client::{
     ADDRESS_DEFAULT, AcquireOptions, AllocateOptions, Allocation, Client, SpillOptions, Spilled,

@@ -55,6 +55,7 @@ use payload_types::{
 };
 use tokio::runtime::Handle;
 
+use crate::allocating::Allocating;
 use crate::batch::Each;
 use crate::client::{AcquireOptions, AllocateOptions, Client};
 use crate::descriptor::{Descriptor, Location, location_of};
@@ -120,12 +121,13 @@ pub struct Accepted<W = Pending> {
 pub(crate) type Waits = Call<Arc<Session>>;
 
 impl Client {
-    /// Reserves `size` bytes and maps them. On RAM or DISK: this process cannot write to the others.
-    ///
-    /// # Errors
-    /// As [`Client::allocate_payload`], and [`ClientError::Mapping`] when the space cannot be mapped; it is given
-    /// back then.
-    pub async fn allocate(
+    /// Describes an allocation of `size` bytes; awaiting it reserves and maps them, on RAM unless [`Allocating::tier`] says
+    /// otherwise: `client.allocate(size).tier(..).ttl(..).await`.
+    pub fn allocate(&self, size: ByteCount) -> Allocating<'_, Self> {
+        Allocating::new(self, size)
+    }
+
+    pub(crate) async fn open(
         &self,
         size: ByteCount,
         options: &AllocateOptions,

@@ -35,7 +35,7 @@ impl Client {
     where
         R: Read + Send + 'static,
     {
-        let mut payload = self.allocate(size, options).await?;
+        let mut payload = self.allocate(size).options(options).await?;
         let (payload, filled) = blocking(move || {
             let filled = payload.fill_from(reader);
             (payload, filled)

@@ -25,7 +25,8 @@ fn in_memory(memory: Memory) -> AllocateOptions {
 }
 
 async fn put(client: &Client, options: &AllocateOptions, bytes: &[u8]) -> PayloadId {
-    let mut payload = client.allocate(ByteCount(bytes.len() as u64), options).await.expect("allocated");
+    let mut payload =
+        client.allocate(ByteCount(bytes.len() as u64)).options(options).await.expect("allocated");
     payload.copy_from_slice(bytes);
     payload.commit(Some(Checksum(xxh3_64(bytes)))).await.expect("committed").id
 }
@@ -127,7 +128,7 @@ async fn given_a_commit_that_is_accepted_when_awaited_then_durable_and_leasable_
     for client in [native(&server).await, remote] {
         let mut all = Vec::new();
         for seed in 0..20u64 {
-            let mut payload = client.allocate(ByteCount(8), &AllocateOptions::default()).await.expect("room");
+            let mut payload = client.allocate(ByteCount(8)).await.expect("room");
             payload.copy_from_slice(&seed.to_le_bytes());
             let accepted = payload.commit_accepted(None).await.expect("accepted");
             assert_eq!(&*lease(&client, accepted.id()).await, &seed.to_le_bytes());
@@ -140,7 +141,7 @@ async fn given_a_commit_that_is_accepted_when_awaited_then_durable_and_leasable_
             client.delete(id, false, None).await.expect("released");
         }
         // Who does not wait loses nothing.
-        let payload = client.allocate(ByteCount(8), &AllocateOptions::default()).await.expect("room");
+        let payload = client.allocate(ByteCount(8)).await.expect("room");
         let id = payload.commit_accepted(None).await.expect("accepted").id();
         let committed = async || {
             let state = client.resolve(id).await.expect("there").state;
@@ -182,7 +183,7 @@ async fn given_a_server_that_is_killed_when_tasks_wait_then_each_has_an_error_an
         .map(|_| {
             let client = client.clone();
             tokio::spawn(async move {
-                client.allocate(ByteCount(6 << 20), &in_memory(Memory::Segment)).await.map(drop)
+                client.allocate(ByteCount(6 << 20)).memory(Memory::Segment).await.map(drop)
             })
         })
         .collect();
@@ -248,7 +249,7 @@ async fn given_an_arena_when_the_server_is_killed_then_leased_bytes_stay_readabl
     let bytes = content(9, 200_000);
     let id = put(&writer, &in_memory(Memory::Arena), &bytes).await;
     let (own, others) = (lease(&writer, id).await, lease(&reader, id).await);
-    let space = writer.allocate(ByteCount(5_000), &in_memory(Memory::Arena)).await.expect("allocated");
+    let space = writer.allocate(ByteCount(5_000)).memory(Memory::Arena).await.expect("allocated");
     server.kill();
     assert_eq!((&*own, &*others, space.len()), (&bytes[..], &bytes[..], 5_000));
     let error = space.commit(None).await.expect_err("the server is gone");

@@ -9,8 +9,8 @@ use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use memmap2::MmapRaw;
+use payload_client::AcquireOptions;
 use payload_client::blocking::Client;
-use payload_client::{AcquireOptions, AllocateOptions};
 use payload_local::hello::{ClientFrame, FEATURE_ARENAS, Hello, ServerFrame};
 use payload_local::layout::{SessionView, session_bytes};
 use payload_local::ring::ClientRings;
@@ -135,7 +135,7 @@ fn client(server: &Server) -> (Client, std::path::PathBuf) {
 
 fn put(client: &Client, bytes: &[u8]) -> PayloadId {
     let size = ByteCount(bytes.len() as u64);
-    let mut payload = client.allocate(size, &AllocateOptions::default()).expect("allocated");
+    let mut payload = client.allocate(size).open().expect("allocated");
     payload.copy_from_slice(bytes);
     payload.commit(None).expect("committed").id
 }
@@ -173,14 +173,13 @@ fn given_a_session_that_never_maps_its_slab_when_a_second_has_passed_then_it_is_
     let map = sys::map_shared(&memory, bytes).expect("mapped");
     let why = silent.farewell();
     assert!(why.contains("not mapped within 1000 ms"), "{why}");
-    let all = AllocateOptions::default();
     let whole = ByteCount(64 << 20);
     store(&map, 0, &[7; 64]);
     drop((map, memory, silent));
     assert_eq!(&*other.acquire(id, &AcquireOptions::default()).expect("leased"), b"untouched");
     other.delete(id, false, None).expect("nobody holds it");
     let start = Instant::now();
-    while other.allocate(whole, &all).is_err() {
+    while other.allocate(whole).open().is_err() {
         assert!(start.elapsed() < PATIENCE, "the slab's charge does not end");
     }
 }

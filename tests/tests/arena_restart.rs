@@ -1,7 +1,7 @@
 //! What lies in slabs when the server ends: saved by a stop in good order, lost by a kill, and kept by whoever leased it
 //! over gRPC before. A real server, native and gRPC clients.
 
-use payload_client::{AcquireOptions, AllocateOptions, Client, ClientError, Location};
+use payload_client::{AcquireOptions, Client, ClientError, Location};
 use payload_tests::server::{Place, Server};
 use payload_tests::v1::content;
 use payload_types::{ByteCount, ErrorKind, PayloadId, PayloadState, Tier};
@@ -21,7 +21,7 @@ async fn put_all(client: &Client) -> Vec<(PayloadId, Vec<u8>)> {
     for (seed, size) in (1..).zip(SIZES) {
         let bytes = content(seed, size);
         let size = ByteCount(size as u64);
-        let mut payload = client.allocate(size, &AllocateOptions::default()).await.expect("allocated");
+        let mut payload = client.allocate(size).await.expect("allocated");
         assert!(matches!(payload.descriptor().location, Some(Location::Block { .. })), "{payload:?}");
         payload.copy_from_slice(&bytes);
         put.push((payload.commit(None).await.expect("committed").id, bytes));
@@ -97,9 +97,7 @@ async fn given_far_more_than_memory_when_it_goes_through_slabs_then_every_payloa
     let mut put = Vec::new();
     for seed in 0..240 {
         let bytes = content(seed, 400_000);
-        let options = AllocateOptions::default();
-        let mut payload =
-            writer.allocate(ByteCount(400_000), &options).await.expect("there is room, or it is made");
+        let mut payload = writer.allocate(ByteCount(400_000)).await.expect("there is room, or it is made");
         payload.copy_from_slice(&bytes);
         put.push((payload.commit(None).await.expect("committed").id, seed));
         if seed % 7 == 3 {

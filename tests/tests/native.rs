@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use payload_client::blocking::Client;
-use payload_client::{AcquireOptions, AllocateOptions, ClientError, Location, Session, SpillOptions};
+use payload_client::{AcquireOptions, ClientError, Location, Session, SpillOptions};
 use payload_local::hello::{ClientFrame, Hello, RefusalKind, ServerFrame};
 use payload_local::layout::{RING_ENTRIES, SessionView, ShardView, session_bytes};
 use payload_local::{Outcome, Submission};
@@ -31,12 +31,8 @@ fn client_of(server: &Server) -> Client {
     Client::connect_grpc(&server.address).expect("connected")
 }
 
-fn on(tier: Tier) -> AllocateOptions {
-    AllocateOptions { tier, ..AllocateOptions::default() }
-}
-
 fn put(client: &Client, tier: Tier, bytes: &[u8]) -> PayloadId {
-    let mut payload = client.allocate(ByteCount(bytes.len() as u64), &on(tier)).expect("allocated");
+    let mut payload = client.allocate(ByteCount(bytes.len() as u64)).tier(tier).open().expect("allocated");
     payload.copy_from_slice(bytes);
     payload.commit(Some(Checksum(xxh3_64(bytes)))).expect("committed").id
 }
@@ -133,7 +129,7 @@ fn given_refusals_over_a_session_when_compared_with_grpc_then_kind_and_sentence_
             client.resolve(stranger).expect_err("unknown"),
             client.acquire(stranger, &AcquireOptions::default()).expect_err("unknown"),
             client.promote(id, Tier::Gpu, None, None).expect_err("no such tier"),
-            client.allocate(ByteCount(1 << 30), &on(Tier::Disk)).expect_err("more than there is"),
+            client.allocate(ByteCount(1 << 30)).tier(Tier::Disk).open().expect_err("more than there is"),
         ];
         errors.map(|error| (error.kind(), error.to_string()))
     };
@@ -216,8 +212,11 @@ fn given_a_server_that_is_killed_when_calls_wait_then_each_has_an_error_and_mapp
     let client = native(&server);
     let bytes = content(5, 6 << 20);
     // In a segment, which outlives the server.
-    let options = AllocateOptions::default().memory(payload_client::Memory::Segment);
-    let mut payload = client.allocate(ByteCount(bytes.len() as u64), &options).expect("allocated");
+    let mut payload = client
+        .allocate(ByteCount(bytes.len() as u64))
+        .memory(payload_client::Memory::Segment)
+        .open()
+        .expect("allocated");
     payload.copy_from_slice(&bytes);
     let id = payload.commit(None).expect("committed").id;
     let held = lease(&client, id);
@@ -316,7 +315,7 @@ fn given_calls_that_nobody_waits_for_when_they_are_granted_then_undone() {
     let id = put(&client, Tier::Ram, b"wanted for a moment");
     for _ in 0..100 {
         drop(session.submit(&wish(id)));
-        drop(client.allocate(ByteCount(4096), &on(Tier::Ram)).expect("allocated"));
+        drop(client.allocate(ByteCount(4096)).tier(Tier::Ram).open().expect("allocated"));
     }
     // Each is undone when its answer is met, which a later call does.
     until("no lease is left", || client.delete(id, false, None).is_ok());

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use payload_client::AcquireOptions;
 use payload_client::blocking::Client;
-use payload_client::{AcquireOptions, AllocateOptions};
 use payload_tests::peer::Peer;
 use payload_tests::server::{PATIENCE, Place, Server};
 use payload_tests::sys::{self, Signal};
@@ -25,7 +25,7 @@ fn wire(id: PayloadId) -> core::PayloadId {
 
 fn put(client: &Client, bytes: &[u8]) -> PayloadId {
     let size = ByteCount(bytes.len() as u64);
-    let mut payload = client.allocate(size, &AllocateOptions::default()).expect("allocated");
+    let mut payload = client.allocate(size).open().expect("allocated");
     payload.copy_from_slice(bytes);
     payload.commit(None).expect("committed").id
 }

@@ -12,7 +12,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use payload_client::AllocateOptions;
 use payload_client::Session;
 use payload_client::blocking::Client;
 use payload_client::native::Ticket;
@@ -59,7 +58,7 @@ impl Side {
         let client = Client::connect(server.address())?;
         client.session().context("the server gives no native session")?;
         let put = || -> anyhow::Result<PayloadId> {
-            let payload = client.allocate(ByteCount(PAYLOAD_BYTES), &AllocateOptions::default())?;
+            let payload = client.allocate(ByteCount(PAYLOAD_BYTES)).open()?;
             Ok(payload.commit(None)?.id)
         };
         let ids = (0..PAYLOADS).map(|_| put()).collect::<Result<_, _>>()?;
@@ -157,7 +156,7 @@ impl Side {
             let mut accepted = Vec::with_capacity(COMMITS);
             for _ in 0..COMMITS {
                 let before = Instant::now();
-                let payload = self.client.allocate(ByteCount(PAYLOAD_BYTES), &AllocateOptions::default())?;
+                let payload = self.client.allocate(ByteCount(PAYLOAD_BYTES)).open()?;
                 accepted.push(payload.commit_accepted(None)?);
                 latencies.record(before.elapsed());
             }

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use payload_client::AcquireOptions;
 use payload_client::blocking::Client;
-use payload_client::{AcquireOptions, AllocateOptions};
 use payload_types::{ByteCount, PayloadId};
 
 use crate::context::{Context, ROUNDS_SHORT};
@@ -48,7 +48,7 @@ fn connect(server: &Server) -> anyhow::Result<Client> {
 }
 
 fn put(client: &Client, bytes: u64) -> anyhow::Result<PayloadId> {
-    let mut payload = client.allocate(ByteCount(bytes), &AllocateOptions::default())?;
+    let mut payload = client.allocate(ByteCount(bytes)).open()?;
     payload.fill(7);
     Ok(payload.commit(None)?.id)
 }

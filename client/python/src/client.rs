@@ -92,7 +92,7 @@ impl Client {
             memory: convert::memory(py, memory)?,
         };
         let client = self.link.client(py, timeout)?;
-        let payload = waiting(py, || client.allocate(size, &options))?;
+        let payload = waiting(py, || client.allocate(size).options(&options).open())?;
         Ok(Writer::new(payload))
     }
 
@@ -150,7 +150,7 @@ impl Client {
         let client = self.link.client(py, timeout)?;
         let (size, place) = (ByteCount(source.length() as u64), source.place());
         let id = waiting(py, move || {
-            let mut payload = client.allocate(size, &options)?;
+            let mut payload = client.allocate(size).options(&options).open()?;
             // SAFETY: `source` lives until after this call.
             let checksum = unsafe { place.copy_to(&mut payload) };
             Ok(payload.commit(Some(Checksum(checksum)))?.id)

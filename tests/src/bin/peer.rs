@@ -19,7 +19,7 @@
 use std::io::{BufRead as _, Write as _};
 use std::path::PathBuf;
 
-use payload_client::{AcquireOptions, AllocateOptions, Client, blocking};
+use payload_client::{AcquireOptions, Client, blocking};
 use payload_tests::v1::{V1, content, id};
 use payload_types::{ByteCount, PayloadId as PayloadKey};
 use payload_wire::pb::core::v1::PayloadId;
@@ -86,7 +86,7 @@ fn main() {
             ["native-allocate", length] => {
                 let size = ByteCount(length.parse().expect("a number"));
                 let client = native.get_or_insert_with(|| native_client(&address));
-                let payload = client.allocate(size, &AllocateOptions::default()).expect("allocated");
+                let payload = client.allocate(size).open().expect("allocated");
                 let answer = payload.id().as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
                 natively_allocated.push(payload);
                 answer
@@ -129,8 +129,7 @@ fn churn(client: &blocking::Client, id: PayloadKey) -> ! {
         }
         let bytes = content(round, 1 + (round as usize * 997) % 20_000);
         // A full tier is no fault: others are being cleaned up after.
-        let Ok(mut payload) = client.allocate(ByteCount(bytes.len() as u64), &AllocateOptions::default())
-        else {
+        let Ok(mut payload) = client.allocate(ByteCount(bytes.len() as u64)).open() else {
             continue;
         };
         payload.copy_from_slice(&bytes);
