@@ -475,6 +475,7 @@ impl<C: Core> Pump<C> {
                 }
             }
             Effect::Slab(op) => self.ask_slab(op),
+            Effect::Publish(_) | Effect::Scan(_) | Effect::Revoke(_) => {}
             Effect::Budget(request) => {
                 self.budget.send_budget(request, |request| self.shared.ask_arbiter(request));
             }

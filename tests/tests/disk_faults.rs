@@ -116,7 +116,11 @@ impl Node {
                     let ack = CatalogAck { op: op.op, result: Ok(()), sequence: 0 };
                     self.step(Event::Completion(Completion::Catalog(ack)));
                 }
-                Effect::Slab(_) | Effect::Accepted { .. } => unreachable!("no session here"),
+                Effect::Slab(_)
+                | Effect::Accepted { .. }
+                | Effect::Publish(_)
+                | Effect::Scan(_)
+                | Effect::Revoke(_) => unreachable!("no session here"),
                 Effect::Budget(request) => {
                     let mut answers = Vec::new();
                     self.arbiter.step(request, &mut answers);

@@ -111,7 +111,12 @@ impl World {
                             budget.drain(..).map(|(_, reply)| Event::Completion(Completion::Budget(reply)));
                         events.extend(replies);
                     }
-                    Effect::Transfer(_) | Effect::Slab(_) | Effect::Accepted { .. } => {
+                    Effect::Transfer(_)
+                    | Effect::Slab(_)
+                    | Effect::Accepted { .. }
+                    | Effect::Publish(_)
+                    | Effect::Scan(_)
+                    | Effect::Revoke(_) => {
                         anyhow::bail!("the shard moved a payload that nobody asked to move")
                     }
                 }

@@ -2,6 +2,7 @@
 
 use crate::batch::BatchPart;
 use crate::descriptor::Descriptor;
+use crate::direct::{Publish, Revoke, Scan};
 use crate::extent::Extent;
 use crate::ids::{Epoch, Generation, OpId, PayloadId, PayloadKey, ShardIndex};
 use crate::policy::Rank;
@@ -43,6 +44,13 @@ pub enum Effect {
     Budget(BudgetRequest),
     /// Work on memory of a native session. Receiver: the session thread. Never lost.
     Slab(SlabOp),
+    /// Change what readers are shown who ask nobody. Receiver: whoever drives the shard, at once.
+    Publish(Publish),
+    /// Look who holds something of what they were shown. Receiver: whoever drives the shard, at once; answered by one
+    /// `Event::ScanDone`.
+    Scan(Scan),
+    /// Take direct leases away. Receiver: whoever drives the shard, at once.
+    Revoke(Revoke),
 }
 
 /// What names a replica in storage.

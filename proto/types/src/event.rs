@@ -1,5 +1,6 @@
 //! What happens to a shard. One `step` handles one event.
 
+use crate::direct::{Sampled, ScanDone};
 use crate::effect::{ReplicaRef, ReplyTo, TierUsage};
 use crate::extent::Extent;
 use crate::ids::{Generation, OpId};
@@ -38,6 +39,10 @@ pub enum Event {
         /// Which.
         session: SessionId,
     },
+    /// The answer to the one `Effect::Scan` that is under way.
+    ScanDone(ScanDone),
+    /// Readers who ask nobody have leased these lately: their recency is touched as by an Acquire.
+    Sampled(Sampled),
     /// The moment named by `Shard::next_timer` has come, or work of the last turn is left. Sent by the pump.
     Timer,
 }

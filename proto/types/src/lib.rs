@@ -7,6 +7,7 @@
 
 pub mod batch;
 pub mod descriptor;
+pub mod direct;
 pub mod disk;
 pub mod effect;
 pub mod error;

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use payload_shards::{Arbiter, Outbox, Shard, ShardConfig};
+use payload_types::direct::{Publish, Revoke, Scan};
 use payload_types::effect::{
     BudgetRequest, CatalogOp, Effect, ReplicaRef, ReplyTo, StorageAction, StorageOp, TransferOp,
 };
@@ -28,6 +29,10 @@ pub struct World {
     pub slab_bytes: BTreeMap<SlabId, ByteCount>,
     /// Requests whose Commit was ACCEPTED.
     pub accepted: VecDeque<u64>,
+    /// What readers are shown who ask nobody, in order.
+    pub published: VecDeque<Publish>,
+    pub scans: VecDeque<Scan>,
+    pub revoked: VecDeque<Revoke>,
     /// True: budget requests wait in `budget` until `answer_budget`, as they do on a lane between two threads.
     pub budget_waits: bool,
     pub budget: VecDeque<BudgetRequest>,
@@ -75,6 +80,9 @@ impl World {
             slabs: VecDeque::new(),
             slab_bytes: BTreeMap::new(),
             accepted: VecDeque::new(),
+            published: VecDeque::new(),
+            scans: VecDeque::new(),
+            revoked: VecDeque::new(),
             budget_waits: false,
             budget: VecDeque::new(),
             arbiter,
@@ -96,6 +104,9 @@ impl World {
                 Effect::Catalog(op) => self.catalog.push_back(op),
                 Effect::Slab(op) => self.slabs.push_back(op),
                 Effect::Accepted { to, .. } => self.accepted.push_back(to.0),
+                Effect::Publish(publish) => self.published.push_back(publish),
+                Effect::Scan(scan) => self.scans.push_back(scan),
+                Effect::Revoke(revoke) => self.revoked.push_back(revoke),
                 Effect::Budget(request) if self.budget_waits => self.budget.push_back(request),
                 Effect::Budget(request) => self.arbitrate(request),
             }

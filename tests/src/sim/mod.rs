@@ -5,7 +5,7 @@
 //! again to see how it came to fail. Used by `tests/simulator.rs` and the `sim` binary; nothing here touches a real
 //! clock, file, thread or random source.
 //!
-//! - [`world`](self): the node and its virtual time (`world`, `agenda`, `jobs`), storage (`storage`), catalog
+//! - [`world`](self): the node and its virtual time (`world`, `effects`, `agenda`, `jobs`), storage (`storage`), catalog
 //!   (`catalog`, `late`), clients (`client`), what a seed makes of a run (`faults`)
 //! - segment files, as the shipped books and codec would have them (`segments`), their compaction (`compaction`), and
 //!   clients that may not be shown them (`apart`)
@@ -28,6 +28,7 @@ mod catalog;
 mod client;
 mod compaction;
 mod coverage;
+mod effects;
 mod faults;
 mod find;
 mod jobs;

@@ -19,8 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use payload_types::{ByteCount, Generation, Monotonic, SessionId};
 
-/// Generations of one scan: about 2 us of a shard's turn with 64 sessions, 40 with 1,024.
-pub const SCAN_BATCH_MAX: usize = 256;
+pub use payload_types::direct::{Held, SCAN_BATCH_MAX, Scan, ScanDone};
 
 /// Sessions that are counted for one generation. Whoever holds more than this is not charged: those first found are.
 pub const HOLDERS_MAX: usize = 8;
@@ -54,33 +53,6 @@ pub struct Entering {
     pub bytes: ByteCount,
     /// Why.
     pub purpose: Purpose,
-}
-
-/// A scan to be made: after a full fence, all cells of all sessions, those of dead ones within their grace included.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Scan {
-    /// Its number; the answer names it.
-    pub number: u64,
-    /// What is looked for, at most [`SCAN_BATCH_MAX`].
-    pub generations: Vec<Generation>,
-}
-
-/// What a scan has found.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ScanDone {
-    /// Which scan.
-    pub number: u64,
-    /// Who holds something, each session once.
-    pub held: Vec<Held>,
-}
-
-/// What one session holds of a scan's generations.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Held {
-    /// Who.
-    pub session: SessionId,
-    /// A bit for each generation, in the order of the scan.
-    pub marks: [u64; SCAN_BATCH_MAX / 64],
 }
 
 fn has(marks: &[u64; SCAN_BATCH_MAX / 64], at: usize) -> bool {
