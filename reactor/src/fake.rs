@@ -123,7 +123,11 @@ impl Core for FakeCore {
                 | Completion::Catalog(CatalogAck { op, .. })
                 | Completion::Budget(BudgetReply::Granted { op, .. } | BudgetReply::Denied { op, .. }),
             ) => self.reply(u64::from(op.generation) << 32 | u64::from(op.index)),
-            Event::Completion(_) | Event::SessionClosed { .. } | Event::SessionGone { .. } => {}
+            Event::Completion(_)
+            | Event::SessionClosed { .. }
+            | Event::SessionGone { .. }
+            | Event::ScanDone(_)
+            | Event::Sampled(_) => {}
         }
         self.seen.push(event);
     }

@@ -2,7 +2,7 @@
 //! (`run.rs`, or a test) decides when the next turn is.
 //!
 //! ```text
-//!   one turn: what ports refused before -> completions -> arbiter (shard 0) -> sessions that come and go
+//!   one turn: what ports refused before -> tables of direct leases -> completions -> arbiter (shard 0) -> sessions that come and go
 //!             -> requests of rings and lane -> one timer step -> wakes of clients
 //!   after each step the outbox is emptied, so that the next step always has credit for its worst case
 //! ```
@@ -12,6 +12,7 @@
 //! their share of each turn. Of the requests, rings and the lane have half each when both have as many.
 
 mod asked;
+mod direct;
 mod rings;
 
 use std::collections::BTreeSet;
@@ -31,6 +32,7 @@ use crate::backlog::{
 };
 use crate::doorbell::Doorbell;
 use crate::mailbox::{Mailbox, Phase, Shared, stopping_error};
+use crate::pump::direct::Direct;
 use crate::pump::rings::{ENTRIES_PER_SESSION_MAX, Noted, Rings, Taken};
 use crate::replies::{ReplySlots, Sink};
 use crate::stall::Handled;
@@ -115,6 +117,7 @@ pub(crate) struct Pump<C> {
     arbiter_replies: Vec<(ShardIndex, BudgetReply)>,
     slots: ReplySlots,
     rings: Rings,
+    direct: Direct,
     storage: Backlog<StorageOp>,
     transfer: Backlog<TransferOp>,
     catalog: Backlog<CatalogOp>,
@@ -142,6 +145,7 @@ impl<C: Core> Pump<C> {
     ) -> Self {
         assert_eq!(arbiter.is_some(), shard == ShardIndex(0), "shard 0 hosts the arbiter");
         let shard_count = u16::try_from(shared.boxes.len()).expect("limits::SHARD_COUNT_MAX fits");
+        let direct = Direct::new(shard, Arc::clone(&shared));
         Self {
             core,
             shard,
@@ -151,6 +155,7 @@ impl<C: Core> Pump<C> {
             arbiter_replies: Vec::new(),
             slots: ReplySlots::new(),
             rings: Rings::new(shard, shard_count),
+            direct,
             storage: Backlog::new(DRIVER_BACKLOG_MAX),
             transfer: Backlog::new(DRIVER_BACKLOG_MAX),
             catalog: Backlog::new(CATALOG_BACKLOG_MAX),
@@ -172,6 +177,7 @@ impl<C: Core> Pump<C> {
             return NextWake::Stop;
         }
         self.retry_backlogs();
+        self.serve_direct(now);
         self.take_completions(now);
         self.host_arbiter();
         self.take_notes(now);
@@ -197,6 +203,7 @@ impl<C: Core> Pump<C> {
             || !mailbox.budget_replies.is_empty()
             || (!mailbox.requests.is_empty() && self.takes_requests())
             || !mailbox.sessions.is_empty()
+            || self.direct.has_work()
             || (self.arbiter.is_some() && !self.shared.budget_requests.is_empty())
             || self.shared.phase() != self.phase
             || (self.takes_requests() && self.rings.is_ready())
@@ -231,6 +238,7 @@ impl<C: Core> Pump<C> {
             self.rings.answer(ticket, Err(stopping_error()));
         }
         self.rings.wake_answered();
+        self.direct.close();
         self.mailbox().close();
         unfinished
     }
@@ -262,6 +270,7 @@ impl<C: Core> Pump<C> {
         self.in_flight == 0
             && !self.has_backlog()
             && self.core.next_timer() != Some(LEFT_OVER)
+            && self.direct.is_drained()
             && mailbox.done.is_empty()
             && mailbox.budget_replies.is_empty()
     }
@@ -285,6 +294,17 @@ impl<C: Core> Pump<C> {
         self.catalog.retry(|op| self.ports.catalog(op));
         self.budget.retry(|request| self.shared.ask_arbiter(request));
         self.slabs.retry(|op| self.shared.ask_slab(op));
+    }
+
+    /// Tables that come and grow; what a scan found; what readers have read, before somebody decides what to evict.
+    fn serve_direct(&mut self, now: Now) {
+        self.direct.turn(now);
+        if let Some(done) = self.direct.next_done() {
+            self.step(now, Event::ScanDone(done));
+        }
+        for sampled in self.direct.samples(now) {
+            self.step(now, Event::Sampled(sampled));
+        }
     }
 
     fn take_completions(&mut self, now: Now) {
@@ -475,7 +495,9 @@ impl<C: Core> Pump<C> {
                 }
             }
             Effect::Slab(op) => self.ask_slab(op),
-            Effect::Publish(_) | Effect::Scan(_) | Effect::Revoke(_) => {}
+            Effect::Publish(change) => self.direct.publish(change),
+            Effect::Scan(scan) => self.direct.scan(&scan),
+            Effect::Revoke(revoke) => self.direct.revoke(revoke),
             Effect::Budget(request) => {
                 self.budget.send_budget(request, |request| self.shared.ask_arbiter(request));
             }

@@ -230,7 +230,7 @@ impl DirectShared {
 }
 
 /// See the head of the file.
-pub(super) struct Direct {
+pub(crate) struct Direct {
     shared: Arc<Shared>,
     dead_grace_ms: u64,
     /// Of dead processes: off the list then.
@@ -244,7 +244,7 @@ pub(super) struct Direct {
 
 impl Direct {
     /// With a table for each shard.
-    pub(super) fn start(shared: Arc<Shared>, namespace: NamespaceId, dead_grace_ms: u64) -> io::Result<Self> {
+    pub(crate) fn start(shared: Arc<Shared>, namespace: NamespaceId, dead_grace_ms: u64) -> io::Result<Self> {
         for (shard, mailbox) in (0..).map(ShardIndex).zip(&shared.boxes) {
             let table = Arc::new(Table::make(HOMES_MIN)?);
             locked(&shared.direct.tables).insert((namespace, shard), Arc::clone(&table));
@@ -261,7 +261,7 @@ impl Direct {
     }
 
     /// Makes the pages of a session, and lets shards know of them before its client does.
-    pub(super) fn open(
+    pub(crate) fn open(
         &mut self,
         session: SessionId,
         namespace: NamespaceId,
@@ -274,7 +274,7 @@ impl Direct {
     }
 
     /// The tables that a session is given before its pages.
-    pub(super) fn offers(&self, namespace: NamespaceId) -> Vec<(ServerFrame, Arc<Table>)> {
+    pub(crate) fn offers(&self, namespace: NamespaceId) -> Vec<(ServerFrame, Arc<Table>)> {
         let tables = locked(&self.shared.direct.tables);
         let of = (namespace, ShardIndex(0))..=(namespace, ShardIndex(u16::MAX));
         let offer = |((namespace, shard), table): (&(NamespaceId, ShardIndex), &Arc<Table>)| {
@@ -284,18 +284,18 @@ impl Direct {
     }
 
     /// From now on it is told of new tables.
-    pub(super) fn opened(&mut self, session: SessionId, namespace: NamespaceId) {
+    pub(crate) fn opened(&mut self, session: SessionId, namespace: NamespaceId) {
         self.told.push((session, namespace));
     }
 
     /// Its connection has ended. True when it has pages, which stay until its process is dead.
-    pub(super) fn closed(&mut self, session: SessionId) -> bool {
+    pub(crate) fn closed(&mut self, session: SessionId) -> bool {
         self.told.retain(|(told, _)| *told != session);
         self.shared.direct.pages.all().iter().any(|pages| pages.session == session)
     }
 
     /// It said that it holds nothing, or never got its pages: they are off the list now.
-    pub(super) fn forget(&mut self, session: SessionId) {
+    pub(crate) fn forget(&mut self, session: SessionId) {
         let mut gone = None;
         self.shared.direct.pages.change(|list| {
             if let Some(at) = list.iter().position(|pages| pages.session == session) {
@@ -306,18 +306,18 @@ impl Direct {
     }
 
     /// Its process is dead. What it had begun with a device may go on for a while.
-    pub(super) fn dead(&mut self, session: SessionId, now: Monotonic) {
+    pub(crate) fn dead(&mut self, session: SessionId, now: Monotonic) {
         self.leaving.push_back((now.plus_millis(self.dead_grace_ms), session));
     }
 
     /// When something is due that no descriptor tells.
-    pub(super) fn next_look(&self) -> Option<Monotonic> {
+    pub(crate) fn next_look(&self) -> Option<Monotonic> {
         let tick = (!self.told.is_empty()).then_some(self.tick_at);
         self.leaving.front().map(|(at, _)| *at).into_iter().chain(tick).min()
     }
 
     /// Does what is due and what shards ask for; returns what clients are to be sent.
-    pub(super) fn turn(&mut self, now: Now) -> Vec<Message> {
+    pub(crate) fn turn(&mut self, now: Now) -> Vec<Message> {
         while let Some((_, session)) = self.leaving.pop_front_if(|(at, _)| *at <= now.monotonic) {
             self.forget(session);
         }
@@ -379,7 +379,7 @@ impl Direct {
 
 impl Table {
     /// For a message that carries it.
-    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.fd()
     }
 }

@@ -73,7 +73,7 @@ pub struct SlabCounts {
 }
 
 /// What a client is to be sent. Who cannot take it is closed.
-pub(super) struct Message {
+pub(crate) struct Message {
     pub session: SessionId,
     pub frame: ServerFrame,
     pub descriptor: Option<OwnedFd>,
