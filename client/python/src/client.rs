@@ -325,6 +325,7 @@ impl Client {
             node.set_item("operations", shown.operations)?;
             node.set_item("requests_parked", shown.requests_parked)?;
             node.set_item("native_sessions", shown.native_sessions)?;
+            node.set_item("direct_leases", shown.direct_leases)?;
             node.set_item("uptime", shown.uptime_ms as f64 / 1e3)?;
         }
         all.set_item("node", node)?;

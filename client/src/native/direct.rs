@@ -150,7 +150,7 @@ impl Direct {
 
     /// Leases a payload, if that is possible without asking.
     #[inline]
-    pub(crate) fn acquire(self: &Arc<Self>, slabs: &Slabs, id: &PayloadId, wish: Wish) -> Option<Pinned> {
+    pub(super) fn acquire(self: &Arc<Self>, slabs: &Slabs, id: &PayloadId, wish: Wish) -> Option<Pinned> {
         let shard = id.shard(self.shard_count);
         self.seated(|seat| {
             seat.look_for_tables(self);
@@ -164,7 +164,7 @@ impl Direct {
     }
 
     /// Leases several, with one fence for each [`BATCH_MAX`]. `None` for those that have to be asked for.
-    pub(crate) fn acquire_many(
+    pub(super) fn acquire_many(
         self: &Arc<Self>,
         slabs: &Slabs,
         ids: &[PayloadId],

@@ -38,6 +38,9 @@ pub async fn run_holders(client: &Client, output: &mut Output, args: HoldersArgs
             has_limbo |= lease.limbo;
             output.row(&Holder::of_lease(id, lease)?)?;
         }
+        for direct in &answer.direct {
+            output.row(&Holder::of_direct(id, direct))?;
+        }
         if let Some(pin) = &answer.pin {
             output.row(&Holder::of_pin(id, pin))?;
         }
@@ -90,6 +93,8 @@ struct Holder {
     stream: Option<String>,
     /// The newest entry of it that refers to the payload.
     offset: Option<u64>,
+    /// Of a `direct` line: how many leases the process holds so; 0 of others.
+    leases: u32,
 }
 
 impl Holder {
@@ -111,6 +116,7 @@ impl Holder {
             limbo: false,
             stream: None,
             offset: None,
+            leases: 0,
         }
     }
 
@@ -131,6 +137,10 @@ impl Holder {
             limbo: lease.limbo,
             ..Self::new(id, "lease", lease.owner.as_ref())
         })
+    }
+
+    fn of_direct(id: PayloadId, direct: &pb::DirectHolder) -> Self {
+        Self { leases: direct.leases, ..Self::new(id, "direct", direct.owner.as_ref()) }
     }
 
     fn of_pin(id: PayloadId, pin: &pb::PinHolder) -> Self {
@@ -188,7 +198,11 @@ impl Row for Holder {
             ByteCount(self.bytes).to_string(),
             self.age_ms.map_or_else(dash, age),
             until,
-            self.lease_id.clone().unwrap_or_else(dash),
+            match (&self.lease_id, self.leases) {
+                (Some(lease), _) => lease.clone(),
+                (None, 0) => dash(),
+                (None, leases) => format!("{leases} held"),
+            },
             self.process(),
         ]
     }

@@ -83,13 +83,17 @@ const FIGURES: [Figure; 20] = [
 
 type NodeFigure = (&'static str, fn(&NodeAccounting) -> u64);
 
-const NODE_FIGURES: [NodeFigure; 7] = [
+const NODE_FIGURES: [NodeFigure; 11] = [
     ("leases", |node| node.leases),
     ("leases_granted_total", |node| node.leases_granted_total),
     ("operations", |node| node.operations),
     ("requests_parked", |node| node.requests_parked),
     ("connections", |node| node.connections),
     ("native_sessions", |node| node.native_sessions),
+    ("direct_leases", |node| node.direct_leases),
+    ("direct_sessions", |node| node.direct_sessions),
+    ("direct_samples_total", |node| node.direct_samples_total),
+    ("direct_unplaced_total", |node| node.direct_unplaced_total),
     ("uptime_ms", |node| node.uptime_ms),
 ];
 
@@ -242,6 +246,7 @@ impl Block for Stats {
         }
         fields.push(("connections", number("connections")));
         fields.push(("native sessions", number("native_sessions")));
+        fields.push(("direct leases", number("direct_leases")));
         // Whole seconds: nobody reads more of an uptime.
         fields.push(("up for", time::format_millis(self.node["uptime_ms"] / 1_000 * 1_000)));
         fields
