@@ -60,8 +60,8 @@ const STREAM_WINDOW_BYTES: u32 = limits::MESSAGE_BYTES_MAX as u32;
 /// HTTP/2 window of the connection: four of the largest messages at once.
 const CONNECTION_WINDOW_BYTES: u32 = 4 * STREAM_WINDOW_BYTES;
 
-/// What is said to who asks a client for more than the path that it was connected by gives.
-pub(crate) const SOCKET_ONLY: &str = "this client was connected by the path of a socket, which serves leases and allocations only; connect to host:port for all else";
+/// What is said to who asks for more than leases and allocations, over a socket whose server cannot be reached by gRPC.
+pub(crate) const SOCKET_ONLY: &str = "this client was connected by the path of a socket, which serves leases and allocations only, and its server is not reached by gRPC from here; connect to host:port for all else";
 
 /// A connection to a server.
 #[derive(Clone, Debug)]
@@ -158,6 +158,13 @@ pub struct AcquireOptions {
     pub own_file: bool,
 }
 
+impl AcquireOptions {
+    /// The same for a program that maps what it leases: an object is brought in, as far as DISK, rather than shown by its URI.
+    pub(crate) fn mappable(&self) -> Self {
+        Self { min_tier: self.min_tier.or(Some(Tier::Disk)), ..*self }
+    }
+}
+
 /// How payloads are moved down.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SpillOptions {
@@ -185,7 +192,8 @@ pub struct Spilled {
 impl Client {
     /// Connects to `host:port` (`http://host:port` is understood too), or to the path of a native session's socket. Where the
     /// server is on this host and lets this user in, leases and allocations go over a native session, and all else over
-    /// gRPC; otherwise everything does. Connected by a path there is nothing but leases and allocations.
+    /// gRPC; otherwise everything does. Connected by a path to a server whose gRPC cannot be reached from here (a container
+    /// with the socket and a network of its own), there is nothing but leases and allocations.
     ///
     /// # Errors
     /// [`ClientError::Connect`] when no server answers there, [`ClientError::Refused`] when a socket was named and its server
@@ -193,6 +201,9 @@ impl Client {
     pub async fn connect(target: &str) -> Result<Self, ClientError> {
         if target.contains('/') && !target.starts_with("http://") {
             let session = Self::open_session(target.into()).await?;
+            if let Some(client) = Self::connect_beside(&session).await {
+                return Ok(Self { session: Some(session), ..client });
+            }
             // Nobody listens on port 0, so that no call over this channel is ever sent; `answer` says what is wrong.
             let channel = Endpoint::from_static("http://127.0.0.1:0").connect_lazy();
             let address = target.to_owned();
@@ -206,6 +217,21 @@ impl Client {
             client.session = Self::open_session(path).await.ok();
         }
         Ok(client)
+    }
+
+    /// gRPC of the server behind `session`, where it tells an address that leads there: in a container the same address may
+    /// be another server's.
+    pub(crate) async fn connect_beside(session: &Session) -> Option<Self> {
+        let welcome = session.welcome();
+        if welcome.address.is_empty() {
+            return None;
+        }
+        let client = Self::connect_grpc(&welcome.address).await.ok()?;
+        let info = client.with_deadline(CONNECT_TIMEOUT).node_info().await.ok()?;
+        let is_it = info.is_this_host()
+            && info.boot_epoch == u64::from(welcome.epoch.0)
+            && info.shard_count == u32::from(welcome.shard_count);
+        is_it.then_some(client)
     }
 
     async fn open_session(path: PathBuf) -> Result<Arc<Session>, ClientError> {
@@ -280,7 +306,7 @@ impl Client {
         self.session.as_ref().filter(|_| !self.has_grpc())
     }
 
-    /// False when it was connected by the path of a socket.
+    /// False when it was connected by the path of a socket, and its server is not reached by gRPC.
     pub(crate) fn has_grpc(&self) -> bool {
         !self.address.contains('/')
     }
@@ -537,7 +563,7 @@ impl Client {
         PayloadCatalogServiceClient::new(self.channel())
     }
 
-    fn data(&self) -> PayloadDataServiceClient<Channel> {
+    pub(crate) fn data(&self) -> PayloadDataServiceClient<Channel> {
         PayloadDataServiceClient::new(self.channel())
     }
 

@@ -37,6 +37,7 @@ pub mod lineage;
 pub mod mapping;
 pub mod metadata;
 pub mod native;
+pub mod objects;
 pub mod operations;
 pub mod payload;
 pub mod session;

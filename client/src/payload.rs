@@ -157,10 +157,11 @@ impl Client {
                 return lease.map_async().await;
             }
             let revoked = session.revoked();
-            let outcome = session.call_async(&request::acquire(id, options, self.deadline())).await?;
+            let wish = request::acquire(id, &options.mappable(), self.deadline());
+            let outcome = session.call_async(&wish).await?;
             return ReadLease::native_async(session, outcome, id, revoked).await;
         }
-        let lease = self.acquire_read_lease(id, options).await?;
+        let lease = self.acquire_read_lease(id, &options.mappable()).await?;
         let lease_id = lease.id;
         let mapped = self.map_lease(lease);
         if mapped.is_err() {
@@ -240,7 +241,7 @@ impl Client {
         released
     }
 
-    fn map_lease(&self, lease: crate::descriptor::Lease) -> Result<ReadLease, ClientError> {
+    pub(crate) fn map_lease(&self, lease: crate::descriptor::Lease) -> Result<ReadLease, ClientError> {
         let mapping = ReadMapping::open(location_of(&lease.descriptor)?)?;
         Ok(ReadLease {
             via: Via::Grpc(Box::new(self.clone()), Handle::current()),

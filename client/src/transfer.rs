@@ -153,7 +153,7 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
 }
 
 /// Reads until `chunk` is full or the reader ends.
-fn read_fully(reader: &mut impl Read, chunk: &mut [u8]) -> io::Result<usize> {
+pub(crate) fn read_fully(reader: &mut impl Read, chunk: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < chunk.len() {
         match reader.read(&mut chunk[filled..]) {
@@ -166,10 +166,10 @@ fn read_fully(reader: &mut impl Read, chunk: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-fn cannot_read(reason: io::Error) -> ClientError {
+pub(crate) fn cannot_read(reason: io::Error) -> ClientError {
     ClientError::Io { what: "cannot read the input", reason }
 }
 
-fn cannot_write(reason: io::Error) -> ClientError {
+pub(crate) fn cannot_write(reason: io::Error) -> ClientError {
     ClientError::Io { what: "cannot write the output", reason }
 }

@@ -78,6 +78,12 @@ pub enum Command {
         #[arg(long, conflicts_with = "remove")]
         json: bool,
     },
+    /// Fill a new, empty catalog from the sidecars of an object store, when the old one is lost.
+    RebuildCatalog {
+        /// Where the objects lie: s3://bucket/prefix, file:///directory, ...; spoken to as storage.object says.
+        #[arg(long, value_name = "URL")]
+        from: String,
+    },
     /// The demo's second process: leases payloads and reads them in place.
     #[command(hide = true)]
     DemoWorker {
@@ -107,7 +113,7 @@ impl Cli {
                 file.display()
             )),
             (None, Some(file)) if !file.exists() => Err(format!(
-                "`{}` is neither a command (serve, demo, doctor, backup, migrate, nodes) nor a configuration file",
+                "`{}` is neither a command (serve, demo, doctor, backup, migrate, nodes, rebuild-catalog) nor a configuration file",
                 file.display()
             )),
             (config, file) => Ok(config.as_deref().or(file.as_deref())),
@@ -169,7 +175,10 @@ mod tests {
     #[test]
     fn given_a_mistyped_command_when_parsed_then_the_sentence_names_the_commands() {
         let sentence = file_of(&["serv"]).expect_err("no such file");
-        assert!(sentence.contains("serve, demo, doctor, backup, migrate, nodes"), "{sentence}");
+        assert!(
+            sentence.contains("serve, demo, doctor, backup, migrate, nodes, rebuild-catalog"),
+            "{sentence}"
+        );
     }
 
     #[test]

@@ -107,6 +107,34 @@ pub fn migrate(config: &Config, check: bool) -> anyhow::Result<Schema> {
     }
 }
 
+/// Opens the catalog in a server's place, for a command that fills it.
+///
+/// # Errors
+/// As [`migrate`]; a catalog in memory, which would be forgotten.
+pub fn open_alone(config: &Config) -> anyhow::Result<Box<dyn payload_catalog::Store>> {
+    match &config.database {
+        #[cfg(feature = "sqlite")]
+        DatabaseConfig::Sqlite { path, synchronous } => Ok(Box::new(SqliteStore::open(path, *synchronous)?)),
+        #[cfg(feature = "postgres")]
+        DatabaseConfig::Postgres { connection_uri, pooled, .. } => {
+            Ok(Box::new(PostgresStore::open(PostgresConfig {
+                connection_uri: connection_uri.0.clone(),
+                pooled: *pooled,
+                node: config.node.name.clone(),
+                disk_root: None,
+                address: String::new(),
+            })?))
+        }
+        DatabaseConfig::Memory => {
+            bail!(
+                "the catalog is in memory (`database.memory`), where it would be forgotten; name a database"
+            )
+        }
+        #[allow(unreachable_patterns, reason = "reachable where a backend is not built in")]
+        _ => bail!("this program was built without the configured database; see the features of its build"),
+    }
+}
+
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 fn made(migrations: &[&str]) -> Schema {
     Schema {

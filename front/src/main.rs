@@ -8,6 +8,7 @@ use clap::Parser as _;
 use payload_front::cli::{Cli, Command};
 use payload_front::config::{Config, Loaded};
 use payload_front::nodes::{self, Task};
+use payload_front::object::rebuild;
 use payload_front::serve::{self, FrontLimits, Listeners};
 use payload_front::{bootstrap, database, demo, doctor, logging};
 
@@ -50,6 +51,11 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
             let (said, is_done) = nodes::run(&checked(cli)?.config.database, task)?;
             print!("{said}");
             Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::from(database::PENDING) })
+        }
+        Command::RebuildCatalog { from } => {
+            let rebuilt = rebuild::run(&checked(cli)?.config, &from)?;
+            print!("{}", rebuilt.said());
+            Ok(if rebuilt.passed_over.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Doctor { json } => Ok(doctor(cli, json)),
     }

@@ -60,6 +60,19 @@ pub struct S3Config {
 }
 
 impl ObjectTierConfig {
+    /// The store at this URL, with all else as it is by default.
+    pub fn at(root: String) -> Self {
+        let defaults = ObjectConfig::default();
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            root,
+            compression: defaults.compression,
+            s3: S3Config::default(),
+            connect_timeout_ms: millis(defaults.connect_timeout),
+            request_timeout_ms: millis(defaults.request_timeout),
+        }
+    }
+
     /// As the driver is told. Reads the names of the files in `tls_ca_dir_path`, nothing else.
     ///
     /// # Errors

@@ -10,6 +10,7 @@
 
 mod archive;
 mod journal;
+pub mod rebuild;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

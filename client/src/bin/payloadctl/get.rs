@@ -1,6 +1,7 @@
 //! `get` and `cat`: payloads into files and to standard output, read in place under a lease and verified.
 //!
 //!     lease -> map -> copy + hash -> release        get: into a temporary file beside the target, then renamed
+//!         '-- on OBJECT, `get`: straight from the store, by a signed URL or from its directory
 //!
 //! A target is only ever replaced by a whole and verified payload. What is no regular file (a pipe, /dev/stdout) is
 //! written to directly.
@@ -11,12 +12,15 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use indicatif::ProgressBar;
 use payload_client::{AcquireOptions, Client, ClientError, ReadLease};
-use payload_types::{Checksum, PayloadId};
+use payload_types::{PayloadId, Tier};
+use tokio::runtime::Handle;
 
 use crate::common::{for_each_id, shown};
 use crate::interrupt::Interrupt;
 use crate::output::Output;
+use crate::progress;
 use crate::view::WithPath;
 
 /// Mode of a new file, less the umask.
@@ -53,23 +57,34 @@ pub async fn run_get(client: &Client, output: &mut Output, args: GetArgs) -> any
             args.ids.len()
         );
     }
+    let bar = progress::bar(0);
     let fetch = async |client: &Client, id: PayloadId| {
         interrupt.check().map_err(stopped)?;
         let path = if is_dir { target.join(id.to_string()) } else { target.clone() };
         // `./` of the default says nothing.
         let path = path.strip_prefix(".").map(Path::to_owned).unwrap_or(path);
         let guard = interrupt.clone();
+        let found = client.resolve(id).await?;
+        bar.inc_length(found.size.0);
+        bar.set_message(shown(&path));
+        if found.tier == Tier::Object {
+            return fetch_object(client, id, path, guard, bar.clone()).await;
+        }
+        let bar = bar.clone();
         let copy = move |lease: &ReadLease| {
-            let checksum = save(lease, &path, &guard)?;
+            let checksum = replace(&path, |file| lease.copy_to(guard.guard(bar.wrap_write(file))))?;
             Ok(WithPath::new(lease.descriptor(), Some(checksum), &path))
         };
         client.read_leased(id, &AcquireOptions::default(), copy).await?
     };
     for_each_id(client, output, &args.ids, fetch, |output, _, row| {
-        output.row(&row)?;
-        output.flush()
+        bar.suspend(|| {
+            output.row(&row)?;
+            output.flush()
+        })
     })
     .await?;
+    bar.finish_and_clear();
     Ok(interrupt.check()?)
 }
 
@@ -90,9 +105,24 @@ pub async fn run_cat(client: &Client, output: &mut Output, args: CatArgs) -> any
     Ok(interrupt.check()?)
 }
 
-/// Puts the leased bytes at `path`.
-fn save(lease: &ReadLease, path: &Path, interrupt: &Interrupt) -> Result<Checksum, ClientError> {
-    replace(path, |file| lease.copy_to(interrupt.guard(file)))
+/// Fetches an object straight from the store, past the server.
+async fn fetch_object(
+    client: &Client,
+    id: PayloadId,
+    path: PathBuf,
+    interrupt: Interrupt,
+    bar: ProgressBar,
+) -> Result<WithPath, ClientError> {
+    let (client, runtime) = (client.clone(), Handle::current());
+    // `replace` wants the bytes while it is called.
+    let fetched = tokio::task::spawn_blocking(move || {
+        let (descriptor, checksum) = replace(&path, |file| {
+            let writer = interrupt.guard(bar.wrap_write(file.try_clone().map_err(cannot_write)?));
+            runtime.block_on(client.fetch(id, writer))
+        })?;
+        Ok(WithPath::new(&descriptor, Some(checksum), &path))
+    });
+    fetched.await.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic()))
 }
 
 /// Lets `fill` write a file and puts that at `path`, only when it succeeded; whoever has the old file open keeps it.

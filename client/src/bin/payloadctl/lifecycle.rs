@@ -67,7 +67,8 @@ pub async fn run_rm(client: &Client, output: &mut Output, args: RmArgs) -> anyho
     for_each_id(client, output, &args.ids, delete, |output, id, ()| output.done("id", &id, "deleted")).await
 }
 
-fn parse_checksum(text: &str) -> Result<Checksum, ClientError> {
+/// Reads a checksum.
+pub fn parse_checksum(text: &str) -> Result<Checksum, ClientError> {
     let digits =
         Some(text).filter(|text| text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit()));
     digits.and_then(|digits| u64::from_str_radix(digits, 16).ok()).map(Checksum).ok_or_else(|| {

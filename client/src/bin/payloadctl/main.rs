@@ -19,8 +19,10 @@ mod lifecycle;
 mod lineage;
 mod list;
 mod meta;
+mod objects;
 mod operations;
 mod output;
+mod progress;
 mod put;
 mod scrub;
 mod stats;
@@ -75,6 +77,10 @@ enum Command {
     Stat(list::StatArgs),
     /// Reserve space, to be written by another program.
     Allocate(lifecycle::AllocateArgs),
+    /// Take over an object that another program uploaded for an allocation on OBJECT.
+    Import(objects::ImportArgs),
+    /// Delete what earlier runs of the server began to put into the object store and no payload names.
+    Sweep(objects::SweepArgs),
     /// Make allocated payloads readable and immutable.
     Commit(lifecycle::CommitArgs),
     /// Lease payloads for reading, and show where their bytes lie.
@@ -157,6 +163,8 @@ async fn run(cli: Cli, output: &mut Output) -> anyhow::Result<()> {
         Command::Find(args) => find::run(&client, output, args).await,
         Command::Stat(args) => list::run_stat(&client, output, args).await,
         Command::Allocate(args) => lifecycle::run_allocate(&client, output, args).await,
+        Command::Import(args) => objects::run_import(&client, output, args).await,
+        Command::Sweep(args) => objects::run_sweep(&client, output, args).await,
         Command::Commit(args) => lifecycle::run_commit(&client, output, args).await,
         Command::Lease(args) => lease::run_lease(&client, output, args).await,
         Command::Release(args) => lease::run_release(&client, output, args).await,

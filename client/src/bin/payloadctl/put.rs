@@ -6,20 +6,18 @@
 //! links to files are followed, those to directories are refused, so that a walk always ends.
 
 use std::fs::{self, File};
-use std::io::{self, IsTerminal};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use payload_client::{AllocateOptions, Client, ClientError, Descriptor};
-use payload_types::ByteCount;
+use payload_types::{ByteCount, Tier};
 
 use crate::common::{Placement, shown};
 use crate::interrupt::Interrupt;
 use crate::output::Output;
+use crate::progress;
 use crate::view::WithPath;
-
-const PROGRESS_TEMPLATE: &str =
-    "{bar:24} {binary_bytes:>10} of {binary_total_bytes}  {binary_bytes_per_sec}  {eta}  {wide_msg}";
 
 /// Arguments of `put`.
 #[derive(clap::Args)]
@@ -41,7 +39,7 @@ type Found = (PathBuf, Result<u64, ClientError>);
 pub async fn run(client: &Client, output: &mut Output, args: Args) -> anyhow::Result<()> {
     let interrupt = Interrupt::install()?;
     let files: Vec<Found> = args.paths.iter().flat_map(|path| find(path, args.recursive)).collect();
-    let bar = progress_bar(files.iter().filter_map(|(_, size)| size.as_ref().ok()).sum());
+    let bar = progress::bar(files.iter().filter_map(|(_, size)| size.as_ref().ok()).sum());
     let options = args.placement.options();
     for (path, size) in files {
         interrupt.check()?;
@@ -76,16 +74,11 @@ async fn store(
     let file = File::open(path).map_err(cannot_read)?;
     let size = measured(&file.metadata().map_err(cannot_read)?)?;
     let reader = interrupt.guard(bar.wrap_read(file));
-    client.put_bytes(reader, ByteCount(size), options).await
-}
-
-/// Drawn on stderr, and only where that is a terminal.
-fn progress_bar(total: u64) -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
+    match options.tier {
+        // Past the server: it hands out a signed URL, or the path of its directory.
+        Tier::Object => client.put_object(reader, ByteCount(size), options).await,
+        Tier::Gpu | Tier::Ram | Tier::Disk => client.put_bytes(reader, ByteCount(size), options).await,
     }
-    let style = ProgressStyle::with_template(PROGRESS_TEMPLATE).expect("the template is constant and tested");
-    ProgressBar::new(total).with_style(style)
 }
 
 /// What `path` stands for: itself, or the files below it.
@@ -189,10 +182,5 @@ mod tests {
         assert!(sentence(dir.path()).contains("add -r"));
         assert!(sentence(Path::new("/dev/null")).contains("not a regular file"));
         assert!(sentence(&dir.path().join("absent")).contains("No such file"));
-    }
-
-    #[test]
-    fn given_the_template_when_drawn_to_a_terminal_then_it_is_valid() {
-        ProgressStyle::with_template(PROGRESS_TEMPLATE).expect("valid");
     }
 }

@@ -6,7 +6,9 @@ use payload_client::Client;
 use payload_types::{ByteCount, time};
 use payload_wire::enums;
 use payload_wire::pb::admin::v1::StatsResponse;
-use payload_wire::pb::operations::v1::{DiskHealth, DiskSegments, NodeAccounting, TierAccounting};
+use payload_wire::pb::operations::v1::{
+    DiskHealth, DiskSegments, NodeAccounting, ObjectStoreHealth, TierAccounting,
+};
 use serde::Serialize;
 
 use crate::output::{Block, Output};
@@ -30,6 +32,31 @@ struct Stats {
     disk: Option<Disk>,
     /// Its segment files; null where no payloads share files.
     disk_segments: Option<BTreeMap<&'static str, u64>>,
+    /// The object store; null where there is none.
+    object_store: Option<ObjectStore>,
+}
+
+/// How the object store is doing.
+#[derive(Serialize)]
+struct ObjectStore {
+    root: String,
+    state: String,
+    /// Why it is not used, and which key to change.
+    error: String,
+    probed: bool,
+    signs: bool,
+    retry_ms: u64,
+    clock_skew_ms: i64,
+    parts_limit: u64,
+    parts_in_flight: u64,
+    parts_in_flight_max: u64,
+    requests_total: u64,
+    failures_total: u64,
+    throttled_total: u64,
+    refused_total: u64,
+    slow_total: u64,
+    stored_bytes_total: u64,
+    fetched_bytes_total: u64,
 }
 
 /// How the disk root is doing.
@@ -145,6 +172,7 @@ impl From<&StatsResponse> for Stats {
             disk_segments: answer.disk_segments.as_ref().map(|segments| {
                 SEGMENT_FIGURES.iter().map(|(field, figure)| (*field, figure(segments))).collect()
             }),
+            object_store: answer.object_store.as_ref().map(ObjectStore::from),
             node: NODE_FIGURES.iter().map(|(field, figure)| (*field, figure(&node))).collect(),
         }
     }
@@ -164,6 +192,46 @@ impl From<&DiskHealth> for Disk {
             refused_total: health.refused_total,
             read_failures_total: health.read_failures_total,
             slow_total: health.slow_total,
+        }
+    }
+}
+
+impl From<&ObjectStoreHealth> for ObjectStore {
+    fn from(health: &ObjectStoreHealth) -> Self {
+        Self {
+            root: health.root.clone(),
+            state: health.state.clone(),
+            error: health.error.clone(),
+            probed: health.probed,
+            signs: health.signs,
+            retry_ms: health.retry_ms,
+            clock_skew_ms: health.clock_skew_ms,
+            parts_limit: health.parts_limit,
+            parts_in_flight: health.parts_in_flight,
+            parts_in_flight_max: health.parts_in_flight_max,
+            requests_total: health.requests_total,
+            failures_total: health.failures_total,
+            throttled_total: health.throttled_total,
+            refused_total: health.refused_total,
+            slow_total: health.slow_total,
+            stored_bytes_total: health.stored_bytes_total,
+            fetched_bytes_total: health.fetched_bytes_total,
+        }
+    }
+}
+
+impl ObjectStore {
+    fn sentence(&self) -> String {
+        let root = &self.root;
+        match (self.state.as_str(), self.probed) {
+            ("healthy", true) => format!("healthy, at {root}"),
+            ("healthy", false) => format!("not heard of yet, at {root}"),
+            ("unreachable", _) => format!(
+                "UNREACHABLE at {root}: payloads stay where they are ({}), next attempt in {}",
+                self.error,
+                time::format_millis(self.retry_ms)
+            ),
+            (state, _) => format!("{} at {root}: {}", state.to_uppercase(), self.error),
         }
     }
 }
@@ -218,6 +286,9 @@ impl Block for Stats {
         ));
         if let Some(disk) = &self.disk {
             fields.push(("disk", disk.sentence()));
+        }
+        if let Some(store) = &self.object_store {
+            fields.push(("object store", store.sentence()));
         }
         if let Some(segments) = &self.disk_segments {
             let bytes = |field: &str| ByteCount(segments[field]);
@@ -290,6 +361,26 @@ mod tests {
         assert_eq!(json["disk_segments"].as_object().expect("figures").len(), SEGMENT_FIGURES.len());
         assert_eq!(json["disk_segments"]["live_bytes"], 3 << 20);
         assert_eq!((&json["node"]["leases"], &json["node"]["uptime_ms"]), (&2.into(), &61_234.into()));
+    }
+
+    #[test]
+    fn given_an_object_store_that_is_not_used_when_shown_then_it_says_why() {
+        let store = ObjectStoreHealth {
+            state: "refused".into(),
+            error: "the store does not know the access key; change storage.object".into(),
+            root: "s3://b/p".into(),
+            ..ObjectStoreHealth::default()
+        };
+        let shown = Stats::from(&StatsResponse { object_store: Some(store), ..answer() });
+        let sentence =
+            &shown.fields().into_iter().find(|(name, _)| *name == "object store").expect("shown").1;
+        assert!(sentence.contains("REFUSED at s3://b/p") && sentence.contains("access key"), "{sentence}");
+        let json = serde_json::to_value(&shown).expect("plain data");
+        assert_eq!(
+            (&json["object_store"]["state"], &json["object_store"]["probed"]),
+            (&"refused".into(), &false.into())
+        );
+        assert!(serde_json::to_value(Stats::from(&answer())).expect("plain data")["object_store"].is_null());
     }
 
     #[test]

@@ -150,6 +150,12 @@ impl Store {
         Path::from(format!("{}{name}", self.prefix))
     }
 
+    /// Where all keys lie; `None`: at the top.
+    pub(crate) fn prefix(&self) -> Option<Path> {
+        let prefix = self.prefix.trim_end_matches('/');
+        (!prefix.is_empty()).then(|| Path::from(prefix))
+    }
+
     /// As clients are shown it: with the configured scheme.
     pub(crate) fn uri(&self, id: PayloadId) -> String {
         format!("{}{id}.bin", self.uri)

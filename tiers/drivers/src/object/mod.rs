@@ -21,6 +21,7 @@ mod download;
 mod error;
 mod gate;
 mod journal;
+mod list;
 mod probe;
 mod sidecar;
 mod sweep;
@@ -44,6 +45,7 @@ pub use self::download::Download;
 pub use self::error::{ObjectError, ObjectErrorKind};
 pub use self::gate::{ObjectHealth, ObjectState};
 pub use self::journal::{Entry, EntryKind, FileJournal, Journal, MemoryJournal, PartDone};
+pub use self::list::Archived;
 pub use self::probe::Probed;
 pub use self::sidecar::{Archive, Parent, Policy, Sidecar};
 pub use self::sweep::{Finding, Judged, Swept};
@@ -255,6 +257,15 @@ impl ObjectDriver {
             is_free.then(|| UnderWay { id, all: Arc::clone(&self.under_way) })
         };
         self.core.runtime.block_on(self.core.sweep(is_dry, judge, &hold))
+    }
+
+    /// Lists the sidecars below the prefix, and gives each payload that they speak of to `each`, until it says `false`. Blocks; for
+    /// rebuilding a catalog alone.
+    ///
+    /// # Errors
+    /// The store cannot be listed. What is wrong with one payload is given to `each`.
+    pub fn archived(&self, each: &mut (dyn FnMut(Archived) -> bool + Send)) -> Result<(), ObjectError> {
+        self.core.runtime.block_on(self.core.archived(each))
     }
 
     /// A URL by which its holder can read or write one payload's object, for a while, without credentials. Blocks only while

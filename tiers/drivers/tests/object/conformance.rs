@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use payload_drivers::object::{
-    Archive, Compression, EntryKind, Finding, Journal, ObjectErrorKind, Parent, Policy, Upload,
+    Archive, Compression, EntryKind, Finding, Journal, Judged, ObjectErrorKind, Parent, Policy, Upload,
 };
 use payload_types::{ByteCount, Checksum, Generation, WallMs};
 use xxhash_rust::xxh3::xxh3_64;

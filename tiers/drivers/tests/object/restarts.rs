@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use payload_drivers::object::{
-    EntryKind, FileJournal, Finding, Journal, ObjectConfig, ObjectDriver, ObjectErrorKind,
+    EntryKind, FileJournal, Finding, Journal, Judged, ObjectConfig, ObjectDriver, ObjectErrorKind,
 };
 
 use crate::bed::{PART, Stored, bytes, fetch, fresh_id, open, s3_at, server, store, upload_of, wait};
