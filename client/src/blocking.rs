@@ -19,7 +19,7 @@
 //!
 //! ```text
 //! connect host:port --NodeInfo--> same boot id, and a socket: native session      else: gRPC
-//! connect /path ---------------------------------------------> native session
+//! connect /path --Welcome--> native session, and gRPC at the address that it tells, where that leads to the same server
 //! allocate, commit, acquire, release, resolve, delete, promote, spill: over the session's rings where there is one
 //! everything else (`Client::grpc`): gRPC, on a runtime of this client's own
 //! ```
@@ -104,7 +104,8 @@ impl Client {
     pub fn connect(target: &str) -> Result<Self, ClientError> {
         if target.contains('/') && !target.starts_with("http://") {
             let session = Session::connect(Path::new(target))?;
-            return Ok(Self::of(Some(session), None));
+            let remote = Remote::connect_beside(&session);
+            return Ok(Self::of(Some(session), remote));
         }
         let remote = Remote::connect(target)?;
         let session = remote.native_socket().and_then(|path| Session::connect(&path).ok());
@@ -136,7 +137,8 @@ impl Client {
     /// Whatever only gRPC offers, on this client's runtime: metadata, streams, batches, pins, lists.
     ///
     /// # Errors
-    /// Those of `call`; [`ClientError::Input`] when this client was connected by a socket's path.
+    /// Those of `call`; [`ClientError::Input`] when this client was connected by a socket's path, and its server is not
+    /// reached by gRPC from here.
     pub fn grpc<T>(
         &self,
         call: impl AsyncFnOnce(&client::Client) -> Result<T, ClientError>,
@@ -317,12 +319,21 @@ impl Shared {
 
 impl Remote {
     fn connect(address: &str) -> Result<Self, ClientError> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|reason| ClientError::Io { what: "cannot start a thread", reason })?;
+        let runtime =
+            Self::runtime().map_err(|reason| ClientError::Io { what: "cannot start a thread", reason })?;
         let client = runtime.block_on(client::Client::connect_grpc(address))?;
         Ok(Self { client, runtime })
+    }
+
+    /// As `client::Client::connect_beside`.
+    fn connect_beside(session: &Session) -> Option<Self> {
+        let runtime = Self::runtime().ok()?;
+        let client = runtime.block_on(client::Client::connect_beside(session))?;
+        Some(Self { client, runtime })
+    }
+
+    fn runtime() -> std::io::Result<Runtime> {
+        tokio::runtime::Builder::new_current_thread().enable_all().build()
     }
 
     /// Where the server serves native sessions, if it is on this host and does.

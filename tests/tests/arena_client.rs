@@ -69,15 +69,29 @@ async fn given_a_client_on_this_host_when_it_stores_and_reads_then_over_the_sess
         held.release().await.expect("released");
         client.delete(id, false, None).await.expect("nobody holds it");
     }
-    // Connected by the path of the socket there is nothing else than the session.
-    let path = client.session().expect("there").path().to_owned();
-    let alone = Client::connect(path.to_str().expect("text")).await.expect("connected");
-    let id = put(&alone, &AllocateOptions::default(), b"by path").await;
-    assert_eq!(&*lease(&alone, id).await, b"by path");
-    assert_eq!(alone.resolve(id).await.expect("there").size, ByteCount(7));
-    assert_eq!(alone.promote(id, Tier::Ram, None, None).await.expect("there already").tier, Tier::Ram);
-    let error = alone.pin(id, None).await.expect_err("not over rings");
-    assert!(matches!(error, ClientError::Input(_)) && error.to_string().contains("host:port"), "{error}");
+}
+
+#[tokio::test]
+async fn given_the_path_of_a_socket_when_connected_then_everything_is_to_be_had() {
+    let place = Place::new();
+    let server = place.start();
+    let path = native(&server).await.session().expect("there").path().to_owned();
+    let path = path.to_str().expect("text").to_owned();
+    let client = Client::connect(&path).await.expect("connected");
+    assert_eq!(client.address(), server.address);
+    assert!(client.session().is_some(), "leases go over it");
+    let id = put(&client, &AllocateOptions::default(), b"by path").await;
+    assert_eq!(&*lease(&client, id).await, b"by path");
+    assert_eq!(client.resolve(id).await.expect("there").size, ByteCount(7));
+    client.pin(id, None).await.expect("not over rings");
+    let listed = tokio::task::spawn_blocking(move || {
+        let client = blocking::Client::connect(&path).expect("connected");
+        assert!(client.session().is_some(), "leases go over it");
+        assert_eq!(&*client.acquire(id, &AcquireOptions::default()).expect("leased"), b"by path");
+        client.grpc(async |client| client.list(None, 0, None).await).expect("not over rings")
+    });
+    let listed = listed.await.expect("no panic").rows;
+    assert_eq!(listed.iter().map(|row| row.id).collect::<Vec<_>>(), [id]);
 }
 
 #[tokio::test]

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use payload_local::direct::page::{STATUS_BYTES, written_bytes};
 use payload_local::hello::{
-    ClientFrame, FEATURE_ARENAS, FEATURE_DIRECT, Hello, ServerFrame, Welcome, doorbells_in_message,
+    ClientFrame, FEATURE_ADDRESS, FEATURE_ARENAS, FEATURE_DIRECT, Hello, ServerFrame, Welcome,
+    doorbells_in_message,
 };
 use payload_local::layout::{NODE_PAGE_BYTES, session_bytes};
 
@@ -49,7 +50,8 @@ pub(super) fn greet(path: &Path) -> Result<Greeted, ClientError> {
     let socket = Socket::connect(path, ANSWER_WITHIN).map_err(|error| failed(&error))?;
     let program = std::env::args_os().next().unwrap_or_default();
     let program = Path::new(&program).file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let hello = Hello { features: FEATURE_ARENAS | FEATURE_DIRECT, ..Hello::new(&program) };
+    let features = FEATURE_ARENAS | FEATURE_DIRECT | FEATURE_ADDRESS;
+    let hello = Hello { features, ..Hello::new(&program) };
     socket.send(&ClientFrame::Hello(hello).encode()).map_err(|error| failed(&error))?;
     let Message { bytes, descriptors } = socket.receive().map_err(|error| failed(&error))?;
     let welcome = match frame(&bytes)? {

@@ -3,7 +3,7 @@
 //! Without SO_REUSEPORT: with it two servers could share a port and each would see half of the calls. (std sets
 //! SO_REUSEADDR, which on Linux only lets a restart reuse a port whose old connections linger.)
 
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::{fs, io};
 
 use crate::config::{BindAddress, NodeConfig};
@@ -74,9 +74,28 @@ pub fn told(node: &NodeConfig, bound: &BindAddress, port: u16) -> BindAddress {
     BindAddress { host: named.unwrap_or_else(|| bound.host.clone()), port }
 }
 
+/// Where programs on this host reach what is served at `bound`, on `port`.
+pub fn beside(bound: &BindAddress, port: u16) -> BindAddress {
+    let host = match bound.host.parse() {
+        Ok(IpAddr::V4(every)) if every.is_unspecified() => Ipv4Addr::LOCALHOST.to_string(),
+        Ok(IpAddr::V6(every)) if every.is_unspecified() => Ipv6Addr::LOCALHOST.to_string(),
+        _ => bound.host.clone(),
+    };
+    BindAddress { host, port }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn given_every_address_when_told_to_programs_beside_it_then_the_loopback_one() {
+        let told = |host: &str| beside(&BindAddress { host: host.to_owned(), port: 0 }, 7).to_string();
+        assert_eq!(told("0.0.0.0"), "127.0.0.1:7");
+        assert_eq!(told("::"), "[::1]:7");
+        assert_eq!(told("10.1.2.3"), "10.1.2.3:7");
+        assert_eq!(told("localhost"), "localhost:7");
+    }
 
     fn address(host: &str, port: u16) -> BindAddress {
         BindAddress { host: host.to_owned(), port }

@@ -140,7 +140,7 @@ impl Node {
         let sessions = match config.local.enabled {
             true => {
                 let slabs = config.local.arenas.then(|| slab_config(config, slabs, plan));
-                Some(SessionServer::start(session_config(config, epoch, &info), slabs, &handle)?)
+                Some(SessionServer::start(session_config(config, epoch, &info, port), slabs, &handle)?)
             }
             false => None,
         };
@@ -334,12 +334,16 @@ fn node_info(config: &Config, epoch: Epoch) -> NodeInfoResponse {
             socket_path: config.local.socket_path.display().to_string(),
             version_min: u32::from(hello::VERSION),
             version_max: u32::from(hello::VERSION),
-            features: if config.local.arenas { hello::FEATURE_ARENAS } else { 0 },
+            features: hello::FEATURE_ADDRESS
+                | match config.local.arenas {
+                    true => hello::FEATURE_ARENAS | hello::FEATURE_DIRECT,
+                    false => 0,
+                },
         }),
     }
 }
 
-fn session_config(config: &Config, epoch: Epoch, info: &NodeInfoResponse) -> SessionConfig {
+fn session_config(config: &Config, epoch: Epoch, info: &NodeInfoResponse, port: u16) -> SessionConfig {
     let local = &config.local;
     SessionConfig {
         dead_grace_ms: 1_000,
@@ -353,6 +357,7 @@ fn session_config(config: &Config, epoch: Epoch, info: &NodeInfoResponse) -> Ses
         namespace: NAMESPACE,
         shm_prefix: config.storage.ram.shm_prefix.clone(),
         disk_root: config.storage.disk.root_path.display().to_string(),
+        address: address::beside(&config.server.bind_address, port).to_string(),
     }
 }
 

@@ -37,6 +37,9 @@ pub const FEATURE_ARENAS: u64 = 1;
 /// A feature: leases that ask nobody ([`crate::direct`]). Only beside [`FEATURE_ARENAS`]. A Pages follows the eventfds then.
 pub const FEATURE_DIRECT: u64 = 2;
 
+/// A feature: the Welcome says where the server serves gRPC, for a client that knows no more than the socket's path.
+pub const FEATURE_ADDRESS: u64 = 4;
+
 /// The longest frame: a Welcome with its longest path.
 pub const FRAME_BYTES_MAX: usize = 2048;
 
@@ -46,14 +49,19 @@ pub const PROGRAM_BYTES: usize = 32;
 /// The longest path of a disk root.
 pub const ROOT_BYTES_MAX: usize = 1024;
 
+/// The longest address: a host's name of 253 bytes, or an IPv6 address in brackets, a colon and a port.
+pub const ADDRESS_BYTES_MAX: usize = 264;
+
 /// The longest text of a Refusal or of Closed.
 pub const TEXT_BYTES_MAX: usize = 512;
 
 /// Eventfds of one message: the kernel lets 253 descriptors travel (SCM_MAX_FD), and a Welcome has two others.
 pub const DOORBELLS_PER_MESSAGE: u16 = 250;
 
-const _: () =
-    assert!(HEAD_BYTES + 72 + 2 + crate::segment::PREFIX_BYTES_MAX + 2 + ROOT_BYTES_MAX <= FRAME_BYTES_MAX);
+const _: () = assert!(
+    HEAD_BYTES + 72 + 2 + crate::segment::PREFIX_BYTES_MAX + 2 + ROOT_BYTES_MAX + 2 + ADDRESS_BYTES_MAX
+        <= FRAME_BYTES_MAX
+);
 
 const HEAD_BYTES: usize = 12;
 const KIND_HELLO: u16 = 1;
@@ -83,7 +91,7 @@ pub struct Hello {
     pub version_min: u16,
     /// The newest.
     pub version_max: u16,
-    /// Bits of features it would use: [`FEATURE_ARENAS`], [`FEATURE_DIRECT`].
+    /// Bits of features it would use: [`FEATURE_ARENAS`], [`FEATURE_DIRECT`], [`FEATURE_ADDRESS`].
     pub features: u64,
     /// What people call the program; at most [`PROGRAM_BYTES`] bytes, cut.
     pub program: String,
@@ -129,6 +137,8 @@ pub struct Welcome {
     pub shm_prefix: String,
     /// The disk root, absolute; empty without one.
     pub disk_root: String,
+    /// `host:port` of gRPC, as programs on this host reach it: with [`FEATURE_ADDRESS`] only, else empty.
+    pub address: String,
 }
 
 /// Why a client is not let in.
@@ -453,6 +463,10 @@ impl Welcome {
         frame.extend(layout_words(self.shard_count).into_iter().flat_map(u32::to_le_bytes));
         put_text(&mut frame, &self.shm_prefix);
         put_text(&mut frame, &self.disk_root);
+        if self.features & FEATURE_ADDRESS != 0 {
+            assert!(self.address.len() <= ADDRESS_BYTES_MAX, "an address whose length was checked");
+            put_text(&mut frame, &self.address);
+        }
         frame
     }
 
@@ -476,6 +490,10 @@ impl Welcome {
         if !disk_root.is_empty() && !disk_root.starts_with('/') {
             return Err(wrong(format!("the disk root `{disk_root}` is not absolute")));
         }
+        let address = match features & FEATURE_ADDRESS {
+            0 => String::new(),
+            _ => reader.text(ADDRESS_BYTES_MAX)?,
+        };
         Ok(Self {
             version,
             shard_count,
@@ -486,6 +504,7 @@ impl Welcome {
             boot_hash,
             shm_prefix,
             disk_root,
+            address,
         })
     }
 }

@@ -214,11 +214,12 @@ fn welcome() -> Welcome {
         shard_count: 256,
         session: 4,
         namespace: NamespaceId::DEFAULT,
-        features: 3,
+        features: 7,
         epoch: Epoch(9),
         boot_hash: u64::MAX,
         shm_prefix: "p".repeat(64),
         disk_root: format!("/{}", "d".repeat(1023)),
+        address: format!("{}:65535", "h".repeat(253)),
     }
 }
 

@@ -51,6 +51,7 @@ fn samples() -> Vec<Vec<u8>> {
         boot_hash: 1,
         shm_prefix: "pm".to_owned(),
         disk_root: "/data".to_owned(),
+        address: String::new(),
     };
     let refused = Completion {
         op: Op::Commit,

@@ -13,8 +13,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use payload_local::hello::{
-    ClientFrame, FEATURE_ARENAS, FEATURE_DIRECT, FRAME_BYTES_MAX, Hello, RefusalKind, ServerFrame, Welcome,
-    doorbells_in_message,
+    ADDRESS_BYTES_MAX, ClientFrame, FEATURE_ADDRESS, FEATURE_ARENAS, FEATURE_DIRECT, FRAME_BYTES_MAX, Hello,
+    RefusalKind, ServerFrame, Welcome, doorbells_in_message,
 };
 use payload_types::{Monotonic, Peer, SessionId};
 
@@ -500,17 +500,21 @@ impl Registry {
     ) -> io::Result<()> {
         let connection = self.connections[index].as_ref().expect("who asked is there");
         let config = &self.parts.config;
+        let is_told =
+            hello.features & FEATURE_ADDRESS != 0 && (1..=ADDRESS_BYTES_MAX).contains(&config.address.len());
         let welcome = Welcome {
             version: hello.version().expect("checked before"),
             shard_count: self.shard_count,
             session: identity.id.get(),
             namespace: identity.namespace,
             features: if identity.arenas { FEATURE_ARENAS } else { 0 }
-                | if identity.direct { FEATURE_DIRECT } else { 0 },
+                | if identity.direct { FEATURE_DIRECT } else { 0 }
+                | if is_told { FEATURE_ADDRESS } else { 0 },
             epoch: config.epoch,
             boot_hash: self.parts.boot_hash,
             shm_prefix: config.shm_prefix.clone(),
             disk_root: config.disk_root.clone(),
+            address: if is_told { config.address.clone() } else { String::new() },
         };
         let mut frame = ServerFrame::Welcome(Box::new(welcome));
         let mut descriptors: Vec<BorrowedFd<'_>> = vec![memory.as_fd(), self.parts.node.fd()];

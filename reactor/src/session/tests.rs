@@ -54,6 +54,7 @@ impl Server {
             namespace: NamespaceId::DEFAULT,
             shm_prefix: "pm-test".to_owned(),
             disk_root: "/data/disk".to_owned(),
+            address: "127.0.0.1:50051".to_owned(),
         };
         change(&mut config);
         let mailboxes = Mailboxes::new(shards);
