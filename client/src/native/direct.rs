@@ -159,7 +159,7 @@ impl Direct {
             let table = seat.tables.get(usize::from(shard.0))?.as_ref()?;
             let index = IndexView::new(table.words())?;
             let found = read::acquire(&index, shard, id, cells.cell(cell)).ok()?;
-            self.pinned(seat, slabs, shard, cell, &found, wish)
+            self.pinned(seat, slabs, shard, id, (cell, &found), wish)
         })?
     }
 
@@ -207,7 +207,8 @@ impl Direct {
         let found: Vec<_> = wanted.iter().map(|(_, shard, _)| *shard).zip(results).collect();
         drop(wanted);
         for ((at, cell), (shard, found)) in places.into_iter().zip(&free).zip(found) {
-            pinned[at] = found.ok().and_then(|found| self.pinned(seat, slabs, shard, *cell, &found, wish));
+            pinned[at] =
+                found.ok().and_then(|found| self.pinned(seat, slabs, shard, &ids[at], (*cell, &found), wish));
         }
     }
 
@@ -218,12 +219,13 @@ impl Direct {
         seat: &mut Seat,
         slabs: &Slabs,
         shard: ShardIndex,
-        cell: CellIndex,
-        found: &Found,
+        id: &PayloadId,
+        (cell, found): (CellIndex, &Found),
         wish: Wish,
     ) -> Option<Pinned> {
         let pin = Pin { cell, claim: found.claim };
-        let place = found.entry.block.filter(|_| wish.accepts(&found.entry, || self.tick()));
+        let entry = found.entry(id);
+        let place = entry.block.filter(|_| wish.accepts(&entry, || self.tick()));
         let Some(place) = place else {
             self.release(&pin);
             return None;
@@ -231,9 +233,9 @@ impl Direct {
         if seat.sampler.is_due()
             && let Some(samples) = page::samples(self.cells.words(), shard)
         {
-            samples.note(found.position, found.entry.generation);
+            samples.note(found.position, entry.generation);
         }
-        Some(Pinned { pin, entry: found.entry, place, slab: seat.slab(slabs, place.slab) })
+        Some(Pinned { pin, entry, place, slab: seat.slab(slabs, place.slab) })
     }
 
     /// Ends a lease.

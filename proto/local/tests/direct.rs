@@ -122,7 +122,8 @@ fn run_against_a_map(seed: u64) {
         let current = IndexView::new(&memory).expect("a table");
         assert_eq!(publisher.len(), expected.len(), "seed {seed}");
         for number in 0..150 {
-            let found = read::acquire(&current, SHARD, &id(number), &cell).map(|found| found.entry);
+            let found =
+                read::acquire(&current, SHARD, &id(number), &cell).map(|found| found.entry(&id(number)));
             match expected.get(&id(number)) {
                 Some((entry, true)) => assert_eq!(found, Ok(*entry), "seed {seed}"),
                 Some((_, false)) => assert_eq!(found, Err(Miss::Unreadable), "seed {seed}"),
@@ -189,7 +190,7 @@ fn given_a_batch_when_leased_with_one_fence_then_each_result_is_its_own() {
     for (number, (result, cell)) in (1u64..).zip(results.iter().zip(&cells)) {
         match number {
             4 => assert_eq!(*result, Err(Miss::Unreadable)),
-            1..=20 => assert_eq!(result.map(|found| found.entry), Ok(entry(id(number), number))),
+            1..=20 => assert_eq!(result.map(|found| found.entry(&id(number))), Ok(entry(id(number), number))),
             _ => assert_eq!(*result, Err(Miss::Unknown)),
         }
         assert_eq!(cell.load(Ordering::Relaxed), result.map_or(0, |found| found.claim.bits()));
@@ -294,7 +295,7 @@ fn given_samples_when_drained_then_the_newest_are_told_and_forged_ones_harm_nobo
     let cell = AtomicU64::new(0);
     let mut note = |number: u64| {
         let found = read::acquire(&tables.current, SHARD, &id(number), &cell).expect("published");
-        samples.note(found.position, found.entry.generation);
+        samples.note(found.position, found.generation());
     };
     assert_eq!(told(&mut drain), []);
     (1..=3).for_each(&mut note);

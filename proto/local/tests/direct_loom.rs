@@ -155,7 +155,7 @@ fn entry(of: PayloadId, generation: u64) -> Entry {
 }
 
 fn unit(found: &Found) -> u64 {
-    u64::from(found.entry.block.expect("all have one").unit)
+    u64::from(found.block().expect("all have one").unit)
 }
 
 fn explore(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
@@ -243,8 +243,8 @@ fn moved_under_a_reader<const R: u8, const S: u8>() {
             move || {
                 let cell = cells(&page).cell(CellIndex(0));
                 if let Ok(found) = read::acquire(&index(&words), SHARD, &id(1), cell) {
-                    let generation = found.entry.generation.0;
-                    assert_eq!((unit(&found), found.entry.length), (generation, generation), "torn");
+                    let generation = found.generation().0;
+                    assert_eq!((unit(&found), found.entry(&id(1)).length), (generation, generation), "torn");
                     let bytes = blocks[generation as usize].load(Ordering::Relaxed);
                     assert_eq!(bytes, generation, "another's bytes");
                     read::release(cell);

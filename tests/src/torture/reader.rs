@@ -188,7 +188,7 @@ impl Reader<'_> {
                 if sampler.is_due()
                     && let Some(samples) = samples
                 {
-                    samples.note(found.position, found.entry.generation);
+                    samples.note(found.position, found.generation());
                 }
                 read::release(page.cell(at));
             }
@@ -202,9 +202,9 @@ impl Reader<'_> {
 
     /// Reads the block twice: whether it was all that generation's; `None` when it was not, and the lease is valid.
     fn compare(&mut self, at: CellIndex, found: &Found) -> Option<bool> {
-        let block = found.entry.block.expect("all have one");
+        let block = found.block().expect("all have one");
         let words = &self.data[block.unit as usize * BLOCK_WORDS..][..BLOCK_WORDS];
-        let generation = found.entry.generation.0;
+        let generation = found.generation().0;
         let is_right =
             |(word, value): (usize, &AtomicU64)| value.load(Ordering::Relaxed) == pattern(generation, word);
         let mut is_whole = words.iter().enumerate().all(is_right);

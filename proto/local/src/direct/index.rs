@@ -49,8 +49,6 @@ pub(super) mod at {
     pub(in super::super) const STATE: usize = 0;
     pub(in super::super) const ID: usize = 1;
     pub(in super::super) const BLOCK: usize = 3;
-    pub(in super::super) const LENGTH: usize = 4;
-    pub(in super::super) const CHECKSUM: usize = 5;
     pub(in super::super) const VERSION: usize = 6;
     pub(in super::super) const EXPIRES_AT: usize = 7;
 }
@@ -103,17 +101,16 @@ impl Entry {
 
     /// What the words of an entry say.
     #[inline]
-    fn of(id: PayloadId, generation: Generation, word: impl Fn(usize) -> u64) -> Self {
-        let length = word(at::LENGTH);
-        let checksum = word(at::CHECKSUM);
+    pub(super) fn of(id: PayloadId, generation: Generation, fields: &Fields) -> Self {
+        let [block, length, checksum, version, expires_at] = *fields;
         Self {
             id,
             generation,
-            block: Block::from_bits(word(at::BLOCK)),
+            block: Block::from_bits(block),
             length: length & (HAS_CHECKSUM - 1),
             checksum: (length & HAS_CHECKSUM != 0).then_some(Checksum(checksum)),
-            version: word(at::VERSION),
-            expires_at: match word(at::EXPIRES_AT) {
+            version,
+            expires_at: match expires_at {
                 0 => None,
                 millis => Some(WallMs::from_millis(millis)),
             },
@@ -128,18 +125,15 @@ pub(super) fn id_words(id: &PayloadId) -> [u64; 2] {
     [low, high].map(|half| u64::from_le_bytes(half.try_into().expect("8 of 16 bytes")))
 }
 
-/// What is compared again after the claim is out.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Mark {
-    pub position: u32,
-    pub state: u64,
-}
+/// The words of an entry behind its id, as they were met: what they say is looked at by who wants to know.
+pub(super) type Fields = [u64; ENTRY_WORDS - at::BLOCK];
 
-/// An entry as a reader met it.
+/// A readable entry as a reader met it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sighting {
-    pub mark: Mark,
-    pub entry: Entry,
+    pub position: u32,
+    pub generation: Generation,
+    pub fields: Fields,
 }
 
 /// Why there was nothing to see.
@@ -237,8 +231,12 @@ impl<'a, W: Word> IndexView<'a, W> {
                 if state & STATUS != READABLE {
                     return Err(Unseen::Unreadable);
                 }
-                let entry = Entry::of(*id, Generation(state >> 8), read);
-                return Ok(Sighting { mark: Mark { position: position as u32, state }, entry });
+                let fields = std::array::from_fn(|field| read(at::BLOCK + field));
+                return Ok(Sighting {
+                    position: position as u32,
+                    generation: Generation(state >> 8),
+                    fields,
+                });
             }
         }
         Err(Unseen::Unknown)
@@ -246,14 +244,15 @@ impl<'a, W: Word> IndexView<'a, W> {
 
     /// Whether what was met is there still, and the table is in use. Only after a full fence behind the claim.
     #[inline]
-    pub(super) fn is_unchanged(&self, seen: Mark) -> Result<bool, Closed> {
+    pub(super) fn is_unchanged(&self, position: u32, generation: Generation) -> Result<bool, Closed> {
         // Relaxed: the fence before has ordered both behind the claim's store. The server withdraws an entry, or closes the table, fences, and
         // then reads cells: one of the two sees the other (C++20 [atomics.order] 4; DMB ISH on ARM, MFENCE or a locked
         // instruction on x86).
         if self.closed.load(Ordering::Relaxed) != 0 {
             return Err(Closed);
         }
-        Ok(self.slot(seen.position as usize)[at::STATE].load(Ordering::Relaxed) == seen.state)
+        let state = self.slot(position as usize)[at::STATE].load(Ordering::Relaxed);
+        Ok(state == generation.0 << 8 | READABLE)
     }
 
     /// Whether this table has been replaced, or nothing is published any more. For who has time: leases look themselves.
@@ -263,7 +262,8 @@ impl<'a, W: Word> IndexView<'a, W> {
 
     /// What is published of an id just now. For who shows it: nothing keeps it so.
     pub fn find(&self, id: &PayloadId) -> Option<Entry> {
-        self.look(id, self.home(id)).ok().map(|sighting| sighting.entry)
+        let seen = self.look(id, self.home(id)).ok()?;
+        Some(Entry::of(*id, seen.generation, &seen.fields))
     }
 
     /// Whose entry is there now, for samples of readers: `position` may be anything. For the table's writer only.

@@ -5,10 +5,10 @@
 
 use std::sync::atomic::Ordering;
 
-use payload_types::{PayloadId, ShardIndex};
+use payload_types::{Block, Generation, PayloadId, ShardIndex};
 
 use super::Claim;
-use super::index::{Entry, IndexView, Mark, Sighting, Unseen};
+use super::index::{Entry, Fields, IndexView, Sighting, Unseen};
 use super::page::{CellIndex, StatusView};
 use crate::word::Word;
 
@@ -18,15 +18,34 @@ pub const TRIES_MAX: usize = 4;
 /// Ids of one call of [`acquire_many`]: claims and second looks wait in an array on the stack. Four lines of cells.
 pub const BATCH_MAX: usize = 32;
 
-/// A lease. What it says was copied before it was confirmed, and holds until the cell is emptied.
+/// A lease. What it says was copied before it was confirmed, word by word, and holds until the cell is emptied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Found {
     /// What the cell says.
     pub claim: Claim,
-    /// What is leased.
-    pub entry: Entry,
     /// Where the entry was, for samples ([`super::access`]).
     pub position: u32,
+    fields: Fields,
+}
+
+impl Found {
+    /// What is leased: of the id that was asked for.
+    #[inline]
+    pub fn entry(&self, id: &PayloadId) -> Entry {
+        Entry::of(*id, self.generation(), &self.fields)
+    }
+
+    /// Of the replica.
+    #[inline]
+    pub fn generation(&self) -> Generation {
+        self.claim.generation()
+    }
+
+    /// Where the bytes lie in a slab; `None`: elsewhere.
+    #[inline]
+    pub fn block(&self) -> Option<Block> {
+        Block::from_bits(self.fields[0])
+    }
 }
 
 /// Why nothing was leased. All of them are hints: the ring is the authority.
@@ -51,8 +70,10 @@ impl From<Unseen> for Miss {
     }
 }
 
+#[inline]
 fn found(seen: &Sighting, shard: ShardIndex) -> Found {
-    Found { claim: Claim::new(shard, seen.entry.generation), entry: seen.entry, position: seen.mark.position }
+    let Sighting { position, generation, fields } = *seen;
+    Found { claim: Claim::new(shard, generation), position, fields }
 }
 
 /// Leases a payload of the shard whose table this is; `cell` is empty and the caller's.
@@ -72,7 +93,7 @@ pub fn acquire<W: Word>(
         let found = found(&seen, shard);
         // Release and a full fence: see `claim` and `is_unchanged`.
         cell.store_and_fence(found.claim.bits());
-        match index.is_unchanged(seen.mark) {
+        match index.is_unchanged(seen.position, seen.generation) {
             Ok(true) => return Ok(found),
             Ok(false) => release(cell),
             Err(_closed) => {
@@ -122,24 +143,19 @@ pub fn acquire_many<W: Word>(
         ahead ^= index.touch(*home);
     }
     std::hint::black_box(ahead);
-    let mut sightings = [const { None::<Mark> }; BATCH_MAX];
-    for ((((index, shard, id), home), cell), (seen, result)) in
-        wanted.iter().zip(homes).zip(cells).zip(sightings.iter_mut().zip(&mut *results))
+    for ((((index, shard, id), home), cell), result) in wanted.iter().zip(homes).zip(cells).zip(&mut *results)
     {
         *result = index.look(id, home).map_err(Miss::from).map(|sighting| {
             let found = found(&sighting, *shard);
             claim(*cell, found.claim);
-            *seen = Some(sighting.mark);
             found
         });
     }
     // One fence for all: each claim is before it, each second look behind it.
     W::fence(Ordering::SeqCst);
-    for (((index, ..), cell), (seen, result)) in
-        wanted.iter().zip(cells).zip(sightings.iter().zip(&mut *results))
-    {
-        let Some(seen) = seen else { continue };
-        let miss = match index.is_unchanged(*seen) {
+    for (((index, ..), cell), result) in wanted.iter().zip(cells).zip(results) {
+        let Ok(seen) = result else { continue };
+        let miss = match index.is_unchanged(seen.position, seen.generation()) {
             Ok(true) => continue,
             Ok(false) => Miss::Contended,
             Err(_closed) => Miss::Closed,

@@ -110,7 +110,7 @@ impl Client {
         let cell = cells.free_cell(0).expect("a line of eight");
         let index = IndexView::new(self.table.words()).expect("a table");
         let found = read::acquire(&index, SHARD, &entry(number).id, cells.cell(cell))?;
-        assert_eq!(found.entry, entry(number));
+        assert_eq!(found.entry(&entry(number).id), entry(number));
         Ok((cell, found.claim))
     }
 
