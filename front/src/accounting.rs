@@ -8,15 +8,16 @@
 //! with very many files it is as old as [`Physical`] says, and not waited for once it takes longer than [`FOOTPRINT_WAIT`],
 //! nor at all when the last one did: Stats does not depend on how many payloads there are.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use payload_drivers::{DiskWatch, Locator};
-use payload_reactor::{DirectLeases, SessionList};
+use payload_reactor::{DirectLeases, SessionList, SlabCounts};
 use payload_types::reply::Reply;
 use payload_types::request::Request as Ask;
 use payload_types::{PayloadError, PerTier, Tier};
-use payload_wire::encode::{self, DirectFigures, NodeFigures};
+use payload_wire::encode::{self, DirectFigures, MemoryFigures, NodeFigures};
 use payload_wire::pb::admin::v1 as pb;
 use tokio::sync::watch;
 
@@ -39,6 +40,7 @@ pub struct Accounting {
     /// `None`: native sessions are not served.
     sessions: Option<SessionList>,
     direct: Option<DirectLeases>,
+    memory: Option<Arc<SlabCounts>>,
     physical: Arc<Physical>,
     started: Instant,
     disk: DiskWatch,
@@ -52,10 +54,10 @@ impl Accounting {
     pub fn new(router: Arc<Router>, node: &Node, connections: Connections) -> Self {
         let physical = Physical::new(node.locator());
         let (disk, overhead, sessions) = (node.disk(), node.overhead(), node.sessions());
-        let direct = node.direct();
+        let (direct, memory) = (node.direct(), node.slab_counts());
         let objects = node.objects();
         let started = Instant::now();
-        Self { router, connections, sessions, direct, physical, started, disk, overhead, objects }
+        Self { router, connections, sessions, direct, memory, physical, started, disk, overhead, objects }
     }
 
     /// All figures, now.
@@ -75,6 +77,7 @@ impl Accounting {
             connections: self.connections.count() as u64,
             native_sessions: self.sessions.as_ref().map_or(0, SessionList::count) as u64,
             direct: self.direct.as_ref().map(direct_figures).unwrap_or_default(),
+            memory: self.memory.as_deref().map(memory_figures),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             disk: self.disk.look(),
             segments: self.disk.segments(),
@@ -88,6 +91,20 @@ fn direct_figures(direct: &DirectLeases) -> DirectFigures {
     let leases = direct.leases().iter().map(|(_, leases)| u64::from(*leases)).sum();
     let (samples_total, unplaced_total) = direct.totals();
     DirectFigures { leases, sessions: direct.sessions() as u64, samples_total, unplaced_total }
+}
+
+fn memory_figures(counts: &SlabCounts) -> MemoryFigures {
+    let now = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    MemoryFigures {
+        memories: now(&counts.slabs),
+        bytes: now(&counts.bytes),
+        held: now(&counts.held),
+        made_bytes: now(&counts.made_bytes),
+        large_bytes: now(&counts.large_bytes),
+        large_refused: now(&counts.large_refused),
+        failed: now(&counts.failed),
+        opened: now(&counts.opened),
+    }
 }
 
 /// What the file system held when it was last counted. A count begins when somebody asks, one at a time.

@@ -30,7 +30,7 @@ use payload_reactor::preflight::{self, Status};
 use payload_reactor::topology::{self, Plan, Wanted};
 use payload_reactor::{
     Allowed, DirectLeases, Mailboxes, Reactor, ReactorConfig, ReactorHandle, SessionConfig, SessionList,
-    SessionServer, SlabConfig, SpinPolicy, clock,
+    SessionServer, SlabConfig, SlabCounts, SpinPolicy, clock,
 };
 use payload_shards::{Arbiter, Shard, ShardConfig, Watermarks};
 use payload_types::{ByteCount, Epoch, PerTier, ShardIndex, Tier, limits};
@@ -204,6 +204,11 @@ impl Node {
     /// The native sessions; `None`: they are not served.
     pub fn sessions(&self) -> Option<SessionList> {
         self.sessions.as_ref().map(SessionServer::list)
+    }
+
+    /// Counts of their memory; `None`: they are not served.
+    pub fn slab_counts(&self) -> Option<Arc<SlabCounts>> {
+        self.sessions.as_ref().map(SessionServer::slab_counts)
     }
 
     /// What native sessions lease without asking; `None`: they are not served.

@@ -4,7 +4,7 @@
 use payload_reactor::ReactorHandle;
 use payload_types::ShardIndex;
 use payload_wire::pb::admin::v1::StatsResponse;
-use payload_wire::pb::operations::v1::TierAccounting;
+use payload_wire::pb::operations::v1::{ArenaAccounting, TierAccounting};
 
 use super::text::{Kind, Text};
 use crate::tally::{Tally, code_name};
@@ -41,6 +41,62 @@ const TIER_COUNTERS: [TierFigure; 4] = [
     }),
     ("transfers_failed_total", "Copies to the tier that failed.", |tier| Some(tier.transfers_failed_total)),
     ("evictions_total", "Replicas of the tier evicted under pressure.", |tier| Some(tier.evictions_total)),
+];
+
+type ArenaFigure = (&'static str, Kind, &'static str, fn(&ArenaAccounting) -> u64);
+
+/// Memory of native sessions, as Stats tells it.
+const ARENA_FIGURES: [ArenaFigure; 16] = [
+    ("sessions", Kind::Gauge, "Sessions with memory on a shard, of the shard that has most.", |arenas| {
+        arenas.sessions
+    }),
+    ("slabs", Kind::Gauge, "Slabs that several payloads share.", |arenas| arenas.slabs),
+    ("slabs_own", Kind::Gauge, "Slabs of one payload: large ones, and sealed ones.", |arenas| {
+        arenas.slabs_own
+    }),
+    ("charged_bytes", Kind::Gauge, "Charged for both, what is being made or returned included.", |arenas| {
+        arenas.charged_bytes
+    }),
+    ("payloads", Kind::Gauge, "Payloads whose RAM replica lies in a slab.", |arenas| arenas.payloads),
+    ("payload_bytes", Kind::Gauge, "Their logical bytes.", |arenas| arenas.payload_bytes),
+    (
+        "blocks_limbo",
+        Kind::Gauge,
+        "Dropped blocks that wait for their leases, or for the end of a process.",
+        |arenas| arenas.blocks_limbo,
+    ),
+    (
+        "slabs_returning",
+        Kind::Gauge,
+        "Slabs that were given back and may still be mapped by somebody.",
+        |arenas| arenas.slabs_returning,
+    ),
+    ("memories", Kind::Gauge, "Memories of slabs that exist, those on their way back included.", |arenas| {
+        arenas.memories
+    }),
+    ("memory_bytes", Kind::Gauge, "Their bytes.", |arenas| arenas.memory_bytes),
+    (
+        "memories_held",
+        Kind::Gauge,
+        "Memories that a client was offered, did not map in time, and holds on to.",
+        |arenas| arenas.memories_held,
+    ),
+    ("made_bytes_total", Kind::Counter, "Bytes of memories made, since start.", |arenas| {
+        arenas.made_bytes_total
+    }),
+    ("large_bytes_total", Kind::Counter, "Of those, in large pages.", |arenas| arenas.large_bytes_total),
+    (
+        "large_refused_total",
+        Kind::Counter,
+        "Memories that did not get all the large pages that were asked for.",
+        |arenas| arenas.large_refused_total,
+    ),
+    ("makes_failed_total", Kind::Counter, "Memories that could not be made.", |arenas| {
+        arenas.makes_failed_total
+    }),
+    ("opens_total", Kind::Counter, "Descriptors of memories that readers were given.", |arenas| {
+        arenas.opens_total
+    }),
 ];
 
 /// What one scrape tells. `stats` is what the Stats RPC would have answered at this moment.
@@ -104,6 +160,11 @@ fn node(text: &mut Text, stats: &StatsResponse, in_flight: usize) {
         one("writes_refused_total", Kind::Counter, "Writes refused while failing.", disk.refused_total);
         one("read_failures_total", Kind::Counter, "Reads that failed.", disk.read_failures_total);
         one("slow_operations_total", Kind::Counter, "Operations that took too long.", disk.slow_total);
+    }
+    if let Some(arenas) = &stats.arenas {
+        for (name, kind, help, figure) in ARENA_FIGURES {
+            text.family(&format!("payload_manager_arena_{name}"), kind, help, [(Vec::new(), figure(arenas))]);
+        }
     }
     segments(text, stats);
     object_store(text, stats);

@@ -14,6 +14,7 @@ use std::process::Command;
 use payload_client::{Client, ClientError};
 use payload_types::reply::TierStats;
 use payload_types::{ByteCount, PerTier, Tier};
+use payload_wire::pb::operations::v1::ArenaAccounting;
 use serde::{Deserialize, Serialize};
 
 use crate::common::shown;
@@ -59,7 +60,7 @@ impl Row for Check {
 /// Checks the server, then the machine.
 pub async fn run(address: &str, output: &mut Output) -> anyhow::Result<()> {
     let mut checks = check_server(address).await;
-    let has_server = checks.iter().all(|check| check.status == OK);
+    let has_server = checks.first().is_some_and(|check| check.status == OK);
     match find_binary() {
         Some(binary) => checks.extend(check_machine(&binary)?),
         None if has_server => checks.push(Check::new(
@@ -120,7 +121,36 @@ async fn check_server(address: &str) -> Vec<Check> {
         Ok(tiers) => Check::new("tiers", OK, describe(&tiers), ""),
         Err(error) => Check::new("tiers", FAULT, error.to_string(), "read the server's log"),
     };
-    vec![health, tiers]
+    // A server that tells nothing of it serves no native sessions.
+    let arenas = client.accounting().await.ok().and_then(|answer| answer.arenas);
+    [health, tiers].into_iter().chain(arenas.as_ref().map(check_arenas)).collect()
+}
+
+/// Memory of native sessions.
+fn check_arenas(arenas: &ArenaAccounting) -> Check {
+    const NAME: &str = "arenas";
+    let detail = format!(
+        "{} memories of {}, {} of {} made in large pages; {} got fewer than were asked for",
+        arenas.memories,
+        ByteCount(arenas.memory_bytes),
+        ByteCount(arenas.large_bytes_total),
+        ByteCount(arenas.made_bytes_total),
+        arenas.large_refused_total
+    );
+    if arenas.memories_held > 0 {
+        let detail = format!("{detail}; {} are held by clients that did not map them", arenas.memories_held);
+        return Check::new(
+            NAME,
+            WARN,
+            detail,
+            "end the programs that hang, or that do not read their socket",
+        );
+    }
+    if arenas.makes_failed_total > 0 {
+        let detail = format!("{detail}; {} could not be made", arenas.makes_failed_total);
+        return Check::new(NAME, WARN, detail, "read the server's log; raise the limit that it names");
+    }
+    Check::new(NAME, OK, detail, "")
 }
 
 fn describe(tiers: &PerTier<TierStats>) -> String {
@@ -177,6 +207,18 @@ mod tests {
         assert_eq!(checks.len(), 2, "{checks:?}");
         assert!(!checks[0].is_fault() && checks[1].is_fault());
         assert_eq!(checks[1].cells().len(), Check::COLUMNS.len());
+    }
+
+    #[test]
+    fn given_memory_that_somebody_holds_on_to_when_checked_then_it_is_warned_of() {
+        let calm = ArenaAccounting { memories: 2, memory_bytes: 8192, ..ArenaAccounting::default() };
+        assert_eq!(check_arenas(&calm).status, OK);
+        let troubles =
+            [ArenaAccounting { memories_held: 1, ..calm }, ArenaAccounting { makes_failed_total: 1, ..calm }];
+        for trouble in troubles {
+            let check = check_arenas(&trouble);
+            assert!(check.status == WARN && !check.fix.is_empty(), "{check:?}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use payload_types::{ByteCount, time};
 use payload_wire::enums;
 use payload_wire::pb::admin::v1::StatsResponse;
 use payload_wire::pb::operations::v1::{
-    DiskHealth, DiskSegments, NodeAccounting, ObjectStoreHealth, TierAccounting,
+    ArenaAccounting, DiskHealth, DiskSegments, NodeAccounting, ObjectStoreHealth, TierAccounting,
 };
 use serde::Serialize;
 
@@ -32,6 +32,8 @@ struct Stats {
     disk: Option<Disk>,
     /// Its segment files; null where no payloads share files.
     disk_segments: Option<BTreeMap<&'static str, u64>>,
+    /// Memory of native sessions; null where they are not served.
+    arenas: Option<BTreeMap<&'static str, u64>>,
     /// The object store; null where there is none.
     object_store: Option<ObjectStore>,
 }
@@ -139,6 +141,27 @@ const SEGMENT_FIGURES: [SegmentFigure; 10] = [
     ("moved_bytes_total", |segments| segments.moved_bytes_total),
 ];
 
+type ArenaFigure = (&'static str, fn(&ArenaAccounting) -> u64);
+
+const ARENA_FIGURES: [ArenaFigure; 16] = [
+    ("sessions", |arenas| arenas.sessions),
+    ("slabs", |arenas| arenas.slabs),
+    ("slabs_own", |arenas| arenas.slabs_own),
+    ("charged_bytes", |arenas| arenas.charged_bytes),
+    ("payloads", |arenas| arenas.payloads),
+    ("payload_bytes", |arenas| arenas.payload_bytes),
+    ("blocks_limbo", |arenas| arenas.blocks_limbo),
+    ("slabs_returning", |arenas| arenas.slabs_returning),
+    ("memories", |arenas| arenas.memories),
+    ("memory_bytes", |arenas| arenas.memory_bytes),
+    ("memories_held", |arenas| arenas.memories_held),
+    ("made_bytes_total", |arenas| arenas.made_bytes_total),
+    ("large_bytes_total", |arenas| arenas.large_bytes_total),
+    ("large_refused_total", |arenas| arenas.large_refused_total),
+    ("makes_failed_total", |arenas| arenas.makes_failed_total),
+    ("opens_total", |arenas| arenas.opens_total),
+];
+
 /// Shows the statistics.
 pub async fn run(client: &Client, output: &mut Output) -> anyhow::Result<()> {
     let answer = client.accounting().await?;
@@ -172,6 +195,10 @@ impl From<&StatsResponse> for Stats {
             disk_segments: answer.disk_segments.as_ref().map(|segments| {
                 SEGMENT_FIGURES.iter().map(|(field, figure)| (*field, figure(segments))).collect()
             }),
+            arenas: answer
+                .arenas
+                .as_ref()
+                .map(|arenas| ARENA_FIGURES.iter().map(|(field, figure)| (*field, figure(arenas))).collect()),
             object_store: answer.object_store.as_ref().map(ObjectStore::from),
             node: NODE_FIGURES.iter().map(|(field, figure)| (*field, figure(&node))).collect(),
         }
@@ -318,6 +345,19 @@ impl Block for Stats {
         fields.push(("connections", number("connections")));
         fields.push(("native sessions", number("native_sessions")));
         fields.push(("direct leases", number("direct_leases")));
+        if let Some(arenas) = &self.arenas {
+            fields.push((
+                "arenas",
+                format!(
+                    "{} payloads of {} in {} slabs of {}, {} on their way back",
+                    arenas["payloads"],
+                    ByteCount(arenas["payload_bytes"]),
+                    arenas["slabs"] + arenas["slabs_own"],
+                    ByteCount(arenas["charged_bytes"]),
+                    arenas["slabs_returning"]
+                ),
+            ));
+        }
         // Whole seconds: nobody reads more of an uptime.
         fields.push(("up for", time::format_millis(self.node["uptime_ms"] / 1_000 * 1_000)));
         fields

@@ -26,7 +26,7 @@ pub use records::{
     stream_entry, streams,
 };
 pub use scrub::scrub_finding;
-pub use stats::{DirectFigures, NodeFigures, stats};
+pub use stats::{DirectFigures, MemoryFigures, NodeFigures, stats};
 
 use std::num::NonZeroU32;
 

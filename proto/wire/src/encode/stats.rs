@@ -1,13 +1,13 @@
 //! The answer to Stats, summed over shards.
 
-use payload_types::reply::{ShardStats, TierStats};
+use payload_types::reply::{ArenaStats, ShardStats, TierStats};
 use payload_types::{DiskFault, DiskHealth, DiskSegments, DiskState, PerTier, Tier};
 
 use crate::encode::timestamp;
 use crate::enums;
 use crate::pb::admin::v1 as pb;
 use crate::pb::operations::v1 as pb_operations;
-use crate::pb::operations::v1::{NodeAccounting, TierAccounting};
+use crate::pb::operations::v1::{ArenaAccounting, NodeAccounting, TierAccounting};
 
 /// Direct leases of a node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -20,6 +20,27 @@ pub struct DirectFigures {
     pub samples_total: u64,
     /// Payloads that found no place in a table, since start.
     pub unplaced_total: u64,
+}
+
+/// Memory of native sessions, as the thread that makes it counts it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct MemoryFigures {
+    /// Memories that exist, those on their way back included.
+    pub memories: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Of those, offered to a client that did not map them in time and holds on to them.
+    pub held: u64,
+    /// Bytes made since start.
+    pub made_bytes: u64,
+    /// Of those, in large pages.
+    pub large_bytes: u64,
+    /// Memories that did not get all the large pages that were asked for.
+    pub large_refused: u64,
+    /// Memories that could not be made.
+    pub failed: u64,
+    /// Descriptors that readers were given.
+    pub opened: u64,
 }
 
 /// What no shard knows of its node.
@@ -35,6 +56,8 @@ pub struct NodeFigures {
     pub native_sessions: u64,
     /// What they lease without asking.
     pub direct: DirectFigures,
+    /// Their memory; `None`: they are not served.
+    pub memory: Option<MemoryFigures>,
     /// Since this start.
     pub uptime_ms: u64,
     /// How the disk root is doing, where there is one.
@@ -73,9 +96,32 @@ pub fn stats(shards: &[ShardStats], node: &NodeFigures) -> pb::StatsResponse {
             direct_samples_total: node.direct.samples_total,
             direct_unplaced_total: node.direct.unplaced_total,
         }),
+        arenas: node.memory.map(|memory| arenas(shards, &memory)),
         disk: node.disk.as_ref().map(disk),
         disk_segments: node.segments.map(segments),
         object_store: node.object_store.clone(),
+    }
+}
+
+fn arenas(shards: &[ShardStats], memory: &MemoryFigures) -> ArenaAccounting {
+    let sum = |figure: &dyn Fn(&ArenaStats) -> u64| shards.iter().map(|shard| figure(&shard.arenas)).sum();
+    ArenaAccounting {
+        sessions: shards.iter().map(|shard| shard.arenas.sessions).max().unwrap_or_default(),
+        slabs: sum(&|arena| arena.slabs),
+        slabs_own: sum(&|arena| arena.own),
+        charged_bytes: sum(&|arena| arena.charged_bytes),
+        payloads: sum(&|arena| arena.payloads),
+        payload_bytes: sum(&|arena| arena.payload_bytes),
+        blocks_limbo: sum(&|arena| arena.limbo_blocks),
+        slabs_returning: sum(&|arena| arena.returning),
+        memories: memory.memories,
+        memory_bytes: memory.bytes,
+        memories_held: memory.held,
+        made_bytes_total: memory.made_bytes,
+        large_bytes_total: memory.large_bytes,
+        large_refused_total: memory.large_refused,
+        makes_failed_total: memory.failed,
+        opens_total: memory.opened,
     }
 }
 
@@ -178,9 +224,7 @@ mod tests {
             bytes_disk: 3_300,
             bytes_object: 4_400,
             node: Some(NodeAccounting::default()),
-            tiers: Vec::new(),
-            disk: None,
-            disk_segments: None,
+            ..pb::StatsResponse::default()
         };
         assert_eq!(sum, expected, "no tier is configured");
     }
@@ -236,6 +280,52 @@ mod tests {
         let node = sum.node.expect("always there");
         assert_eq!((node.leases, node.leases_granted_total), (4, 18));
         assert_eq!((node.connections, node.native_sessions), (6, 2));
+        assert_eq!(sum.arenas, None, "no native sessions are served");
+    }
+
+    #[test]
+    fn given_memory_of_sessions_when_told_then_shards_are_summed_and_each_figure_stands_in_its_own_field() {
+        let arenas = ArenaStats {
+            sessions: 1,
+            slabs: 2,
+            own: 3,
+            charged_bytes: 4,
+            payloads: 5,
+            payload_bytes: 6,
+            limbo_blocks: 7,
+            returning: 8,
+        };
+        let shard = ShardStats { arenas, ..ShardStats::default() };
+        let memory = MemoryFigures {
+            memories: 9,
+            bytes: 10,
+            held: 11,
+            made_bytes: 12,
+            large_bytes: 13,
+            large_refused: 14,
+            failed: 15,
+            opened: 16,
+        };
+        let node = NodeFigures { memory: Some(memory), ..NodeFigures::default() };
+        let told = ArenaAccounting {
+            sessions: 1,
+            slabs: 4,
+            slabs_own: 6,
+            charged_bytes: 8,
+            payloads: 10,
+            payload_bytes: 12,
+            blocks_limbo: 14,
+            slabs_returning: 16,
+            memories: 9,
+            memory_bytes: 10,
+            memories_held: 11,
+            made_bytes_total: 12,
+            large_bytes_total: 13,
+            large_refused_total: 14,
+            makes_failed_total: 15,
+            opens_total: 16,
+        };
+        assert_eq!(stats(&[shard.clone(), shard], &node).arenas, Some(told));
     }
 
     #[test]
