@@ -30,6 +30,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,7 +46,7 @@ use crate::error::ClientError;
 use crate::mapping::ReadMapping;
 use crate::native::{Session, request};
 use crate::payload::Waits;
-use crate::{client, payload};
+use crate::{client, interrupt, payload};
 
 /// A connection to a server.
 #[derive(Clone, Debug)]
@@ -150,7 +151,7 @@ impl Client {
             Some(deadline) => remote.client.with_deadline(deadline),
             None => remote.client.clone(),
         };
-        remote.runtime.block_on(call(&client))
+        remote.runtime.block_on(attended(call(&client)))
     }
 
     /// Describes an allocation of `size` bytes; [`Allocating::open`] reserves and maps them, on RAM unless
@@ -314,6 +315,20 @@ impl Shared {
     /// On the runtime over which something came.
     fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self.remote.as_ref().expect("what came over gRPC has a runtime").runtime.block_on(future)
+    }
+}
+
+/// Waits for a call, and looks now and then whether the caller wants it still.
+async fn attended<T>(call: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
+    if !interrupt::is_watched() {
+        return call.await;
+    }
+    let mut call = pin!(call);
+    loop {
+        match tokio::time::timeout(interrupt::EVERY, call.as_mut()).await {
+            Ok(result) => return result,
+            Err(_) => interrupt::look()?,
+        }
     }
 }
 

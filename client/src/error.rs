@@ -43,6 +43,9 @@ pub enum ClientError {
         "this process was forked from the one that connected, which alone holds the session and its leases; connect in the child"
     )]
     Forked,
+    /// The caller itself ended the wait ([`crate::interrupt`]): whether a write was done is unknown.
+    #[error("the wait was ended by the caller; whether what was under way was done is unknown")]
+    Cancelled,
     /// The connection broke during a call: whether a write was done is unknown.
     #[error(
         "the connection to {address} broke before the answer came ({reason}); whether it was done is unknown"

@@ -32,6 +32,7 @@ pub mod client;
 pub mod descriptor;
 pub mod error;
 pub mod find;
+pub mod interrupt;
 pub mod lineage;
 #[allow(unsafe_code)]
 pub mod mapping;

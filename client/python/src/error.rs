@@ -32,6 +32,8 @@ fn class_of(error: &ClientError) -> &'static str {
     match error {
         ClientError::Connect { .. } | ClientError::Refused { .. } => "ConnectionFailed",
         ClientError::Ended { .. } | ClientError::Interrupted { .. } => "ConnectionLost",
+        // Only what a signal's handler raised ends a wait, and that is raised instead.
+        ClientError::Cancelled => "InternalError",
         ClientError::Forked => "Forked",
         ClientError::Contract(_) => "ContractBroken",
         ClientError::Mapping(_) | ClientError::Io { .. } => "MappingFailed",

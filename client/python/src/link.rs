@@ -1,19 +1,19 @@
 //! [`Link`]: the connection that a client and what it hands out share, and the one way in which they wait.
 //!
 //! ```text
-//! method --Link::client--> blocking::Client (a clone) --waiting--> without the GIL
-//!                                                     `-remote---> the same, on its runtime; Ctrl-C is noticed meanwhile
+//! method --Link::client--> blocking::Client (a clone) --waiting--> without the GIL; Ctrl-C is noticed each 100 ms
+//!                                                     `-remote---> the same, over gRPC, on its runtime
 //! ```
 //!
 //! Invariant: who holds the GIL never waits for the runtime. Its threads take turns at driving it, and the one whose turn it
 //! is may wait for the GIL. Only the main thread looks for signals, as in Python itself: it cannot meet the interpreter's end
 //! in the middle of a call.
 
-use std::pin::pin;
+use std::cell::{Cell, OnceCell};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use payload_client::blocking::Client;
+use payload_client::interrupt::interruptible;
 use payload_client::{ClientError, client};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -21,9 +21,6 @@ use pyo3::sync::PyOnceLock;
 use crate::convert;
 use crate::error::{exception, raised};
 use crate::owned::Owned;
-
-/// How often a call that goes over gRPC looks whether somebody pressed Ctrl-C.
-const SIGNALS_EVERY: Duration = Duration::from_millis(100);
 
 /// A connection.
 #[derive(Debug)]
@@ -98,38 +95,51 @@ impl Link {
         call: impl AsyncFnOnce(&client::Client) -> Result<T, ClientError> + Send,
     ) -> PyResult<T> {
         let client = self.client(py, timeout)?;
-        let is_main = is_main_thread(py)?;
-        let result = py.detach(|| {
-            let result = client.grpc(async |client| {
-                Ok(if is_main { attended(call(client)).await } else { Ok(call(client).await) })
-            });
-            // Dropped here: it may be the last one, and wait.
-            drop(client);
-            result
-        });
-        match result {
-            Ok(Ok(result)) => result.map_err(|error| raised(py, &error)),
-            Ok(Err(signal)) => Err(signal),
-            Err(error) => Err(raised(py, &error)),
-        }
+        // Dropped where nobody holds the GIL: it may be the last one, and wait.
+        waiting(py, move || client.grpc(call))
     }
 }
 
-/// Waits without the GIL.
-///
-/// # Errors
-/// As `wait`.
-pub fn waiting<T: Send>(py: Python<'_>, wait: impl FnOnce() -> Result<T, ClientError> + Send) -> PyResult<T> {
-    py.detach(wait).map_err(|error| raised(py, &error))
+thread_local! {
+    /// True in the main thread; looked up once.
+    static IS_MAIN: OnceCell<bool> = const { OnceCell::new() };
+    /// What a handler raised, until it is raised where the call was made.
+    static RAISED: Cell<Option<PyErr>> = const { Cell::new(None) };
 }
 
-/// Waits for a call, and now and then for the GIL, to let handlers of signals run.
-async fn attended<T>(call: impl Future<Output = Result<T, ClientError>>) -> PyResult<Result<T, ClientError>> {
-    let mut call = pin!(call);
-    loop {
-        match tokio::time::timeout(SIGNALS_EVERY, call.as_mut()).await {
-            Ok(result) => return Ok(result),
-            Err(_) => Python::attach(|py| py.check_signals())?,
+/// Waits without the GIL; in the main thread also for what a signal's handler raises.
+///
+/// # Errors
+/// As `wait`; what the handler raised.
+pub fn waiting<T: Send>(py: Python<'_>, wait: impl FnOnce() -> Result<T, ClientError> + Send) -> PyResult<T> {
+    let is_main = match IS_MAIN.with(|known| known.get().copied()) {
+        Some(known) => known,
+        None => {
+            let is_main = is_main_thread(py)?;
+            IS_MAIN.with(|known| *known.get_or_init(|| is_main))
+        }
+    };
+    let result = py.detach(|| {
+        if !is_main {
+            return Ok(wait());
+        }
+        let result = interruptible(has_raised, wait);
+        match RAISED.take() {
+            None => Ok(result),
+            // What came all the same is dropped here, because that may wait.
+            Some(raised) => Err(raised),
+        }
+    });
+    result?.map_err(|error| raised(py, &error))
+}
+
+/// Lets handlers of signals run, for which it waits for the GIL.
+fn has_raised() -> bool {
+    match Python::attach(|py| py.check_signals()) {
+        Ok(()) => false,
+        Err(error) => {
+            RAISED.set(Some(error));
+            true
         }
     }
 }

@@ -63,6 +63,21 @@ impl Socket {
         Ok(Self { fd })
     }
 
+    /// Two that are connected, with the same timeout.
+    ///
+    /// # Errors
+    /// What the system says.
+    #[cfg(test)]
+    pub(crate) fn pair() -> io::Result<(Self, Self)> {
+        let mut fds: [RawFd; 2] = [-1; 2];
+        let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
+        // SAFETY: two descriptors are written to `fds`, which has room for them.
+        checked(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()) } as isize)?;
+        // SAFETY: descriptors that socketpair(2) has just made are nobody else's.
+        let [one, other] = fds.map(|fd| Self { fd: unsafe { OwnedFd::from_raw_fd(fd) } });
+        Ok((one, other))
+    }
+
     /// Sends one message without descriptors.
     ///
     /// # Errors

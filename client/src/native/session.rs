@@ -25,6 +25,7 @@ use payload_types::{EvictionPolicy, Location as Lies, PayloadId};
 
 use crate::descriptor::{Descriptor, Location, location_of};
 use crate::error::ClientError;
+use crate::interrupt;
 use crate::mapping::shared::{ForkGuard, SharedWords, futex_wait, futex_wake};
 use crate::mapping::socket::{self, Bell};
 use crate::mapping::{ReadMapping, WriteMapping};
@@ -201,6 +202,8 @@ impl Session {
                 Location::File { path: place::file_path(root()?, id, generation), offset: 0, length }
             }
             Lies::Arena(block) => Location::Block { slab: block.slab, offset: block.offset_bytes(), length },
+            // Its URI is the server's to tell, over gRPC.
+            Lies::Object => return None,
             Lies::Packed(extent) => Location::File {
                 path: place::segment_file_path(root()?, extent.file),
                 offset: extent.offset_bytes(),
@@ -332,7 +335,9 @@ impl Session {
                 Some(published) => return Ok(published),
                 None => {
                     let shard = self.shard_of(submission);
-                    self.wait_until(shard, |lane| lane.has_room().then_some(()))?;
+                    let wait = || self.wait_until(shard, |lane| lane.has_room().then_some(()));
+                    // What nobody waits for gives something back.
+                    if is_attended { wait() } else { interrupt::uninterrupted(wait) }?;
                 }
             }
         }
@@ -462,6 +467,7 @@ impl Session {
             found(&mut lane)
         };
         let (view, next) = (self.view(shard), &self.shards[usize::from(shard)].next);
+        let mut since_look = Duration::ZERO;
         loop {
             if let Some(found) = look() {
                 return Ok(found);
@@ -477,8 +483,12 @@ impl Session {
             let found = look();
             if found.is_none() {
                 let start = Instant::now();
-                futex_wait(line.wake, seen, SLEEP_MAX);
-                if start.elapsed() >= SLEEP_MAX {
+                let is_watched = interrupt::is_watched();
+                futex_wait(line.wake, seen, if is_watched { interrupt::EVERY } else { SLEEP_MAX });
+                let slept = start.elapsed();
+                since_look += slept;
+                if since_look >= SLEEP_MAX || slept >= SLEEP_MAX {
+                    since_look = Duration::ZERO;
                     self.look_after_server();
                 }
             }
@@ -486,6 +496,7 @@ impl Session {
             if let Some(found) = found {
                 return Ok(found);
             }
+            interrupt::look()?;
         }
     }
 
@@ -558,8 +569,8 @@ impl<S: Deref<Target = Session>> Call<S> {
     /// As [`Session::call`].
     pub fn wait(mut self) -> Answer {
         let answer = self.session.wait_until(self.shard, |lane| lane.take_answer(self.tag));
-        // Either it was taken, or there is no session any more to take it from.
-        self.is_done = true;
+        // Either it was taken, or there is no session any more to take it from; or nobody wants it.
+        self.is_done = !matches!(answer, Err(ClientError::Cancelled));
         answer?
     }
 

@@ -11,7 +11,8 @@
 //! pages that exist in the server still have to be mapped here, one fault each (docs/decisions, arenas).
 //!
 //! Invariants: frames are read and acted on in order (`reading`), whoever reads them; what has ended is told by `ended`.
-//! Limits: the server's, of slabs a session; a wait for a slab ends after [`SLAB_WITHIN`].
+//! Limits: the server's, of slabs a session; a wait for a slab ends after [`SLAB_WITHIN`]; [`WANTED_MAX`] are asked for at a time,
+//! each once, however many callers wait for it.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -27,8 +28,15 @@ use crate::mapping::slab::{Block, SlabMap};
 use crate::mapping::socket::{Bell, Message, Socket};
 use crate::native::direct::Direct;
 
+#[cfg(test)]
+mod tests;
+
 /// How long a caller waits for a slab that it does not know.
 const SLAB_WITHIN: Duration = Duration::from_secs(1);
+
+/// Slabs that are asked for at a time: so many frames wait at the server at most (12 + 4 bytes each, in the socket's buffer).
+/// Callers that want more wait for one of these, within their own [`SLAB_WITHIN`].
+const WANTED_MAX: usize = 64;
 
 /// Touching ahead begins with this many bytes: one large page.
 const TOUCH_BYTES_MIN: usize = 2 << 20;
@@ -53,9 +61,17 @@ pub(super) struct Slabs {
 #[derive(Debug, Default)]
 struct State {
     known: HashMap<SlabId, Slab>,
-    /// Of those that somebody waits for.
-    refused: HashMap<SlabId, String>,
+    /// Those that somebody waits for.
+    wanted: HashMap<SlabId, Wanted>,
     is_over: bool,
+}
+
+/// A slab that was asked for.
+#[derive(Debug, Default)]
+struct Wanted {
+    callers: usize,
+    /// Why it is not to be had.
+    refused: Option<String>,
 }
 
 #[derive(Debug)]
@@ -188,27 +204,65 @@ impl Slabs {
     }
 
     fn want(&self, slab: SlabId) -> Result<Arc<SlabMap>, ClientError> {
-        let sent = self.socket.send(&ClientFrame::SlabWanted { slab }.encode());
-        sent.map_err(|reason| ClientError::Io { what: "cannot ask for a slab", reason })?;
         let until = Instant::now() + SLAB_WITHIN;
+        let mut state = self.lock();
+        while state.wanted.len() >= WANTED_MAX && !state.wanted.contains_key(&slab) {
+            state = self.wait(state, until)?;
+        }
+        let wanted = state.wanted.entry(slab).or_default();
+        wanted.callers += 1;
+        let is_first = wanted.callers == 1;
+        drop(state);
+        let opened = self.opened(slab, is_first, until);
+        let mut state = self.lock();
+        if let Some(wanted) = state.wanted.get_mut(&slab) {
+            wanted.callers -= 1;
+            if wanted.callers == 0 {
+                state.wanted.remove(&slab);
+                drop(state);
+                self.changed.notify_all();
+            }
+        }
+        opened
+    }
+
+    /// Asks for a slab, if nobody has, and waits for it.
+    fn opened(&self, slab: SlabId, must_ask: bool, until: Instant) -> Result<Arc<SlabMap>, ClientError> {
+        if must_ask {
+            let sent = self.socket.send(&ClientFrame::SlabWanted { slab }.encode());
+            sent.map_err(|reason| ClientError::Io { what: "cannot ask for a slab", reason })?;
+        }
         let mut state = self.lock();
         loop {
             if let Some(known) = state.known.get(&slab) {
                 return Ok(Arc::clone(&known.map));
             }
-            if let Some(reason) = self.ended.get() {
-                return Err(ClientError::Ended { reason: reason.clone() });
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            let refused = state.refused.remove(&slab);
-            if refused.is_some() || left.is_zero() {
-                let message = refused.unwrap_or_else(|| {
-                    "the server did not open the memory of this payload within a second; try again".to_owned()
-                });
+            if let Some(message) = state.wanted.get(&slab).and_then(|wanted| wanted.refused.clone()) {
                 return Err(ClientError::Server { kind: ErrorKind::Unavailable, message });
             }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.wait(state, until)?;
         }
+    }
+
+    /// Waits until something changes.
+    ///
+    /// # Errors
+    /// UNAVAILABLE when it is too late; [`ClientError::Ended`].
+    fn wait<'a>(
+        &self,
+        state: MutexGuard<'a, State>,
+        until: Instant,
+    ) -> Result<MutexGuard<'a, State>, ClientError> {
+        if let Some(reason) = self.ended.get() {
+            return Err(ClientError::Ended { reason: reason.clone() });
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let message =
+                "the server did not open the memory of this payload within a second; try again".to_owned();
+            return Err(ClientError::Server { kind: ErrorKind::Unavailable, message });
+        }
+        Ok(self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0)
     }
 
     /// Acts on one frame; an error says why the session ends.
@@ -263,7 +317,10 @@ impl Slabs {
     }
 
     fn refuse(&self, slab: SlabId, text: String) {
-        self.lock().refused.insert(slab, text);
+        // Of one that nobody waits for any more there is nothing to say.
+        if let Some(wanted) = self.lock().wanted.get_mut(&slab) {
+            wanted.refused = Some(text);
+        }
         self.changed.notify_all();
     }
 
