@@ -1,20 +1,24 @@
 //! Lets `wire` show where replicas lie: the drivers' names behind the trait that encoding asks for.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use payload_drivers::Locator;
 use payload_types::{Generation, PayloadId};
 use payload_wire::Locate;
 
 use crate::cluster::OwnNode;
+use crate::object::ObjectTier;
 
 /// The names of this node's segments and files.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Places {
     /// The drivers' names.
     pub locator: Locator,
     /// This node, where others share its catalog.
     pub node: Option<OwnNode>,
+    /// The object store, where there is one.
+    pub objects: Option<Arc<ObjectTier>>,
 }
 
 impl Locate for Places {
@@ -29,6 +33,10 @@ impl Locate for Places {
 
     fn segment_path(&self, file: NonZeroU32) -> String {
         self.locator.segment_path(file).to_string_lossy().into_owned()
+    }
+
+    fn object_uri(&self, id: PayloadId) -> String {
+        self.objects.as_ref().map(|objects| objects.uri(id)).unwrap_or_default()
     }
 
     fn node(&self) -> Option<(&str, &str)> {

@@ -6,6 +6,7 @@ pub mod crash;
 pub mod explore;
 pub mod peer;
 pub mod postgres;
+pub mod seaweed;
 pub mod server;
 pub mod sim;
 #[allow(unsafe_code, reason = "the one file with system calls that std does not wrap")]

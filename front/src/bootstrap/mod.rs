@@ -129,6 +129,10 @@ impl Node {
             }
             None => None,
         };
+        if let Some(driver) = &object_driver {
+            let source = source.clone();
+            drivers.set_objects(Arc::clone(driver), Arc::new(move |id| source.archive(id)));
+        }
         let completions = handle.clone();
         drivers.start(Arc::new(move |shard, completion| completions.complete(shard, completion)));
         let ports = Arc::new(NodePorts::new(drivers, writer));
@@ -416,8 +420,12 @@ fn capacity(config: &Config) -> PerTier<Option<ByteCount>> {
     // Tables and spares of segment files are on the disk, too, and all of it together stays within what is configured.
     let packed = disk_capacity_packed(config).and_then(Geometry::of_capacity);
     capacity[Tier::Disk] = Some(packed.map_or(config.storage.disk.capacity, Geometry::usable));
+    capacity[Tier::Object] = config.storage.object.as_ref().map(|_| OBJECT_CAPACITY);
     capacity
 }
+
+/// Nobody knows how much a store has room for; it says so when it is full. 1 EiB: sums of it stay within 63 bits.
+const OBJECT_CAPACITY: ByteCount = ByteCount(1 << 60);
 
 /// The disk's capacity, where payloads may share files.
 fn disk_capacity_packed(config: &Config) -> Option<ByteCount> {
@@ -483,6 +491,7 @@ fn drivers_config(config: &Config) -> DriversConfig {
         ram_capacity: Some(config.storage.ram.capacity),
         disk_capacity: disk_capacity_packed(config),
         compaction_bytes_per_second: config.storage.disk.compaction_bytes_per_second,
+        has_objects: config.storage.object.is_some(),
         ..DriversConfig::default()
     }
 }

@@ -9,9 +9,11 @@
 //! Limits: operations are bounded by the driver; one sweep at a time.
 
 mod archive;
+mod import;
 mod journal;
 pub mod rebuild;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -53,6 +55,8 @@ pub struct ObjectTier {
     epoch: Epoch,
     /// One sweep at a time.
     sweeping: Mutex<()>,
+    /// Whether objects are stored as they are.
+    plain: Mutex<HashMap<PayloadId, bool>>,
     /// Dropped: the thread that probes ends, once the store has answered or timed out.
     stop: Mutex<Option<Sender<()>>>,
 }
@@ -83,6 +87,7 @@ impl ObjectTier {
             source,
             epoch,
             sweeping: Mutex::default(),
+            plain: Mutex::default(),
             stop: Mutex::default(),
         });
         let (stop, stopped) = bounded(1);

@@ -1,11 +1,13 @@
-//! `PayloadCatalogService`: lifecycle, placement, metadata and lineage. Import answers UNIMPLEMENTED.
+//! `PayloadCatalogService`: lifecycle, placement, metadata and lineage.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use payload_drivers::object::Access;
 use payload_reactor::clock;
-use payload_types::PayloadKey;
 use payload_types::reply::Reply;
 use payload_types::request::Request as Ask;
+use payload_types::{PayloadKey, Tier};
 use payload_wire::pb::catalog::v1 as pb_catalog;
 use payload_wire::pb::runtime::v1 as pb;
 use payload_wire::pb::services::v1::payload_catalog_service_server::PayloadCatalogService;
@@ -16,8 +18,9 @@ use tonic::{Request, Response, Status};
 use super::router::{NAMESPACE, Router, mismatch};
 use super::{metadata, spill};
 use crate::cluster;
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, late};
 use crate::incoming::peer_of;
+use crate::object;
 use crate::records::Records;
 use crate::repeats::RequestId;
 
@@ -44,6 +47,7 @@ impl PayloadCatalogService for CatalogService {
             .unwrap_or_else(|| Deadline::of_server(self.router.allocate_wait_ms));
         let request_id =
             RequestId::of("AllocatePayload", request.metadata(), request.get_ref()).map_err(to_status)?;
+        let upload_url = Duration::from_millis(request.get_ref().upload_url_ms);
         let parts = decode::allocate(request.into_inner(), clock::now().wall).map_err(to_status)?;
         let router = Arc::clone(&self.router);
         let patience = deadline.of_work(request_id.is_some());
@@ -51,7 +55,17 @@ impl PayloadCatalogService for CatalogService {
             let (id, shard) = router.mint.payload_id();
             let ask = Ask::Allocate(parts.into_allocate(PayloadKey { namespace: NAMESPACE, id }));
             match router.ask(shard, ask, Some(patience)).await? {
-                Reply::Allocated(descriptor) => Ok(encode::allocated(&descriptor, &router.locator)),
+                Reply::Allocated(descriptor) => {
+                    let mut answer = encode::allocated(&descriptor, &router.locator);
+                    if let Some(objects) = router.objects.as_ref().filter(|_| descriptor.tier == Tier::Object)
+                    {
+                        // What a client uploads past the server has to be known after a restart, too.
+                        let key = PayloadKey { namespace: NAMESPACE, id };
+                        router.ask(shard, Ask::Enrol { key }, Some(patience)).await?;
+                        answer.upload_url = objects.sign(id, Access::Write, upload_url).await?;
+                    }
+                    Ok(answer)
+                }
                 other => Err(mismatch("AllocatePayload", &other)),
             }
         };
@@ -157,7 +171,12 @@ impl PayloadCatalogService for CatalogService {
         request: Request<pb_catalog::AddLineageRequest>,
     ) -> Result<Response<()>, Status> {
         let deadline = Deadline::of(request.metadata());
-        let answer = metadata::lineage_add(&self.records, request.into_inner(), deadline).await;
+        let request = request.into_inner();
+        let child = payload_wire::ids::payload_id(request.child.as_ref());
+        let answer = metadata::lineage_add(&self.records, request, deadline).await;
+        if let (Ok(_), Ok(child), Some(objects)) = (&answer, child, &self.router.objects) {
+            objects.retell(child);
+        }
         answer.map(Response::new).map_err(to_status)
     }
 
@@ -180,8 +199,12 @@ impl PayloadCatalogService for CatalogService {
         let (records, request) = (Arc::clone(&self.records), request.into_inner());
         let patience = deadline.map(|deadline| deadline.of_work(request_id.is_some()));
         let call = request_id.clone();
+        let id = payload_wire::ids::payload_id(request.id.as_ref());
         let work = async move { metadata::update(&records, request, call.as_ref(), patience).await };
         let answer = self.records.repeats.once(request_id, deadline, work).await;
+        if let (Ok(_), Ok(id), Some(objects)) = (&answer, id, &self.router.objects) {
+            objects.retell(id);
+        }
         answer.map(Response::new).map_err(to_status)
     }
 
@@ -202,10 +225,20 @@ impl PayloadCatalogService for CatalogService {
 
     async fn import_payload(
         &self,
-        _: Request<pb::ImportPayloadRequest>,
+        request: Request<pb::ImportPayloadRequest>,
     ) -> Result<Response<pb::ImportPayloadResponse>, Status> {
-        Err(Status::unimplemented(
-            "ImportPayload is not served by this version of payload-manager: there is no object storage yet; commit payloads on ram or disk",
-        ))
+        let deadline = Deadline::of(request.metadata());
+        let parts = decode::import(NAMESPACE, request.into_inner()).map_err(to_status)?;
+        let Some(objects) = &self.router.objects else { return Err(to_status(object::unconfigured())) };
+        let work = objects.import(&self.router, parts, deadline);
+        // The store may take its time; the client's deadline is for all of it.
+        let imported = match deadline.and_then(|deadline| deadline.give_up) {
+            None => work.await,
+            Some(end) => tokio::time::timeout_at(end, work).await.unwrap_or_else(|_late| Err(late())),
+        };
+        let descriptor = imported.map_err(to_status)?;
+        Ok(Response::new(pb::ImportPayloadResponse {
+            payload_descriptor: Some(encode::descriptor(&descriptor, &self.router.locator)),
+        }))
     }
 }

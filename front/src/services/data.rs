@@ -1,10 +1,12 @@
 //! `PayloadDataService`: what readers call. Resolve, lease, release.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use payload_types::reply::Reply;
-use payload_types::request::Request as Ask;
-use payload_types::{PayloadError, PayloadId};
+use payload_drivers::object::Access;
+use payload_types::reply::{LeaseGrant, Reply};
+use payload_types::request::{Acquire, Request as Ask};
+use payload_types::{Location, PayloadError, PayloadId, PromotionPolicy, Tier};
 use payload_wire::pb::runtime::v1 as pb;
 use payload_wire::pb::services::v1::payload_data_service_server::PayloadDataService;
 use payload_wire::status::to_status;
@@ -25,6 +27,45 @@ impl DataService {
     /// Serves from the shards behind `router`.
     pub fn new(router: Arc<Router>) -> Self {
         Self { router }
+    }
+
+    /// A lease; of an object that is compressed once it was brought in, and with a URL to read it by where one is wanted.
+    async fn lease(
+        &self,
+        ask: Ask,
+        object_url: Duration,
+        deadline: Option<Deadline>,
+    ) -> Result<pb::AcquireReadLeaseResponse, PayloadError> {
+        let mut grant = self.grant(ask.clone(), deadline).await?;
+        let id = grant.descriptor.id;
+        let objects = self.router.objects.as_ref();
+        let Some(objects) = objects.filter(|_| grant.descriptor.location == Some(Location::Object)) else {
+            return Ok(encode::leased(&grant, &self.router.locator));
+        };
+        let is_plain = objects.is_plain(id).await;
+        if !matches!(is_plain, Ok(true)) {
+            let release = Ask::Release { lease: grant.lease, by: None };
+            self.router.ask(grant.lease.shard(), release, deadline).await?;
+            is_plain?;
+            let Ask::Acquire(acquire) = ask else {
+                return Err(mismatch("AcquireReadLease", &Reply::Released));
+            };
+            // Its bytes there are not the payload's.
+            let brought =
+                Acquire { min_tier: Some(Tier::Disk), policy: PromotionPolicy::Blocking, ..acquire };
+            grant = self.grant(Ask::Acquire(brought), deadline).await?;
+            return Ok(encode::leased(&grant, &self.router.locator));
+        }
+        let mut answer = encode::leased(&grant, &self.router.locator);
+        answer.object_url = objects.sign(id, Access::Read, object_url).await?;
+        Ok(answer)
+    }
+
+    async fn grant(&self, ask: Ask, deadline: Option<Deadline>) -> Result<LeaseGrant, PayloadError> {
+        match self.router.ask_owner(ask, deadline).await? {
+            Reply::Leased(grant) => Ok(grant),
+            other => Err(mismatch("AcquireReadLease", &other)),
+        }
     }
 
     /// The descriptor of what another node has, or else `error`, which is what this node's shard answered.
@@ -72,11 +113,9 @@ impl PayloadDataService for DataService {
     ) -> Result<Response<pb::AcquireReadLeaseResponse>, Status> {
         let deadline = Deadline::of(request.metadata());
         let (nonce, owner) = (self.router.mint.lease_nonce(), peer_of(&request));
+        let object_url = Duration::from_millis(request.get_ref().object_url_ms);
         let ask = decode::acquire(NAMESPACE, request.into_inner(), nonce, owner).map_err(to_status)?;
-        match self.router.ask_owner(ask, deadline).await.map_err(to_status)? {
-            Reply::Leased(grant) => Ok(Response::new(encode::leased(&grant, &self.router.locator))),
-            other => Err(to_status(mismatch("AcquireReadLease", &other))),
-        }
+        self.lease(ask, object_url, deadline).await.map(Response::new).map_err(to_status)
     }
 
     async fn release_lease(&self, request: Request<pb::ReleaseLeaseRequest>) -> Result<Response<()>, Status> {

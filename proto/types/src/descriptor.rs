@@ -20,6 +20,8 @@ pub enum Location {
     Packed(Extent),
     /// A part of a native session's slab, which only native sessions of this node can map: it has no name.
     Arena(Block),
+    /// An object of its own in the store; its URI follows from the payload id.
+    Object,
 }
 
 /// A payload as the contract's `PayloadDescriptor` shows it.

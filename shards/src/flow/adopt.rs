@@ -47,7 +47,7 @@ impl Shard {
                 users: Users::default(),
                 synced: replica.synced,
                 // A failed fdatasync of an earlier run is forgotten by the kernel: a new one would prove nothing.
-                sync_failed: !replica.synced && replica.tier.is_durable(),
+                sync_failed: !replica.synced && replica.tier == Tier::Disk,
                 unsound: !replica.sound,
                 made_s: 0,
             });

@@ -19,6 +19,9 @@ use crate::parked::Caller;
 use crate::payload::{Payload, Replica, Terms};
 use crate::shard::{Answer, Shard, Step, Timer};
 
+/// An allocation on OBJECT is reclaimed no earlier than a day later.
+const OBJECT_TIMEOUT_MS_MIN: u64 = 24 * 3600 * 1000;
+
 impl Shard {
     pub(crate) fn allocate(&mut self, step: &mut Step<'_>, caller: Caller, request: Allocate) -> Answer {
         if request.memory != Memory::Segment {
@@ -68,7 +71,7 @@ impl Shard {
     /// Refuses one payload more than there may be.
     pub(crate) fn check_allocation(&self, request: &Allocate) -> Result<(), PayloadError> {
         self.check_limbo()?;
-        self.sessions.check_allocations(request.owner)?;
+        self.sessions.check_allocations(request.owner, self.config.shard_count)?;
         if self.table.is_full() {
             return Err(PayloadError::exhausted(
                 "this shard holds as many payloads as it may; delete some, or run more shards",
@@ -180,7 +183,14 @@ impl Shard {
         let is_orphan = self.sessions.is_orphan(slot);
         let payload = self.table.links(slot);
         let allocation_end = (payload.state == PayloadState::Allocated)
-            .then(|| payload.created_at.checked_plus(self.config.allocation_timeout_ms))
+            .then(|| {
+                let timeout = match payload.fastest() {
+                    // Its client uploads it by itself, from wherever it is.
+                    Some(Tier::Object) => self.config.allocation_timeout_ms.max(OBJECT_TIMEOUT_MS_MIN),
+                    _ => self.config.allocation_timeout_ms,
+                };
+                payload.created_at.checked_plus(timeout)
+            })
             .flatten()
             .map(|end| if is_orphan { now.wall } else { end });
         let due = [payload.expires_at, allocation_end].into_iter().flatten().min();

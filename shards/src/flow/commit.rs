@@ -121,7 +121,8 @@ impl Shard {
 
     /// True when what is written to `tier` is brought to stable storage unasked.
     pub(crate) fn syncs(&self, tier: Tier) -> bool {
-        tier == Tier::Disk && self.config.disk_fsync
+        // A store says that it has an object once it is safe there.
+        tier == Tier::Object || tier == Tier::Disk && self.config.disk_fsync
     }
 
     pub(crate) fn commit_sealed(&mut self, step: &mut Step<'_>, id: OpId, result: Result<(), DriverError>) {

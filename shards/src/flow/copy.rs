@@ -126,8 +126,10 @@ impl Shard {
         // What replaces a replica is as safe as that was, or may have been when an earlier run wrote it.
         let sync = sync || to.is_durable() && payload.replicas[to].is_some();
         let from = self.table.replica_ref(slot, payload.tier()).expect("the fastest replica");
-        let to =
-            ReplicaRef { tier: to, generation: self.mint_generation(), extent: None, block: None, ..from };
+        // An object has the payload's name: one that is written anew takes the former's place.
+        let former = payload.replicas[to].filter(|_| to == Tier::Object).map(|replica| replica.generation);
+        let generation = former.unwrap_or_else(|| self.mint_generation());
+        let to = ReplicaRef { tier: to, generation, extent: None, block: None, ..from };
         let alone = from.tier == to.tier;
         let copy = Copy { from, to, sync, evicts, step: op::Step::Budget, keeps_source: false, alone };
         let op = self.ops.start(Op::new(slot, class, Kind::Copy(copy)));
@@ -311,9 +313,18 @@ impl Shard {
         }
     }
 
+    /// True when a copy wrote an object anew: in the place of the one there was, under its name and generation.
+    fn is_anew(&self, slot: SlotKey, copy: Copy) -> bool {
+        let current = self.table.get(slot).and_then(|payload| payload.replicas[copy.to.tier]);
+        current.is_some_and(|replica| replica.generation == copy.to.generation)
+    }
+
     /// Drops what a copy made and nobody may use.
     fn drop_made(&mut self, slot: SlotKey, copy: Copy) {
         let payload = self.table.get(slot).map(|_| slot);
+        if self.is_anew(slot, copy) {
+            return self.release_charge(copy.to.tier, copy.to.size.in_pages());
+        }
         let kept = Kept { synced: copy.sync, sound: false };
         let entry = self.limbo.insert(copy.to, payload, Users::default(), kept, !copy.is_relocation());
         if copy.to.tier == Tier::Ram && payload.is_some() {
@@ -333,6 +344,9 @@ impl Shard {
             // It has been on this tier for as long as the other one was, and is what that was.
             (new.made_s, new.unsound) = (old.made_s, old.unsound);
             self.retire_as(slot, copy.to.tier, false, false);
+        } else if let Some(old) = old.filter(|_| self.is_anew(slot, copy)) {
+            new.users = old.users;
+            self.release_charge(copy.to.tier, copy.to.size.in_pages());
         } else {
             // One that could not be brought to stable storage is written anew, and one that shared a file has its own now:
             // both are replaced here.

@@ -31,6 +31,7 @@ mod health;
 mod intent;
 mod naming;
 pub mod object;
+pub mod objects;
 mod packed;
 mod retire;
 mod segments;
@@ -62,6 +63,7 @@ pub use crate::verify::Verifier;
 use crate::calls::{Calls, System};
 use crate::faults::{Faults, Faulty};
 use crate::health::Health;
+use crate::objects::{Lanes, Objects};
 use crate::packed::Packed;
 use crate::packed::boot::Tables;
 use crate::packed::syncer::{self, GROUPS_WAITING_MAX};
@@ -114,6 +116,8 @@ pub struct DriversConfig {
     pub disk_capacity: Option<ByteCount>,
     /// How many bytes a second compaction may move; 0: as many as it can.
     pub compaction_bytes_per_second: u64,
+    /// Whether there is an object store, which is given with [`Drivers::set_objects`]: rows may name objects there.
+    pub has_objects: bool,
 }
 
 impl Default for DriversConfig {
@@ -132,6 +136,7 @@ impl Default for DriversConfig {
             ram_capacity: None,
             disk_capacity: None,
             compaction_bytes_per_second: COMPACTION_BYTES_PER_SECOND,
+            has_objects: false,
         }
     }
 }
@@ -160,6 +165,7 @@ pub struct Drivers {
     /// What lies in segment files and no row names, until the threads run.
     dead: Vec<ReplicaRef>,
     running: Option<Running>,
+    objects: Option<Objects>,
     calls: Arc<dyn Calls>,
     /// True where a test moves the clock: then only writers try a failing root again.
     clock_is_told: bool,
@@ -178,6 +184,7 @@ struct Running {
     transfers: Sender<TransferOp>,
     scrub: Sender<StorageOp>,
     scrub_stop: Arc<Stop>,
+    objects: Option<Lanes>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -251,6 +258,7 @@ impl Drivers {
             orphans: Vec::new(),
             dead: Vec::new(),
             running: None,
+            objects: None,
             calls,
             clock_is_told,
             _root_lock: lock,
@@ -319,6 +327,11 @@ impl Drivers {
         self.orphans.iter().map(|orphan| orphan.replica).chain(self.dead.iter().copied())
     }
 
+    /// Boot: the store of the OBJECT tier, and who knows what its sidecars say. To be called before [`start`](Self::start).
+    pub fn set_objects(&mut self, driver: Arc<object::ObjectDriver>, source: objects::ArchiveSource) {
+        self.objects = Some(Objects { driver, source });
+    }
+
     /// Spawns the threads; completions go to `sink`. To be called once.
     ///
     /// # Panics
@@ -384,7 +397,9 @@ impl Drivers {
         if let Some(health) = self.health_of_disk().cloned().filter(|_| !self.clock_is_told) {
             spawn("pm-disk-probe".to_owned(), Box::new(move || health.run_probes()));
         }
-        self.running = Some(Running { storage, transfers, scrub, scrub_stop, threads });
+        let objects =
+            self.objects.as_ref().map(|objects| Lanes::start(objects, &self.stores, &sink, lane_len));
+        self.running = Some(Running { storage, transfers, scrub, scrub_stop, objects, threads });
     }
 
     /// Takes an op for the threads. Never blocks.
@@ -394,6 +409,9 @@ impl Drivers {
     #[expect(clippy::result_large_err, reason = "a refused op goes back to the shard's own slots, by value")]
     pub fn submit(&self, op: DriverOp) -> Result<(), DriverOp> {
         let Some(running) = &self.running else { return Err(op) };
+        if let Some(objects) = running.objects.as_ref().filter(|_| Lanes::takes(&op)) {
+            return if objects.submit(op) { Ok(()) } else { Err(op) };
+        }
         let is_taken = match op {
             DriverOp::Storage(op) if matches!(op.action, StorageAction::Verify { .. }) => {
                 running.scrub.try_send(op).is_ok()
@@ -480,8 +498,12 @@ impl DiskWatch {
 
 impl Drop for Drivers {
     fn drop(&mut self) {
-        if let Some(Running { storage, transfers, scrub, scrub_stop, threads }) = self.running.take() {
+        if let Some(Running { storage, transfers, scrub, scrub_stop, objects, threads }) = self.running.take()
+        {
             drop((storage, transfers, scrub));
+            if let Some(objects) = objects {
+                objects.end();
+            }
             scrub_stop.stop();
             if let Some(pool) = &self.stores.ram.pool {
                 pool.stop();

@@ -46,6 +46,11 @@ impl Verifier<'_> {
         // Looking is what takes time; it is over before anybody waits for the lock.
         let mut found = self.drivers.found.lock().unwrap_or_else(PoisonError::into_inner);
         for (number, (replica, seen)) in replicas.iter().zip(&self.seen).enumerate() {
+            // A store need not be up at start; what it lacks is found when it is asked for.
+            if replica.tier == Tier::Object {
+                answer(number, self.drivers.config.has_objects);
+                continue;
+            }
             // What is packed needs no table but its file's.
             if replica.extent.is_some() {
                 answer(number, *seen == Seen::Whole);

@@ -67,6 +67,11 @@ fn place(payload: &Descriptor, location: Location, locate: &impl Locate) -> Opti
             offset_bytes: 0,
             length_bytes: payload.size.0,
         }),
+        Location::Object => PbLocation::Disk(core::DiskLocation {
+            path: locate.object_uri(payload.id),
+            offset_bytes: 0,
+            length_bytes: payload.size.0,
+        }),
         Location::Packed(extent) => PbLocation::Disk(core::DiskLocation {
             path: locate.segment_path(extent.file),
             offset_bytes: extent.offset_bytes(),
@@ -84,8 +89,16 @@ fn eviction_policy(policy: EvictionPolicy) -> core::EvictionPolicy {
     }
 }
 
-/// The answer to AllocatePayload on a tier whose bytes are written in place.
+/// The answer to AllocatePayload: where the bytes are written in place, or where they are to be uploaded.
 pub fn allocated(payload: &Descriptor, locate: &impl Locate) -> pb::AllocatePayloadResponse {
+    if payload.location == Some(Location::Object) {
+        let placeless = Descriptor { location: None, ..payload.clone() };
+        return pb::AllocatePayloadResponse {
+            payload_descriptor: Some(descriptor(&placeless, locate)),
+            object_upload_path: locate.object_uri(payload.id),
+            ..Default::default()
+        };
+    }
     pb::AllocatePayloadResponse {
         payload_descriptor: Some(descriptor(payload, locate)),
         ..Default::default()

@@ -40,6 +40,10 @@ pub trait Locate {
     fn disk_path(&self, id: PayloadId, generation: Generation) -> String;
     /// The absolute path of the segment file with this number.
     fn segment_path(&self, file: NonZeroU32) -> String;
+    /// The full URI of a payload's object; empty on a node without an object store.
+    fn object_uri(&self, _id: PayloadId) -> String {
+        String::new()
+    }
     /// Name and `host:port` of the node whose replicas these are, where others share its catalog.
     fn node(&self) -> Option<(&str, &str)> {
         None

@@ -66,6 +66,11 @@ impl ObjectError {
         Self { kind, message: message.into() }
     }
 
+    /// Nobody answers any more.
+    pub(crate) fn stopping() -> Self {
+        super::gate::stopping()
+    }
+
     /// A local read or write that failed.
     pub(crate) fn of_io(kind: ObjectErrorKind, tried: &str, error: &io::Error) -> Self {
         let kind = if is_full(error) { ObjectErrorKind::Full } else { kind };

@@ -35,7 +35,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use object_store::ObjectStoreExt as _;
-use payload_types::{ByteCount, Checksum, PayloadId};
+use payload_types::{ByteCount, Checksum, Generation, PayloadId};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
@@ -300,6 +300,30 @@ impl ObjectDriver {
             requests_total: seen.requests.load(Relaxed),
             clock_skew_ms: seen.skew_ms.load(Relaxed),
             ..self.core.gate.health()
+        }
+    }
+
+    /// The beginning of the end: what waits and what comes is answered `Stopping`, what is under way ends as it would.
+    pub fn stop(&self) {
+        self.turns.close();
+        self.core.gate.close();
+    }
+
+    /// Notes that a payload's object is to be deleted by a later sweep: it could not be deleted now. Blocks for as long as the
+    /// journal does.
+    pub fn doom(&self, id: PayloadId, generation: Generation, size: ByteCount) {
+        let entry = Entry {
+            id,
+            generation,
+            kind: EntryKind::Removal,
+            size: size.0,
+            part_bytes: 0,
+            compression: Compression::None,
+            upload: self.core.journal.find(id).and_then(|entry| entry.upload),
+            parts: std::collections::BTreeMap::new(),
+        };
+        if let Err(error) = self.core.journal.begin(entry) {
+            tracing::warn!(%id, %error, "that an object is to be deleted could not be noted; the next start knows it all the same");
         }
     }
 

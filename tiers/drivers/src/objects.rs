@@ -1,0 +1,266 @@
+//! What shards ask of the object store: threads that wait for the driver's answers, so that copies with an end there are ops like any
+//! other.
+//!
+//! ```text
+//! submit --copies--> threads: open the source -> ObjectDriver::upload, or a draft <- ObjectDriver::download -> name it --> TransferDone
+//!        --Create, Seal (it is looked at), Drop, Verify--> threads ----------------------------------------------------> StorageDone
+//! ```
+//! A copy out of the store is in a draft until all of it is there and has its checksum. How an object is compressed is read from its
+//! sidecar, whatever is configured now. A drop that fails leaves an entry in the journal, and is answered all the same: the next sweep
+//! deletes the object. Limits: [`COPIES_AT_ONCE`] copies, each within the driver's own memory.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+use payload_types::effect::{ReplicaRef, StorageAction, StorageOp, TransferOp};
+use payload_types::event::{
+    Completion, Copied, DriverError, DriverErrorKind, StorageDone, TransferDone, TransferError,
+};
+use payload_types::{ByteCount, Checksum, PayloadId, Tier};
+
+use crate::fault::finding;
+use crate::object::{
+    Archive, Compression, Download, FileRange, ObjectDriver, ObjectError, ObjectErrorKind, Sink, Upload,
+};
+use crate::store::draft::Draft;
+use crate::store::offset_of;
+use crate::stores::Stores;
+use crate::workers::panicked;
+use crate::{CompletionSink, DriverOp};
+
+/// As many as the driver moves at a time.
+const COPIES_AT_ONCE: usize = 8;
+/// Looks and drops, which are short.
+const LOOKS_AT_ONCE: usize = 2;
+/// How long the end waits for what is under way.
+const END_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What is known of a payload beyond its bytes, for its sidecar. Called on the threads here: it may block.
+pub type ArchiveSource = Arc<dyn Fn(PayloadId) -> Archive + Send + Sync>;
+
+/// The store of a node's OBJECT tier.
+#[derive(Clone)]
+pub(crate) struct Objects {
+    pub(crate) driver: Arc<ObjectDriver>,
+    pub(crate) source: ArchiveSource,
+}
+
+/// The lanes and their threads.
+pub(crate) struct Lanes {
+    copies: Sender<TransferOp>,
+    looks: Sender<StorageOp>,
+    driver: Arc<ObjectDriver>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Lanes {
+    /// Starts the threads.
+    ///
+    /// # Panics
+    /// When the system refuses one.
+    pub(crate) fn start(
+        objects: &Objects,
+        stores: &Arc<Stores>,
+        sink: &CompletionSink,
+        lane_len: usize,
+    ) -> Self {
+        let (copies, copy_lane) = bounded(lane_len);
+        let (looks, look_lane) = bounded(lane_len);
+        let mut threads = Vec::new();
+        let mut spawn = |name: String, body: Box<dyn FnOnce() + Send>| {
+            let thread = std::thread::Builder::new().name(name).spawn(body);
+            threads.push(thread.expect("the system has room for the driver threads"));
+        };
+        for index in 0..COPIES_AT_ONCE {
+            let (objects, stores, sink, lane) =
+                (objects.clone(), Arc::clone(stores), Arc::clone(sink), Receiver::clone(&copy_lane));
+            let body = move || run_copies(&objects, &stores, &lane, &sink);
+            spawn(format!("pm-object-{index}"), Box::new(body));
+        }
+        for index in 0..LOOKS_AT_ONCE {
+            let (objects, sink, lane) = (objects.clone(), Arc::clone(sink), Receiver::clone(&look_lane));
+            let body = move || run_looks(&objects.driver, &lane, &sink);
+            spawn(format!("pm-object-look-{index}"), Box::new(body));
+        }
+        Self { copies, looks, driver: Arc::clone(&objects.driver), threads }
+    }
+
+    /// True when the op is the store's to do.
+    pub(crate) fn takes(op: &DriverOp) -> bool {
+        match op {
+            DriverOp::Storage(op) => op.replica.tier == Tier::Object,
+            DriverOp::Transfer(op) => op.from.tier == Tier::Object || op.to.tier == Tier::Object,
+        }
+    }
+
+    /// Takes an op; false: its lane is full.
+    pub(crate) fn submit(&self, op: DriverOp) -> bool {
+        match op {
+            DriverOp::Storage(op) => self.looks.try_send(op).is_ok(),
+            DriverOp::Transfer(op) => self.copies.try_send(op).is_ok(),
+        }
+    }
+
+    /// Ends the threads. What the store does not answer in time is left to the end of the process, and to the next start's sweep.
+    pub(crate) fn end(self) {
+        let Self { copies, looks, driver, threads } = self;
+        drop((copies, looks));
+        driver.stop();
+        let end = Instant::now() + END_PATIENCE;
+        while threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for thread in threads.into_iter().filter(JoinHandle::is_finished) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the object store ended by a panic");
+            }
+        }
+    }
+}
+
+/// Waits for the answer to what `ask` submits.
+fn answer<T: Send + 'static>(
+    ask: impl FnOnce(Box<dyn FnOnce(Result<T, ObjectError>) + Send>) -> Result<(), ObjectError>,
+) -> Result<T, ObjectError> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    ask(Box::new(move |result| drop(sender.send(result))))?;
+    receiver.recv().unwrap_or_else(|_dropped| Err(ObjectError::stopping()))
+}
+
+fn run_copies(objects: &Objects, stores: &Stores, lane: &Receiver<TransferOp>, sink: &CompletionSink) {
+    for op in lane {
+        let copied = catch_unwind(AssertUnwindSafe(|| match op.to.tier {
+            Tier::Object => store(objects, stores, &op),
+            Tier::Gpu | Tier::Ram | Tier::Disk => fetch(&objects.driver, stores, &op),
+        }));
+        let result = copied.unwrap_or_else(|panic| Err(TransferError::Destination(panicked(&*panic))));
+        let result = result.map(|checksum| Copied { checksum, extent: None });
+        sink(op.shard, Completion::Transfer(TransferDone { op: op.op, result }));
+    }
+}
+
+/// Into the store.
+fn store(objects: &Objects, stores: &Stores, op: &TransferOp) -> Result<Checksum, TransferError> {
+    let from = stores.get(op.from.tier).map_err(TransferError::Source)?;
+    let file = from.open_source(op).map_err(TransferError::Source)?;
+    let source = FileRange { file: Arc::new(file), offset: offset_of(&op.from), size: op.from.size };
+    let upload = Upload {
+        id: op.to.id,
+        generation: op.to.generation,
+        source: Arc::new(source),
+        expected: op.expected,
+        archive: (objects.source)(op.to.id),
+    };
+    let uploaded = answer(|done| objects.driver.upload(upload, done));
+    uploaded.map(|uploaded| uploaded.checksum).map_err(|error| match error.kind {
+        ObjectErrorKind::Source | ObjectErrorKind::Corrupt => TransferError::Source(error.into()),
+        _ => TransferError::Destination(error.into()),
+    })
+}
+
+/// Out of the store.
+fn fetch(driver: &ObjectDriver, stores: &Stores, op: &TransferOp) -> Result<Checksum, TransferError> {
+    let to = stores.get(op.to.tier).map_err(TransferError::Destination)?;
+    let compression = compression(driver, op.from.id).map_err(|error| TransferError::Source(error.into()))?;
+    let draft = Draft::begin(to, op.to).map_err(TransferError::Destination)?;
+    let sink = FileRange { file: Arc::clone(&draft.file), offset: 0, size: op.to.size };
+    let checksum =
+        download(driver, &op.from, op.expected, compression, Arc::new(sink)).map_err(
+            |error| match error.kind {
+                ObjectErrorKind::Destination | ObjectErrorKind::Full => {
+                    TransferError::Destination(error.into())
+                }
+                _ => TransferError::Source(error.into()),
+            },
+        )?;
+    draft.publish(op.sync).map_err(TransferError::Destination)?;
+    Ok(checksum)
+}
+
+/// How an object is stored: its sidecar says; without one it is what a client stored, plainly.
+fn compression(driver: &ObjectDriver, id: PayloadId) -> Result<Compression, ObjectError> {
+    match answer(|done| driver.sidecar(id, done)) {
+        Ok(sidecar) => Ok(sidecar.compression),
+        // The bytes prove themselves.
+        Err(error) if matches!(error.kind, ObjectErrorKind::Missing | ObjectErrorKind::Corrupt) => {
+            Ok(Compression::None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn download(
+    driver: &ObjectDriver,
+    from: &ReplicaRef,
+    expected: Option<Checksum>,
+    compression: Compression,
+    sink: Arc<dyn Sink>,
+) -> Result<Checksum, ObjectError> {
+    let download = Download { id: from.id, size: from.size, expected, compression, etag: None, sink };
+    answer(|done| driver.download(download, done))
+}
+
+/// Where bytes go that are read for their checksum alone.
+pub struct Nowhere;
+
+impl Sink for Nowhere {
+    fn write_at(&self, _bytes: &[u8], _offset: u64) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn run_looks(driver: &ObjectDriver, lane: &Receiver<StorageOp>, sink: &CompletionSink) {
+    for StorageOp { shard, op, replica, action } in lane {
+        let work = |work: &dyn Fn() -> Result<(), DriverError>| {
+            catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(panicked(&*panic)))
+        };
+        let done = match action {
+            // Its client stores it.
+            StorageAction::Create => StorageDone::Created { op, result: Ok(()) },
+            StorageAction::Seal { .. } => {
+                StorageDone::Sealed { op, result: work(&|| look(driver, &replica)) }
+            }
+            // The store has it, or its upload was no success.
+            StorageAction::Sync => StorageDone::Synced { op, result: Ok(()) },
+            StorageAction::Verify { expected, .. } => {
+                let verify = || verify(driver, &replica, expected).map_err(DriverError::from);
+                StorageDone::Verified { op, result: work(&verify) }
+            }
+            StorageAction::Stay => continue,
+            StorageAction::Drop => {
+                let removed = work(&|| Ok(answer(|done| driver.remove(replica.id, done))?));
+                if let Err(error) = removed {
+                    tracing::warn!(id = %replica.id, "an object is deleted by a later sweep: {}", error.message);
+                    driver.doom(replica.id, replica.generation, replica.size);
+                }
+                let (tier, generation) = (replica.tier, replica.generation);
+                sink(shard, Completion::Storage(StorageDone::Detached { tier, generation }));
+                StorageDone::Freed { tier, generation }
+            }
+        };
+        sink(shard, Completion::Storage(done));
+    }
+}
+
+/// Whether a client stored all of it.
+fn look(driver: &ObjectDriver, replica: &ReplicaRef) -> Result<(), DriverError> {
+    let ByteCount(stored) = answer(|done| driver.look(replica.id, done))?.stored;
+    if stored == replica.size.0 {
+        return Ok(());
+    }
+    let said =
+        format!("the object of {} has {stored} bytes, and {} were allocated", replica.id, replica.size.0);
+    Err(finding(DriverErrorKind::Truncated, said))
+}
+
+fn verify(
+    driver: &ObjectDriver,
+    replica: &ReplicaRef,
+    expected: Option<Checksum>,
+) -> Result<(), ObjectError> {
+    let compression = compression(driver, replica.id)?;
+    download(driver, replica, expected, compression, Arc::new(Nowhere)).map(drop)
+}
