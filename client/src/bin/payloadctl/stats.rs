@@ -282,6 +282,7 @@ impl Disk {
 
 impl Block for Stats {
     /// One line a figure, one column a tier: people compare a figure across tiers, and no terminal is too narrow.
+    // Long because: a line or two a figure.
     fn fields(&self) -> Vec<(&'static str, String)> {
         const WIDTH: usize = 12;
         // Fastest first, as everywhere; a map of names has them in another order.
