@@ -101,6 +101,23 @@ class Death(unittest.TestCase):
         self.assertEqual(subscription.next(timeout=5.0).id, id)
         client.close()
 
+    def test_given_ctrl_c_when_a_call_over_either_path_waits_then_it_ends_and_the_client_goes_on(self):
+        server = Server()
+        self.addCleanup(server.stop)
+        for native in (True, False):
+            with self.subTest(native=native):
+                client = pm.connect(server.address, native=native)
+                id = client.put(b"held", memory="segment")
+                held = client.acquire(id)
+                threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+                start = time.monotonic()
+                with self.assertRaises(KeyboardInterrupt):
+                    client.spill(id, wait_for_leases=True)
+                self.assertLess(time.monotonic() - start, 10, "long before the call's own end")
+                self.assertEqual(client.info(id).nbytes, 4)
+                held.release()
+                client.close()
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -176,14 +176,14 @@ class Records(WithServer):
         with self.assertRaises(pm.NotFound):
             streams.read("cam/frames")
 
-    def test_given_a_socket_path_when_connected_then_bytes_work_and_the_rest_says_what_to_do(self):
+    def test_given_a_socket_path_when_connected_then_everything_is_to_be_had(self):
         with pm.connect(self.server.socket) as client:
             self.assertTrue(client.is_native)
             id = client.put(b"by path")
             self.assertEqual(bytes(client.get(id)), b"by path")
-            with self.assertRaisesRegex(pm.InvalidArgument, "host:port"):
-                client.stats()
-        json.dumps(self.client.stats())
+            np.testing.assert_array_equal(client.get_array(client.put_array(np.arange(6))), np.arange(6))
+            self.assertIn(id, [info.id for info in client.list()])
+            json.dumps(client.stats())
 
 
 if __name__ == "__main__":
