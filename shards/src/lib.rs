@@ -51,5 +51,5 @@ pub use evict::Candidate;
 pub use flow::adopt::Adopted;
 pub use keeper::Keeper;
 pub use outbox::Outbox;
-pub use sessions::{SessionCaps, SessionHolding};
+pub use sessions::{Capped, NodeBooks, SessionCaps, SessionHolding};
 pub use shard::Shard;

@@ -3,9 +3,15 @@
 //! Leases know their place in their session's list, so that taking and ending one costs the same however many there are.
 //! Allocations are only noted here, by slot, and nothing tells that one was committed or removed: each new one looks at
 //! [`LOOKS_PER_NOTE`] noted ones and forgets those that are over, so a session notes about as many as it has. A session
+//! Caps on leases count all shards of the node together, through [`NodeBooks`]: a shard takes of a cap in pieces of
+//! 1/[`PIECES`], and gives back what it has too much, so that a session that leases and releases changes nothing that
+//! shards share. A session that spreads over n shards may so be refused up to n * 2 / [`PIECES`] of a cap too early, and never
+//! gets more than it; caps below [`PIECES`] are exact. Allocations, which clients spread over shards by taking turns, are
+//! divided. A session
 //! that has closed is worked off in bounded steps; what is busy then is left to the payload's own timer, as an orphan.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
 
 use payload_ledger::SlotKey;
 use payload_types::{PayloadError, Peer, SessionId};
@@ -13,10 +19,34 @@ use payload_types::{PayloadError, Peer, SessionId};
 /// Noted allocations that are looked at for each new one.
 const LOOKS_PER_NOTE: usize = 4;
 
-/// Allocations that one session may have uncommitted on one shard.
+/// Allocations that one session may have uncommitted, divided by the shards that there are: at 256 of them 256 each.
 pub const ALLOCATIONS_PER_SESSION_MAX: usize = 1 << 16;
 
-/// What one session may lease on one shard.
+/// A shard takes at least one of so many parts of a cap at a time, and keeps at most two that it does not use.
+pub const PIECES: u64 = 1 << 13;
+
+/// Of what there is a cap.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Capped {
+    /// `local.session_leases_max`.
+    Leases,
+    /// `local.session_leased_bytes_max`.
+    LeasedBytes,
+}
+
+/// What shards have taken of each session's caps, all of the node together.
+pub trait NodeBooks: Send + fmt::Debug {
+    /// Takes `amount`, if no more than `max` is taken then.
+    ///
+    /// # Errors
+    /// What is taken already.
+    fn take(&mut self, session: SessionId, what: Capped, amount: u64, max: u64) -> Result<(), u64>;
+
+    /// Gives back what was taken.
+    fn give(&mut self, session: SessionId, what: Capped, amount: u64);
+}
+
+/// What one session may lease on the node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SessionCaps {
     /// `local.session_leases_max`.
@@ -45,6 +75,9 @@ struct Session {
     id: SessionId,
     leases: Vec<Held>,
     leased_bytes: u64,
+    /// Of each cap: what this shard has taken, and the piece it takes.
+    taken: [u64; 2],
+    piece: [u64; 2],
     allocations: BTreeSet<SlotKey>,
     /// Where the next look at `allocations` begins.
     looked_at: SlotKey,
@@ -72,6 +105,17 @@ pub struct Sessions {
     closed: VecDeque<SessionId>,
     /// Allocations of closed sessions that were busy: their payloads' timers remove them.
     orphans: BTreeSet<SlotKey>,
+    /// `None`: this shard is all there is.
+    books: Option<Box<dyn NodeBooks>>,
+}
+
+impl Session {
+    fn used(&self, what: Capped) -> u64 {
+        match what {
+            Capped::Leases => self.leases.len() as u64,
+            Capped::LeasedBytes => self.leased_bytes,
+        }
+    }
 }
 
 /// A piece of what a closed session holds.
@@ -95,33 +139,87 @@ impl Sessions {
         self.position(id).ok().map(|at| &self.sessions[at])
     }
 
+    /// Counts together with the node's other shards from now on.
+    pub fn share(&mut self, books: Box<dyn NodeBooks>) {
+        self.books = Some(books);
+    }
+
     fn of(&mut self, id: SessionId) -> &mut Session {
+        let at = self.place_of(id);
+        &mut self.sessions[at]
+    }
+
+    fn place_of(&mut self, id: SessionId) -> usize {
         let at = self.position(id).unwrap_or_else(|at| {
             let (leases, allocations) = (Vec::new(), BTreeSet::new());
             let looked_at = SlotKey::NOWHERE;
-            self.sessions.insert(at, Session { id, leases, leased_bytes: 0, allocations, looked_at });
+            let (taken, piece) = ([0; 2], [0; 2]);
+            let new = Session { id, leases, leased_bytes: 0, taken, piece, allocations, looked_at };
+            self.sessions.insert(at, new);
             at
         });
         self.last = at;
-        &mut self.sessions[at]
+        at
+    }
+
+    /// Makes sure that the session may have so much more.
+    ///
+    /// # Errors
+    /// What it has.
+    fn reserve(&mut self, id: SessionId, what: Capped, more: u64, max: u64) -> Result<(), u64> {
+        let at = self.place_of(id);
+        let session = &mut self.sessions[at];
+        let wanted = session.used(what).saturating_add(more);
+        let Some(books) = &mut self.books else {
+            return if wanted <= max { Ok(()) } else { Err(session.used(what)) };
+        };
+        let missing = wanted.saturating_sub(session.taken[what as usize]);
+        if missing == 0 {
+            return Ok(());
+        }
+        let piece = max / PIECES;
+        let mut amount = missing.max(piece);
+        if books.take(id, what, amount, max).is_err() {
+            amount = missing;
+            books.take(id, what, amount, max)?;
+        }
+        session.taken[what as usize] += amount;
+        session.piece[what as usize] = piece;
+        Ok(())
+    }
+
+    /// Gives back what was taken of a cap, and is too much.
+    #[inline]
+    fn settle(&mut self, at: usize, what: Capped) {
+        let Some(books) = &mut self.books else { return };
+        let session = &mut self.sessions[at];
+        let (piece, taken) = (session.piece[what as usize], session.taken[what as usize]);
+        let spare = taken.saturating_sub(session.used(what));
+        if spare > 2 * piece {
+            session.taken[what as usize] -= spare - piece;
+            books.give(session.id, what, spare - piece);
+        }
     }
 
     /// Refuses a lease that would be one too many.
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED, naming the limit and its key.
-    pub fn check(&self, owner: Peer, caps: SessionCaps, bytes: u64) -> Result<(), PayloadError> {
-        let Some(session) = owner.session().and_then(|id| self.get(id)) else { return Ok(()) };
-        if session.leases.len() >= caps.leases_max as usize {
+    pub fn check(&mut self, owner: Peer, caps: SessionCaps, bytes: u64) -> Result<(), PayloadError> {
+        let Some(id) = owner.session() else { return Ok(()) };
+        if let Err(held) = self.reserve(id, Capped::Leases, 1, caps.leases_max.into()) {
             return Err(PayloadError::exhausted(format!(
-                "this session holds {} leases on this shard, which is its limit (local.session_leases_max); release some",
-                session.leases.len()
+                "this session holds {held} leases, and its limit is {} (local.session_leases_max); release some",
+                caps.leases_max
             )));
         }
-        if session.leased_bytes.saturating_add(bytes) > caps.leased_bytes_max {
+        if caps.leased_bytes_max == u64::MAX {
+            return Ok(());
+        }
+        if let Err(held) = self.reserve(id, Capped::LeasedBytes, bytes, caps.leased_bytes_max) {
             return Err(PayloadError::exhausted(format!(
-                "this session leases {} bytes on this shard, and {bytes} more are over its limit of {} (local.session_leased_bytes_max); release some",
-                session.leased_bytes, caps.leased_bytes_max
+                "this session leases {held} bytes, and {bytes} more are over its limit of {} (local.session_leased_bytes_max); release some",
+                caps.leased_bytes_max
             )));
         }
         Ok(())
@@ -142,23 +240,28 @@ impl Sessions {
     /// When there is none: a session's lease ends once.
     #[inline]
     pub fn lease_ended(&mut self, id: SessionId, place: u32) -> Option<SlotKey> {
-        let session = self.of(id);
+        let at = self.place_of(id);
+        let session = &mut self.sessions[at];
         let held = session.leases.swap_remove(place as usize);
         session.leased_bytes -= held.bytes;
-        session.leases.get(place as usize).map(|moved| moved.lease)
+        let moved = session.leases.get(place as usize).map(|moved| moved.lease);
+        self.settle(at, Capped::Leases);
+        self.settle(at, Capped::LeasedBytes);
+        moved
     }
 
     /// Refuses an allocation that would be one too many.
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED.
-    pub fn check_allocations(&self, owner: Peer) -> Result<(), PayloadError> {
+    pub fn check_allocations(&self, owner: Peer, shard_count: u16) -> Result<(), PayloadError> {
         let Some(session) = owner.session().and_then(|id| self.get(id)) else { return Ok(()) };
-        if session.allocations.len() < ALLOCATIONS_PER_SESSION_MAX {
+        let share = ALLOCATIONS_PER_SESSION_MAX / usize::from(shard_count);
+        if session.allocations.len() < share {
             return Ok(());
         }
         Err(PayloadError::exhausted(format!(
-            "this session has {ALLOCATIONS_PER_SESSION_MAX} allocations on this shard that are not committed; commit or abort some"
+            "this session has {share} allocations on this shard, its part of {ALLOCATIONS_PER_SESSION_MAX}, that are not committed; commit or abort some"
         )))
     }
 
@@ -208,8 +311,12 @@ impl Sessions {
             if let Some(payload) = session.allocations.pop_first() {
                 return Some(Piece::Allocation(payload));
             }
-            self.sessions.remove(at);
+            let gone = self.sessions.remove(at);
             self.closed.pop_front();
+            if let Some(books) = &mut self.books {
+                books.give(id, Capped::Leases, gone.taken[Capped::Leases as usize]);
+                books.give(id, Capped::LeasedBytes, gone.taken[Capped::LeasedBytes as usize]);
+            }
         }
         None
     }

@@ -19,7 +19,7 @@ use crate::limbo::Limbo;
 use crate::op::{Class, Ops};
 use crate::outbox::Outbox;
 use crate::parked::{Caller, ParkedRequests, Why};
-use crate::sessions::Sessions;
+use crate::sessions::{NodeBooks, Sessions};
 use crate::table::Table;
 use crate::usage::{Pressure, Refusal};
 
@@ -117,6 +117,11 @@ impl Shard {
             moved: PerTier::default(),
             generations: 0,
         }
+    }
+
+    /// Counts what sessions hold together with the node's other shards.
+    pub fn share_caps(&mut self, books: Box<dyn NodeBooks>) {
+        self.sessions.share(books);
     }
 
     /// Handles one event. Bounded work; the outbox must have credit.

@@ -206,6 +206,56 @@ fn given_a_client_that_leaves_when_it_comes_back_then_it_starts_with_nothing() {
 }
 
 #[test]
+fn given_many_shards_when_a_session_leases_then_its_caps_count_all_of_them_together() {
+    let place = Place::new()
+        .with("SHARDS__COUNT", "3")
+        .with("LOCAL__SESSION_LEASES_MAX", "10")
+        .with("LOCAL__SESSION_LEASED_BYTES_MAX", "64KiB");
+    let server = place.start();
+    let (client, other) = (native(&server), native(&server));
+    // On DISK, so that every lease is asked for.
+    let ids: Vec<PayloadId> = (0..40u8).map(|seed| put(&client, Tier::Disk, &[seed; 100])).collect();
+    let shards: std::collections::BTreeSet<u16> = ids.iter().map(|id| id.shard(3).0).collect();
+    assert_eq!(shards.len(), 3, "they lie on all shards");
+    let mut held: Vec<_> = ids[..10].iter().map(|id| lease(&client, *id)).collect();
+    for id in &ids[10..] {
+        let error = client.acquire(*id, &AcquireOptions::default()).expect_err("one too many");
+        assert_eq!(error.kind(), Some(ErrorKind::ResourceExhausted));
+        assert!(error.to_string().contains("local.session_leases_max"), "{error}");
+    }
+    let others: Vec<_> = ids[10..20].iter().map(|id| lease(&other, *id)).collect();
+    drop(others);
+    // A lease that ends on one shard makes room on each.
+    for (at, id) in ids[10..].iter().enumerate() {
+        drop(held.remove(at % held.len()));
+        let granted = eventually_leased(&client, *id);
+        held.push(granted);
+    }
+    drop(held);
+    let large: Vec<PayloadId> = (0..6).map(|seed| put(&client, Tier::Disk, &content(seed, 20_000))).collect();
+    let held: Vec<_> = large[..3].iter().map(|id| eventually_leased(&client, *id)).collect();
+    for id in &large[3..] {
+        let error = client.acquire(*id, &AcquireOptions::default()).expect_err("too many bytes");
+        assert!(error.to_string().contains("local.session_leased_bytes_max"), "{error}");
+    }
+    // What a session held counts no more once it has ended.
+    drop((held, client));
+    let again = native(&server);
+    let _held: Vec<_> = large[..3].iter().map(|id| lease(&again, *id)).collect();
+}
+
+/// A lease of a session that released others a moment ago, perhaps on other shards.
+fn eventually_leased(client: &Client, id: PayloadId) -> payload_client::blocking::ReadLease {
+    let start = Instant::now();
+    loop {
+        match client.acquire(id, &AcquireOptions::default()) {
+            Ok(lease) => return lease,
+            Err(error) => assert!(start.elapsed() < PATIENCE, "{error}"),
+        }
+    }
+}
+
+#[test]
 fn given_a_server_that_is_killed_when_calls_wait_then_each_has_an_error_and_mapped_bytes_stay() {
     let place = Place::new().with("STORAGE__RAM__CAPACITY_BYTES", "8MiB");
     let server = place.start();

@@ -11,6 +11,7 @@
 //! Every failure is one sentence that names what is taken or wrong and what to do.
 
 pub mod address;
+mod books;
 pub mod recovery;
 
 use std::sync::Arc;
@@ -36,6 +37,7 @@ use payload_shards::{Arbiter, Shard, ShardConfig, Watermarks};
 use payload_types::{ByteCount, Epoch, PerTier, ShardIndex, Tier, limits};
 use payload_wire::pb::operations::v1::{NativeEndpoint, NodeInfoResponse};
 
+use crate::bootstrap::books::Books;
 use crate::cluster::{Cluster, OwnNode};
 use crate::config::{Config, DatabaseConfig, DiskConfig, Spin};
 use crate::object::{self, CatalogJournal, ObjectTier, Source};
@@ -442,8 +444,9 @@ fn overhead(config: &Config) -> PerTier<u64> {
 }
 
 fn shards_new(config: &Config, epoch: Epoch, capacity: PerTier<Option<ByteCount>>) -> Vec<Shard> {
+    let books = Books::default();
     let shard = |index| {
-        Shard::new(ShardConfig {
+        let mut shard = Shard::new(ShardConfig {
             shard: ShardIndex(index),
             shard_count: config.shards.count,
             epoch,
@@ -454,7 +457,9 @@ fn shards_new(config: &Config, epoch: Epoch, capacity: PerTier<Option<ByteCount>
             disk_fsync: config.storage.disk.fsync,
             retry_backoff_ms: config.spill_workers.retry_backoff_ms,
             session_caps: config.local.session_caps,
-        })
+        });
+        shard.share_caps(Box::new(books.clone()));
+        shard
     };
     (0..config.shards.count).map(shard).collect()
 }
