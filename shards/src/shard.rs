@@ -155,7 +155,8 @@ impl Shard {
                 self.close_arena(&mut step, session);
             }
             Event::SessionGone { session } => self.arenas.gone(session),
-            Event::ScanDone(_) | Event::Sampled(_) => {}
+            Event::ScanDone(_) => {}
+            Event::Sampled(sampled) => self.sampled(&step, &sampled),
             Event::Timer => self.timers(&mut step, &mut work_left),
         }
         if self.sessions.has_closed() {
