@@ -95,6 +95,9 @@ pub(crate) struct Direct {
     fork: ForkGuard,
 }
 
+/// A slab and its mapping, which this does not keep: the session says when it goes.
+type Remembered = Option<(SlabId, Weak<SlabMap>)>;
+
 /// What one thread has of one session.
 struct Seat {
     key: u64,
@@ -104,7 +107,7 @@ struct Seat {
     last: usize,
     version: u64,
     tables: Vec<Option<Arc<SharedWords>>>,
-    slabs: Box<[Option<(SlabId, Weak<SlabMap>)>; SLABS_REMEMBERED]>,
+    slabs: Box<[Remembered; SLABS_REMEMBERED]>,
     sampler: Sampler,
 }
 
