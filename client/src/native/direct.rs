@@ -28,7 +28,6 @@ use payload_types::{Block, PayloadId, ShardIndex, SlabId, Tier, Version};
 use crate::client::AcquireOptions;
 use crate::mapping::shared::{ForkGuard, SharedWords};
 use crate::mapping::slab::{self, SlabMap};
-use crate::native::slabs::Slabs;
 
 /// Lines of one thread: 512 leases at a time.
 const LINES_PER_THREAD: usize = 64;
@@ -38,6 +37,12 @@ const SLABS_REMEMBERED: usize = 64;
 
 /// Names sessions within this process.
 static KEY_LAST: AtomicU64 = AtomicU64::new(0);
+
+/// Who knows the mappings of this process.
+pub(super) trait Mappings {
+    /// That of a slab, if there is one.
+    fn known(&self, slab: SlabId) -> Option<Arc<SlabMap>>;
+}
 
 /// A lease that is held, by the cell that says so.
 #[derive(Debug)]
@@ -153,7 +158,12 @@ impl Direct {
 
     /// Leases a payload, if that is possible without asking.
     #[inline]
-    pub(super) fn acquire(self: &Arc<Self>, slabs: &Slabs, id: &PayloadId, wish: Wish) -> Option<Pinned> {
+    pub(super) fn acquire(
+        self: &Arc<Self>,
+        slabs: &impl Mappings,
+        id: &PayloadId,
+        wish: Wish,
+    ) -> Option<Pinned> {
         let shard = id.shard(self.shard_count);
         self.seated(|seat| {
             seat.look_for_tables(self);
@@ -169,7 +179,7 @@ impl Direct {
     /// Leases several, with one fence for each [`BATCH_MAX`]. `None` for those that have to be asked for.
     pub(super) fn acquire_many(
         self: &Arc<Self>,
-        slabs: &Slabs,
+        slabs: &impl Mappings,
         ids: &[PayloadId],
         wish: Wish,
     ) -> Vec<Option<Pinned>> {
@@ -187,7 +197,7 @@ impl Direct {
     fn acquire_batch(
         &self,
         seat: &mut Seat,
-        slabs: &Slabs,
+        slabs: &impl Mappings,
         ids: &[PayloadId],
         wish: Wish,
         pinned: &mut [Option<Pinned>],
@@ -220,7 +230,7 @@ impl Direct {
     fn pinned(
         &self,
         seat: &mut Seat,
-        slabs: &Slabs,
+        slabs: &impl Mappings,
         shard: ShardIndex,
         id: &PayloadId,
         (cell, found): (CellIndex, &Found),
@@ -362,7 +372,7 @@ impl Seat {
 
     /// The mapping of a slab that is known in this process.
     #[inline]
-    fn slab(&mut self, slabs: &Slabs, slab: SlabId) -> Option<Arc<SlabMap>> {
+    fn slab(&mut self, slabs: &impl Mappings, slab: SlabId) -> Option<Arc<SlabMap>> {
         let place = &mut self.slabs[slab.get() as usize % SLABS_REMEMBERED];
         if let Some((remembered, map)) = place
             && *remembered == slab
@@ -398,4 +408,126 @@ impl Pinned {
 fn locked<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
     // Each change of it is whole whenever the lock is free.
     value.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::os::fd::OwnedFd;
+
+    use payload_local::direct::index::index_bytes;
+    use payload_local::direct::page::{LINES, STATUS_BYTES, written_bytes};
+    use payload_local::direct::{Publisher, Scan, Tables, publish, scan};
+    use payload_types::{Generation, WallMs};
+
+    use super::*;
+
+    const SHARD: ShardIndex = ShardIndex(0);
+    const ANY: Wish = Wish { version: None };
+
+    /// Knows no slab, and counts who asks.
+    #[derive(Default)]
+    struct Nothing(Cell<u32>);
+
+    impl Mappings for Nothing {
+        fn known(&self, _slab: SlabId) -> Option<Arc<SlabMap>> {
+            self.0.set(self.0.get() + 1);
+            None
+        }
+    }
+
+    /// Memory as the server and as the client have it.
+    fn shared(bytes: usize) -> (SharedWords, SharedWords) {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(bytes as u64).expect("grown");
+        let file = OwnedFd::from(file);
+        let map = || SharedWords::map(&file, bytes).expect("mapped");
+        (map(), map())
+    }
+
+    fn id(number: u64) -> PayloadId {
+        PayloadId::mint(number, number.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+    }
+
+    fn entry(number: u64) -> Entry {
+        let block = Block { slab: SlabId::new(1).expect("not 0"), unit: 0 };
+        let expires_at = (number == 7).then(|| WallMs::from_millis(1_000));
+        let (id, generation) = (id(number), Generation(number + 1));
+        Entry { id, generation, block: Some(block), length: 64, checksum: None, version: 3, expires_at }
+    }
+
+    /// A session with `count` payloads; the server's side of its pages and of the table.
+    fn session(count: u64) -> (Arc<Direct>, [SharedWords; 3]) {
+        let (cells, of_client) = shared(written_bytes(1));
+        let (status, status_read) = shared(STATUS_BYTES);
+        let (table, table_read) = shared(index_bytes(2 * count) as usize);
+        let view = IndexView::new(table.words()).expect("a table");
+        let (tables, mut publisher) = (Tables { current: view, next: None }, Publisher::new());
+        (0..count).for_each(|number| {
+            publisher.publish(&tables, &entry(number)).expect("room");
+        });
+        let direct = Direct::new(of_client, status_read, 1).expect("pages");
+        direct.take_table(SHARD, table_read);
+        (direct, [cells, status, table])
+    }
+
+    fn held(cells: &SharedWords) -> usize {
+        CellsView::new(cells.words()).expect("cells").held().count()
+    }
+
+    #[test]
+    fn given_payloads_in_a_table_when_leased_and_released_then_the_server_sees_each_in_its_cell() {
+        let (direct, [cells, status, table]) = session(1_000);
+        let slabs = Nothing::default();
+        let one = direct.acquire(&slabs, &id(1), ANY).expect("published");
+        assert_eq!((one.entry, held(&cells)), (entry(1), 1));
+        assert!(direct.acquire(&slabs, &id(5_000), ANY).is_none(), "unknown: the ring decides");
+        let other_version = Wish { version: Some(Version(4)) };
+        assert!(direct.acquire(&slabs, &id(1), other_version).is_none());
+        let ids: Vec<_> = (0..100).chain([5_000]).map(id).collect();
+        let many = direct.acquire_many(&slabs, &ids, ANY);
+        let found = many.iter().flatten().map(|pinned| pinned.entry).collect::<Vec<_>>();
+        assert!(found == (0..100).map(entry).collect::<Vec<_>>() && held(&cells) == 101);
+        // 7 ends at 1,000 ms by the server's clock.
+        let tick = StatusView::new(status.words()).expect("status").tick;
+        tick.store(1_000, Ordering::Relaxed);
+        assert!(direct.acquire(&slabs, &id(7), ANY).is_none() && held(&cells) == 101);
+        // Taken away from one cell, and from no other.
+        let view = CellsView::new(cells.words()).expect("cells");
+        let claim = Claim::new(SHARD, Generation(2));
+        assert!(!Scan::begin::<AtomicU64>([claim]).pass(&view).is_empty());
+        scan::revoke(&view, &StatusView::new(status.words()).expect("status"), claim);
+        assert!(!direct.is_valid(&one.pin) && direct.is_valid(&many[2].as_ref().expect("leased").pin));
+        many.iter().flatten().chain([&one]).for_each(|pinned| direct.release(&pinned.pin));
+        assert_eq!(held(&cells), 0);
+        publish::close(&IndexView::new(table.words()).expect("a table"));
+        assert!(direct.acquire(&slabs, &id(1), ANY).is_none() && held(&cells) == 0);
+    }
+
+    #[test]
+    fn given_more_leases_than_one_thread_has_cells_when_threads_come_and_go_then_lines_are_used_again() {
+        let (direct, [cells, ..]) = session(1_000);
+        let lease_all = || {
+            let slabs = Nothing::default();
+            let leases = (0..600).map_while(|number| direct.acquire(&slabs, &id(number), ANY));
+            leases.collect::<Vec<_>>()
+        };
+        // More threads than there are lines for: each takes over what one before has left.
+        for _ in 0..3 * LINES / LINES_PER_THREAD {
+            let leases = std::thread::scope(|scope| scope.spawn(lease_all).join().expect("no panic"));
+            assert_eq!(
+                (leases.len(), held(&cells)),
+                (LINES_PER_THREAD * LINE_CELLS, 512),
+                "beyond: the ring"
+            );
+            leases.iter().for_each(|lease| direct.release(&lease.pin));
+        }
+        // A line that is left with a lease in it keeps that, and lends the rest.
+        let kept = std::thread::scope(|scope| {
+            let one = || direct.acquire(&Nothing::default(), &id(1), ANY).expect("published");
+            scope.spawn(one).join().expect("no panic")
+        });
+        assert_eq!(lease_all().len(), LINES_PER_THREAD * LINE_CELLS - 1);
+        assert!(direct.is_valid(&kept.pin));
+    }
 }

@@ -248,13 +248,13 @@ impl Session {
     #[inline]
     pub(crate) fn pin(&self, id: &PayloadId, wish: Wish) -> Option<Pinned> {
         let direct = self.direct.as_ref().filter(|_| self.check().is_ok())?;
-        direct.acquire(&self.slabs, id, wish)
+        direct.acquire(&*self.slabs, id, wish)
     }
 
     /// As [`Session::pin`], of several.
     pub(crate) fn pin_many(&self, ids: &[PayloadId], wish: Wish) -> Vec<Option<Pinned>> {
         match self.direct.as_ref().filter(|_| self.check().is_ok()) {
-            Some(direct) => direct.acquire_many(&self.slabs, ids, wish),
+            Some(direct) => direct.acquire_many(&*self.slabs, ids, wish),
             None => ids.iter().map(|_| None).collect(),
         }
     }

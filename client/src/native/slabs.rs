@@ -26,7 +26,7 @@ use crate::error::{ClientError, reason_of};
 use crate::mapping::shared::SharedWords;
 use crate::mapping::slab::{Block, SlabMap};
 use crate::mapping::socket::{Bell, Message, Socket};
-use crate::native::direct::Direct;
+use crate::native::direct::{Direct, Mappings};
 
 #[cfg(test)]
 mod tests;
@@ -198,11 +198,6 @@ impl Slabs {
         }
     }
 
-    /// Its mapping, if there is one.
-    pub(super) fn known(&self, slab: SlabId) -> Option<Arc<SlabMap>> {
-        self.lock().known.get(&slab).map(|known| Arc::clone(&known.map))
-    }
-
     fn want(&self, slab: SlabId) -> Result<Arc<SlabMap>, ClientError> {
         let until = Instant::now() + SLAB_WITHIN;
         let mut state = self.lock();
@@ -352,6 +347,12 @@ impl Slabs {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Each change of it is whole whenever the lock is free.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Mappings for Slabs {
+    fn known(&self, slab: SlabId) -> Option<Arc<SlabMap>> {
+        self.lock().known.get(&slab).map(|known| Arc::clone(&known.map))
     }
 }
 
