@@ -10,6 +10,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::time::Duration;
@@ -34,6 +35,9 @@ pub const URL_GOOD_FOR: Duration = Duration::from_secs(3600);
 
 /// The most that one PUT may carry: S3 takes no more.
 pub const PUT_BYTES_MAX: u64 = 5 << 30;
+
+/// Mode of an object in a directory, less the umask: others read it, too.
+const OBJECT_MODE: u32 = 0o666;
 
 /// Chunks between the thread that reads or writes and the connection.
 const CHUNKS_WAITING_MAX: usize = 4;
@@ -264,7 +268,10 @@ where
 /// Writes an object into a directory's store: whole, or not at all.
 fn write_object(path: &Path, reader: impl Read, size: ByteCount) -> Result<Checksum, ClientError> {
     let directory = path.parent().unwrap_or(Path::new("/"));
-    let mut draft = tempfile::NamedTempFile::new_in(directory).map_err(cannot_write)?;
+    let mut draft = tempfile::Builder::new()
+        .permissions(std::fs::Permissions::from_mode(OBJECT_MODE))
+        .tempfile_in(directory)
+        .map_err(cannot_write)?;
     let checksum = read_chunks(reader, size, |chunk| draft.write_all(&chunk).map_err(cannot_write))?;
     draft.as_file().sync_all().map_err(cannot_write)?;
     draft.persist(path).map_err(|error| cannot_write(error.error))?;

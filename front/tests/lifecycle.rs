@@ -142,13 +142,15 @@ async fn given_a_lease_of_a_shard_that_is_gone_when_released_then_ok() {
 }
 
 #[tokio::test]
-async fn given_rpcs_that_are_not_built_when_called_then_unimplemented_with_a_sentence() {
+async fn given_no_object_store_when_an_object_is_imported_then_the_key_is_named() {
     let place = Place::new();
     let server = place.start();
     let mut catalog = PayloadCatalogServiceClient::new(server.client().await.channel());
-    let status = catalog.import_payload(pb::ImportPayloadRequest::default()).await.expect_err("import");
-    assert_eq!(status.code(), Code::Unimplemented);
-    assert!(status.message().contains("not served by this version"), "{status}");
+    let id = Some(payload_wire::ids::payload_id_to_pb(payload_types::PayloadId::mint(1 << 12, 1)));
+    let import = pb::ImportPayloadRequest { id, size_bytes: 5, ..Default::default() };
+    let status = catalog.import_payload(import).await.expect_err("import");
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(status.message().contains("storage.object.root_path"), "{status}");
 }
 
 #[tokio::test]

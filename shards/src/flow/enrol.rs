@@ -7,7 +7,7 @@ use payload_ledger::SlotKey;
 use payload_types::effect::CatalogChange;
 use payload_types::reply::Reply;
 use payload_types::request::Request;
-use payload_types::{PayloadKey, PayloadState};
+use payload_types::{PayloadKey, PayloadState, Tier};
 
 use crate::flow::commit::unavailable;
 use crate::op::{Class, Kind, Op, op_id};
@@ -38,7 +38,12 @@ impl Shard {
         payload.pin_stored_by = Some(op);
         // From here on a removal goes through the catalog: it comes after the row in the writer's queue.
         payload.stored = true;
-        let row = payload.row(epoch, PayloadState::Allocated, payload.version, Vec::new());
+        // What is being written here does not outlive the server; an object is uploaded past it.
+        let replicas = match payload.fastest() {
+            Some(Tier::Object) => payload.replica_rows(),
+            _ => Vec::new(),
+        };
+        let row = payload.row(epoch, PayloadState::Allocated, payload.version, replicas);
         self.store(step, op_id(op), CatalogChange::Put(Box::new(row)));
         None
     }

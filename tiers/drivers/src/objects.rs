@@ -164,43 +164,44 @@ fn store(objects: &Objects, stores: &Stores, op: &TransferOp) -> Result<Checksum
 /// Out of the store.
 fn fetch(driver: &ObjectDriver, stores: &Stores, op: &TransferOp) -> Result<Checksum, TransferError> {
     let to = stores.get(op.to.tier).map_err(TransferError::Destination)?;
-    let compression = compression(driver, op.from.id).map_err(|error| TransferError::Source(error.into()))?;
     let draft = Draft::begin(to, op.to).map_err(TransferError::Destination)?;
     let sink = FileRange { file: Arc::clone(&draft.file), offset: 0, size: op.to.size };
-    let checksum =
-        download(driver, &op.from, op.expected, compression, Arc::new(sink)).map_err(
-            |error| match error.kind {
-                ObjectErrorKind::Destination | ObjectErrorKind::Full => {
-                    TransferError::Destination(error.into())
-                }
-                _ => TransferError::Source(error.into()),
-            },
-        )?;
+    let checksum = read(driver, &op.from, op.expected, Arc::new(sink)).map_err(|error| match error.kind {
+        ObjectErrorKind::Destination | ObjectErrorKind::Full => TransferError::Destination(error.into()),
+        _ => TransferError::Source(error.into()),
+    })?;
     draft.publish(op.sync).map_err(TransferError::Destination)?;
     Ok(checksum)
 }
 
-/// How an object is stored: its sidecar says; without one it is what a client stored, plainly.
-fn compression(driver: &ObjectDriver, id: PayloadId) -> Result<Compression, ObjectError> {
-    match answer(|done| driver.sidecar(id, done)) {
-        Ok(sidecar) => Ok(sidecar.compression),
-        // The bytes prove themselves.
-        Err(error) if matches!(error.kind, ObjectErrorKind::Missing | ObjectErrorKind::Corrupt) => {
-            Ok(Compression::None)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-fn download(
+/// Reads an object, as its sidecar says that it is stored; without one it is what a client stored, plainly.
+///
+/// # Errors
+/// As the driver's; where neither object nor sidecar are there, that the store is another one: it says nothing of the payload.
+fn read(
     driver: &ObjectDriver,
     from: &ReplicaRef,
     expected: Option<Checksum>,
-    compression: Compression,
     sink: Arc<dyn Sink>,
 ) -> Result<Checksum, ObjectError> {
+    let (compression, is_told) = match answer(|done| driver.sidecar(from.id, done)) {
+        Ok(sidecar) => (sidecar.compression, true),
+        // The bytes prove themselves.
+        Err(error) if error.kind == ObjectErrorKind::Corrupt => (Compression::None, true),
+        Err(error) if error.kind == ObjectErrorKind::Missing => (Compression::None, false),
+        Err(error) => return Err(error),
+    };
     let download = Download { id: from.id, size: from.size, expected, compression, etag: None, sink };
-    answer(|done| driver.download(download, done))
+    answer(|done| driver.download(download, done)).map_err(|error| match error.kind {
+        ObjectErrorKind::Missing if !is_told => ObjectError {
+            kind: ObjectErrorKind::Refused,
+            message: format!(
+                "there is neither {} nor its sidecar; is storage.object.root_path the one that it was stored at?",
+                driver.uri(from.id)
+            ),
+        },
+        _ => error,
+    })
 }
 
 /// Where bytes go that are read for their checksum alone.
@@ -261,6 +262,5 @@ fn verify(
     replica: &ReplicaRef,
     expected: Option<Checksum>,
 ) -> Result<(), ObjectError> {
-    let compression = compression(driver, replica.id)?;
-    download(driver, replica, expected, compression, Arc::new(Nowhere)).map(drop)
+    read(driver, replica, expected, Arc::new(Nowhere)).map(drop)
 }
