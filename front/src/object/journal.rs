@@ -149,7 +149,7 @@ fn read(entry: UploadEntry) -> io::Result<Entry> {
 
 #[cfg(test)]
 mod tests {
-    use payload_catalog::{AckSink, MemoryStore, Store, Writer};
+    use payload_catalog::{AckSink, MemoryStore, Writer};
     use payload_types::effect::{CatalogChange, CatalogOp};
     use payload_types::event::Completion;
     use payload_types::{
