@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output};
 use std::sync::{Arc, mpsc};
 
 use payload_catalog::{Change, SqliteStore, Store, Synchronous};
@@ -10,7 +10,7 @@ use payload_drivers::object::{
     Archive, FileRange, MemoryJournal, ObjectConfig, ObjectDriver, Parent, Policy, S3Options, Upload,
 };
 use payload_tests::seaweed::{ACCESS_KEY, SECRET_KEY, Seaweed};
-use payload_tests::server::{Place, Server, ended, eventually, objects, payloadctl};
+use payload_tests::server::{Place, Server, ended, eventually, objects, payloadctl, program};
 use payload_types::record::{RecordAnswer, RecordChange, RecordQuery};
 use payload_types::tier::SpillTarget;
 use payload_types::upload::{UploadChange, UploadEntry};
@@ -65,7 +65,7 @@ fn driver(config: ObjectConfig) -> ObjectDriver {
 }
 
 fn stats(server: &Server) -> serde_json::Value {
-    let output = payloadctl(server, &["stats", "--json"]);
+    let output = payloadctl(server, &["stats"]);
     assert!(output.status.success(), "{output:?}");
     objects(&output)[0]["object_store"].clone()
 }
@@ -103,7 +103,7 @@ async fn given_what_earlier_runs_left_when_started_then_it_is_swept_and_what_is_
         (&health["state"], &health["probed"], &health["signs"]),
         (&"healthy".into(), &true.into(), &false.into())
     );
-    let left = payloadctl(&server, &["sweep", "--dry-run", "--json"]);
+    let left = payloadctl(&server, &["sweep", "--dry-run"]);
     assert!(left.status.success() && objects(&left).is_empty(), "{left:?}");
     server.stop();
     assert_eq!(catalog(&place).uploads(), Ok(Vec::new()));
@@ -226,8 +226,16 @@ fn check(place: &Place, [parent, child]: [PayloadId; 2]) {
 }
 
 fn rebuild(place: &Place, from: &str) -> Output {
-    let mut command = place.command();
-    command.args(["rebuild-catalog", "--from", from]);
+    // The server's environment, without its `serve`.
+    let server = place.command();
+    let mut command = Command::new(program("payload-manager"));
+    for (name, value) in server.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.arg("--data-dir").arg(place.path()).args(["rebuild-catalog", "--from", from]);
     ended(command)
 }
 
