@@ -24,7 +24,9 @@ pub struct ShardConfig {
     pub disk_fsync: bool,
     /// `spill_workers.retry_backoff`: the pause before a failed move in the background is tried again; it doubles.
     pub retry_backoff_ms: u64,
-    /// What one native session may lease on this shard.
+    /// `leases.dead_grace`: how long what was begun under a direct lease may go on after that was taken away.
+    pub dead_grace_ms: u64,
+    /// What one native session may lease on this shard, and hold back in limbo by direct leases.
     pub session_caps: SessionCaps,
 }
 

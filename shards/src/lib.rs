@@ -17,7 +17,7 @@
 //! - [`lease`]: leases and their order; [`limbo`]: replicas that were dropped and whose space is not free yet
 //! - `holds`: payloads that streams keep; [`keeper`]: what the node tells shards of such streams
 //! - [`op`]: work that drivers or the catalog do for a payload; [`parked`]: requests that wait for such work
-//! - `arenas`: memory of native sessions, their slabs and what lies in them
+//! - `arenas`: memory of native sessions, their slabs and what lies in them; `direct`: what of that readers are shown who ask nobody
 //! - `flow`: what each request does, a file each
 //! - [`evict`]: who may be evicted and where to; [`door`]: whether there is room there; [`arbiter`]: the node's capacity,
 //!   shared among shards, and who waits for it
@@ -26,6 +26,7 @@
 pub mod arbiter;
 mod arenas;
 pub mod config;
+mod direct;
 pub mod door;
 pub mod evict;
 mod flow;

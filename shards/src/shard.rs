@@ -12,6 +12,7 @@ use payload_types::{
 
 use crate::arenas::Arenas;
 use crate::config::ShardConfig;
+use crate::direct::Direct;
 use crate::door::Door;
 use crate::flow::stop::Stop;
 use crate::lease::Leases;
@@ -44,6 +45,8 @@ pub(crate) enum Timer {
     Limbo(SlotKey),
     /// The slabs that are emptied are looked at again.
     Stop,
+    /// Readers who ask nobody are looked for again.
+    Direct,
 }
 
 /// What a step is told and where it writes.
@@ -69,6 +72,7 @@ pub struct Shard {
     pub(crate) budget: PerTier<Pressure>,
     pub(crate) sessions: Sessions,
     pub(crate) arenas: Arenas,
+    pub(crate) direct: Direct,
     /// What is known of the room on the tiers to which payloads move down.
     pub(crate) doors: PerTier<Door>,
     /// False when the end of a step has nothing to say to the arbiter.
@@ -82,13 +86,13 @@ pub struct Shard {
 }
 
 /// Every payload may have three timers, every lease, parked request and operation one, and every replica in limbo and
-/// every tier one; and the stop.
+/// every tier one; the stop, and direct leases.
 const TIMERS_MAX: u32 = 3 * limits::PAYLOADS_PER_SHARD_MAX
     + limits::LEASES_PER_SHARD_MAX
     + (limits::REQUESTS_PER_SHARD_MAX + crate::parked::BACKGROUND_MAX + limits::OPS_PER_SHARD_MAX) as u32
     + crate::limbo::ENTRIES_MAX
     + Tier::ALL.len() as u32
-    + 1;
+    + 2;
 
 impl Shard {
     /// An empty shard.
@@ -110,6 +114,7 @@ impl Shard {
             accounts: PerTier::default(),
             budget: PerTier::default(),
             sessions: Sessions::default(),
+            direct: Direct::default(),
             doors: PerTier::default(),
             budget_is_busy: false,
             is_stopping: false,
@@ -131,6 +136,7 @@ impl Shard {
     pub fn step(&mut self, now: Now, event: Event, out: &mut Outbox) {
         assert!(out.has_credit(), "a step runs only when the outbox has room for its worst case");
         let mut step = Step { now, out };
+        self.direct.now = now.monotonic;
         let mut work_left = limits::ITEMS_PER_TURN_MAX;
         match event {
             Event::Request { reply_to, deadline, request } => {
@@ -155,7 +161,7 @@ impl Shard {
                 self.close_arena(&mut step, session);
             }
             Event::SessionGone { session } => self.arenas.gone(session),
-            Event::ScanDone(_) => {}
+            Event::ScanDone(done) => self.scan_done(&mut step, &done),
             Event::Sampled(sampled) => self.sampled(&step, &sampled),
             Event::Timer => self.timers(&mut step, &mut work_left),
         }
@@ -163,6 +169,9 @@ impl Shard {
             self.run_closed(&mut step, &mut work_left);
         }
         // Most steps, leases above all, leave nothing of this to do.
+        if self.direct.is_busy {
+            self.run_direct(&mut step, &mut work_left);
+        }
         if self.parked.has_ready() {
             self.run_ready(&mut step, &mut work_left);
         }
@@ -181,6 +190,13 @@ impl Shard {
         if self.arenas.has_returns() {
             self.run_returns(&mut step, &mut work_left);
         }
+        if self.table.is_touched() {
+            self.table.settle(now.monotonic);
+        }
+        if self.table.has_changed_blocks() || self.direct.has_news() {
+            self.show_changes(&step);
+            self.end_direct(&mut step);
+        }
     }
 
     /// When the next `Event::Timer` is wanted: at a timer's moment, or at once while bounded work is left over.
@@ -190,6 +206,7 @@ impl Shard {
             || self.arenas.has_returns()
             || self.table.holds_drain()
             || self.sessions.has_closed()
+            || self.direct.has_left_over()
         {
             return Some(Monotonic(0));
         }
@@ -209,6 +226,7 @@ impl Shard {
             && !self.arenas.has_returns()
             && !self.table.holds_drain()
             && !self.sessions.has_closed()
+            && self.direct.is_quiet()
     }
 
     /// Leases and uncommitted allocations of native sessions that are noted here.
@@ -337,6 +355,8 @@ impl Shard {
                 Timer::Door(tier) => self.doors[tier].pause_ends(),
                 Timer::Limbo(entry) => self.limbo.overdue(entry),
                 Timer::Stop => self.look_at_stop(step, work_left),
+                // The end of the step looks.
+                Timer::Direct => self.direct.timer = None,
             }
         }
     }

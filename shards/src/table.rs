@@ -56,6 +56,8 @@ pub struct Table {
     capacity: PerTier<Option<ByteCount>>,
     recency: Recency,
     touched: Vec<SlotKey>,
+    /// Payloads in slabs that were changed: what readers are shown of them may change.
+    changed_blocks: Vec<SlotKey>,
     /// Who set the pins of this start, by the payload's slot. Beside the payloads, of which few are pinned.
     pin_owners: BTreeMap<u32, PinOwner>,
     holds: Holds,
@@ -90,6 +92,7 @@ impl Table {
             capacity,
             recency: Recency::default(),
             touched: Vec::new(),
+            changed_blocks: Vec::new(),
             pin_owners: BTreeMap::new(),
             holds: Holds::default(),
             blocks: BTreeMap::new(),
@@ -315,6 +318,9 @@ impl Table {
     pub fn settle(&mut self, now: Monotonic) {
         while let Some(slot) = self.touched.pop() {
             let Some(payload) = self.payloads.get(slot) else { continue };
+            if payload.in_arena {
+                self.changed_blocks.push(slot);
+            }
             let class = Class::of(payload, &self.capacity);
             if class == payload.class {
                 continue;
@@ -330,6 +336,16 @@ impl Table {
                 }
             }
         }
+    }
+
+    /// The next payload in a slab that was changed since this was asked last; it may be gone.
+    pub fn next_changed_block(&mut self) -> Option<SlotKey> {
+        self.changed_blocks.pop()
+    }
+
+    /// True when there is one.
+    pub fn has_changed_blocks(&self) -> bool {
+        !self.changed_blocks.is_empty()
     }
 
     /// Notes that a payload is used now, as a lease does when it ends: it was promoted.

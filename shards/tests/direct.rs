@@ -1,97 +1,284 @@
-//! Direct leases: what a shard makes of readers who ask nobody.
+//! Direct leases: what readers are shown who ask nobody, what is refused while they read, and when a block is used again.
 
 #[allow(dead_code, reason = "every test binary uses its own part")]
 mod world;
 
-use payload_types::direct::{SAMPLED_MAX, Sampled};
+use payload_shards::{SessionCaps, ShardConfig};
+use payload_types::direct::{Revoke, Sampled};
 use payload_types::event::Event;
-use payload_types::request::Request;
+use payload_types::reply::{ArenaStats, Reply};
+use payload_types::request::{Allocate, Request};
+use payload_types::tier::SpillTarget;
 use payload_types::*;
 use world::*;
 
-const TENTH: u64 = CAPACITY / 10 / 4096 * 4096;
+/// Slabs of 256 KiB, the smallest: four of them.
+const RAM: u64 = 1 << 20;
+const QUARTER: u64 = 60 << 10;
 
-fn sampled(world: &mut World, keys: &[PayloadKey]) {
-    let ids = keys.iter().map(|key| key.id).collect();
-    world.step(Event::Sampled(Sampled { namespace: NamespaceId::DEFAULT, ids }));
+fn new_world() -> World {
+    World::with(small())
 }
 
-/// Eight payloads in RAM, the oldest first, each used a while after the one before it.
-fn eight(world: &mut World) -> Vec<PayloadKey> {
-    let one = |_| {
-        let key = world.committed(Tier::Ram, TENTH);
-        world.pass(1);
-        key
-    };
-    (0..8).map(one).collect()
+fn small() -> ShardConfig {
+    let mut config = config(1);
+    config.capacity[Tier::Ram] = Some(ByteCount(RAM));
+    config
 }
 
-/// Fills half of RAM anew, so that as much has to leave.
-fn press(world: &mut World) {
+fn session(number: u32) -> SessionId {
+    SessionId::new(number).expect("not 0")
+}
+
+fn allocated_with(world: &mut World, size: u64, change: impl FnOnce(&mut Allocate)) -> PayloadKey {
     let key = world.new_key();
-    world.ask(allocation(key, Tier::Ram, 5 * TENTH)).expect("others make room");
+    let Request::Allocate(request) = allocation(key, Tier::Ram, size) else { unreachable!("an allocation") };
+    let owner = Peer::native(1001, 0, session(1));
+    let mut request = Allocate { owner, memory: Memory::Arena, ..request };
+    change(&mut request);
+    match world.ask(Request::Allocate(request)) {
+        Ok(Reply::Allocated(Descriptor { location: Some(Location::Arena(_)), .. })) => key,
+        other => panic!("not in a slab: {other:?}"),
+    }
 }
 
-fn in_ram(world: &mut World, keys: &[PayloadKey]) -> Vec<bool> {
-    keys.iter().map(|key| world.describe(*key).tier == Tier::Ram).collect()
+fn commit(world: &mut World, key: PayloadKey) {
+    world.ask(Request::Commit { key, checksum: None, batch: None }).expect("committed");
 }
 
-#[test]
-fn given_hot_payloads_under_direct_leases_only_when_memory_is_short_then_they_stay_and_others_go() {
-    let mut world = World::new();
-    let keys = eight(&mut world);
-    sampled(&mut world, &keys[..3]);
-    press(&mut world);
-    let stayed = in_ram(&mut world, &keys);
-    assert!(stayed[..3].iter().all(|stayed| *stayed), "sampled, though the oldest: {stayed:?}");
-    assert!(!stayed[3], "the oldest of the others: {stayed:?}");
-
-    let mut world = World::new();
-    let keys = eight(&mut world);
-    press(&mut world);
-    assert_eq!(in_ram(&mut world, &keys)[..3], [false; 3], "without samples they are the first to go");
+fn committed(world: &mut World, size: u64) -> PayloadKey {
+    let key = allocated_with(world, size, |_| {});
+    commit(world, key);
+    key
 }
 
-#[test]
-fn given_samples_of_what_is_not_there_when_heard_then_nothing_changes() {
-    let mut world = World::new();
-    let keys = eight(&mut world);
-    let deleted = keys[7];
-    world.ask(Request::Delete { key: deleted, force: false, expected_version: None }).expect("deleted");
-    let on_disk = world.committed(Tier::Disk, TENTH);
-    let allocated = world.allocate(Tier::Ram, 4096);
-    let unknown = world.new_key();
-    sampled(&mut world, &[deleted, on_disk, allocated, unknown]);
-    let foreign = Sampled { namespace: NamespaceId(9), ids: vec![keys[0].id] };
-    world.step(Event::Sampled(foreign));
-    assert!(world.storage.is_empty() && world.catalog.is_empty() && world.published.is_empty());
-    press(&mut world);
-    assert!(!in_ram(&mut world, &keys[..1])[0], "an id of another namespace kept nothing here");
+fn pass(world: &mut World, milliseconds: u64) {
+    world.pass(milliseconds);
+    world.settle();
 }
 
-#[test]
-fn given_a_leased_or_pinned_payload_when_sampled_then_it_may_still_not_be_evicted_before_its_time() {
-    let mut world = World::new();
-    let keys = eight(&mut world);
-    let lease = world.lease(keys[0]);
-    world.ask(Request::Pin { key: keys[1], duration_ms: None, owner: Peer::UNKNOWN }).expect("pinned");
-    sampled(&mut world, &keys[..2]);
-    press(&mut world);
-    assert_eq!(in_ram(&mut world, &keys[..2]), [true; 2]);
-    world.ask(Request::Release { lease: lease.lease, by: None }).expect("released");
-    world.ask(Request::Unpin { key: keys[1] }).expect("unpinned");
-    let whole = world.new_key();
-    world.ask(allocation(whole, Tier::Ram, 4 * TENTH)).expect("all may go now");
-    assert_eq!(in_ram(&mut world, &keys[..2]), [false; 2], "the books still hold them as victims");
+fn claim(world: &mut World, key: PayloadKey) -> Generation {
+    world.claim(key, session(2)).expect("shown, and readable")
+}
+
+fn delete(key: PayloadKey, force: bool) -> Request {
+    Request::Delete { key, force, expected_version: None }
+}
+
+fn stats(world: &World) -> ArenaStats {
+    world.shard.check_arenas().expect("the books add up");
+    world.shard.check_accounting().expect("the sums are right");
+    world.shard.stats().arenas
+}
+
+fn to_disk(key: PayloadKey, wait_for_leases: bool) -> Request {
+    spill(key, SpillTarget::Tier(Tier::Disk), wait_for_leases)
 }
 
 #[test]
-fn given_more_samples_than_a_session_may_send_when_heard_then_the_rest_is_left_aside() {
-    let mut world = World::new();
-    let keys = eight(&mut world);
-    let mut flood = vec![keys[7]; SAMPLED_MAX];
-    flood.push(keys[0]);
-    sampled(&mut world, &flood);
-    press(&mut world);
-    assert!(!in_ram(&mut world, &keys[..1])[0]);
+fn given_a_payload_in_a_slab_when_it_lives_then_readers_see_what_clients_are_told_and_nothing_before_or_after()
+ {
+    let mut world = new_world();
+    let key = allocated_with(&mut world, 1000, |_| {});
+    assert_eq!(world.shown.get(&key.id), None, "not committed yet");
+    let number = world.send(Request::Commit { key, checksum: Some(Checksum(9)), batch: None });
+    assert_eq!(world.accepted.len(), 1);
+    let (shown, is_readable) = world.shown[&key.id];
+    assert!(is_readable, "who hears of ACCEPTED can lease it");
+    assert_eq!((shown.size, shown.checksum), (ByteCount(1000), Some(Checksum(9))));
+    world.settle();
+    assert!(world.answer(number).expect("stored").is_ok());
+    let told = world.describe(key);
+    let (shown, _) = world.shown[&key.id];
+    assert_eq!(Some(Location::Arena(shown.block)), told.location);
+    assert_eq!((shown.version, shown.expires_at), (told.version.0, None));
+    let segment = world.committed(Tier::Ram, 1000);
+    assert!(!world.shown.contains_key(&segment.id), "a segment has a name of its own");
+    assert_eq!(stats(&world).shown, 1);
+    world.ask(delete(key, false)).expect("nobody reads it");
+    assert!(world.shown.is_empty());
+    let after = stats(&world);
+    assert_eq!((after.shown, after.payloads, after.limbo_blocks), (0, 0, 0));
+}
+
+#[test]
+fn given_a_direct_reader_when_deleted_then_lease_conflict_and_it_is_shown_again_until_it_is_released() {
+    let mut world = new_world();
+    let key = committed(&mut world, 1000);
+    let before = world.describe(key);
+    let held = claim(&mut world, key);
+    world.scans_wait = true;
+    let number = world.send(delete(key, false));
+    assert_eq!(world.answer(number), None, "a scan has to tell");
+    assert_eq!(world.claim(key, session(3)), None, "nobody new meanwhile");
+    let second = world.send(delete(key, false));
+    world.scans_wait = false;
+    world.answer_scan();
+    world.settle();
+    assert_eq!(kind(world.answer(number)), Some(ErrorKind::LeaseConflict));
+    assert_eq!(kind(world.answer(second)), Some(ErrorKind::LeaseConflict));
+    assert!(world.shown[&key.id].1, "shown again");
+    assert_eq!(world.describe(key), before);
+    world.unclaim(held);
+    world.ask(delete(key, false)).expect("nobody reads it any more");
+}
+
+#[test]
+fn given_a_direct_reader_when_deleted_by_force_then_it_is_told_and_its_block_waits_for_it() {
+    let mut world = new_world();
+    let key = committed(&mut world, 200 << 10);
+    let held = claim(&mut world, key);
+    world.ask(delete(key, true)).expect("by force");
+    assert_eq!(world.revoked, [Revoke { generation: held, of: None }]);
+    assert!(world.shown.is_empty());
+    pass(&mut world, 120_000);
+    assert_eq!((stats(&world).limbo_blocks, stats(&world).direct_limbo_bytes), (1, 200 << 10));
+    world.unclaim(held);
+    pass(&mut world, 1000);
+    assert_eq!((stats(&world).limbo_blocks, stats(&world).direct_limbo_bytes), (0, 0));
+    assert_eq!(world.revoked.len(), 1, "told once");
+}
+
+#[test]
+fn given_a_direct_reader_when_spilled_then_refused_and_who_waits_for_leases_gets_it_after_the_release() {
+    let mut world = new_world();
+    let key = committed(&mut world, 1000);
+    let held = claim(&mut world, key);
+    assert_eq!(
+        world.ask(to_disk(key, false)).map_err(|error| error.kind),
+        Err(ErrorKind::FailedPrecondition)
+    );
+    let deadline = world.in_ms(200);
+    let late = world.send_until(to_disk(key, true), deadline);
+    pass(&mut world, 100);
+    assert_eq!(world.answer(late), None);
+    assert_eq!(world.claim(key, session(3)), None, "newer leases go by the ring, and are not waited for");
+    let grant = world.lease(key);
+    pass(&mut world, 200);
+    assert_eq!(kind(world.answer(late)), Some(ErrorKind::DeadlineExceeded));
+    assert!(world.shown[&key.id].1, "shown again");
+    let waits = world.send(to_disk(key, true));
+    world.ask(Request::Release { lease: grant.lease, by: None }).expect("released");
+    pass(&mut world, 50);
+    assert_eq!(world.answer(waits), None);
+    world.unclaim(held);
+    pass(&mut world, 200);
+    assert!(matches!(
+        world.answer(waits),
+        Some(Ok(Reply::Spilled(Some(Descriptor { tier: Tier::Disk, .. }))))
+    ));
+    assert!(world.shown.is_empty(), "it lies in no slab");
+}
+
+#[test]
+fn given_a_reader_that_comes_while_a_spill_copies_when_it_arrives_then_the_block_waits_for_him() {
+    let mut world = new_world();
+    let key = committed(&mut world, 1000);
+    let number = world.send(to_disk(key, false));
+    assert_eq!(world.transfers.len(), 1, "nobody read it");
+    let held = claim(&mut world, key);
+    world.settle();
+    assert!(matches!(world.answer(number), Some(Ok(Reply::Spilled(Some(_))))));
+    assert_eq!(stats(&world).limbo_blocks, 1);
+    world.unclaim(held);
+    pass(&mut world, 1000);
+    assert_eq!(stats(&world).limbo_blocks, 0);
+}
+
+#[test]
+fn given_a_slower_promotion_under_a_direct_reader_when_asked_then_refused() {
+    let mut world = new_world();
+    let key = committed(&mut world, 1000);
+    claim(&mut world, key);
+    let refused = world.ask(promote(key, Tier::Disk)).map_err(|error| error.kind);
+    assert_eq!(refused, Err(ErrorKind::FailedPrecondition));
+}
+
+#[test]
+fn given_a_ttl_when_it_passes_under_a_direct_reader_then_nobody_new_reads_it_and_its_block_waits() {
+    let mut world = new_world();
+    let key = allocated_with(&mut world, 1000, |request| request.ttl_ms = Some(1000));
+    commit(&mut world, key);
+    let told = world.describe(key);
+    assert_eq!(world.shown[&key.id].0.expires_at, told.expires_at);
+    let held = claim(&mut world, key);
+    pass(&mut world, 2000);
+    assert!(world.shown.is_empty());
+    assert_eq!(stats(&world).limbo_blocks, 1);
+    world.unclaim(held);
+    pass(&mut world, 1000);
+    assert_eq!(stats(&world).limbo_blocks, 0);
+}
+
+#[test]
+fn given_a_session_that_pins_for_ever_when_it_is_over_its_quota_then_it_loses_its_leases_and_the_block_is_free()
+ {
+    let caps = SessionCaps { leased_bytes_max: 100 << 10, ..SessionCaps::default() };
+    let mut world = World::with(ShardConfig { session_caps: caps, ..small() });
+    let keys = [0; 3].map(|_| committed(&mut world, QUARTER));
+    let held = keys.map(|key| claim(&mut world, key));
+    for key in keys {
+        world.ask(delete(key, true)).expect("by force");
+    }
+    world.revoked.clear();
+    pass(&mut world, 100_000);
+    assert_eq!(stats(&world).limbo_blocks, 3, "each as long as a lease may last");
+    pass(&mut world, 40_000);
+    let revoked: Vec<_> = world.revoked.iter().map(|revoke| revoke.generation).collect();
+    assert_eq!(revoked, held[..2], "the oldest, until it is within its quota");
+    assert_eq!((stats(&world).limbo_blocks, stats(&world).direct_limbo_bytes), (1, QUARTER));
+}
+
+#[test]
+fn given_a_payload_that_may_be_discarded_when_memory_is_short_then_not_under_a_direct_reader() {
+    let mut world = new_world();
+    let policy = EvictionPolicy { spill_target: Some(SpillTarget::Void), ..EvictionPolicy::default() };
+    let keys = [0; 12].map(|_| {
+        let key = allocated_with(&mut world, QUARTER, |request| request.policy = policy);
+        commit(&mut world, key);
+        key
+    });
+    let held = claim(&mut world, keys[0]);
+    for _ in 0..8 {
+        let key = allocated_with(&mut world, QUARTER, |request| request.policy = policy);
+        commit(&mut world, key);
+        pass(&mut world, 1);
+    }
+    let kept = |world: &mut World, key| world.ask(Request::Resolve { key }).is_ok();
+    assert!(kept(&mut world, keys[0]), "somebody reads it");
+    assert!(keys[1..].iter().filter(|key| !kept(&mut world, **key)).count() > 0, "others went");
+    world.unclaim(held);
+}
+
+#[test]
+fn given_payloads_that_only_direct_readers_use_when_memory_is_short_then_the_sampled_ones_stay() {
+    let mut world = new_world();
+    let keys = [0; 12].map(|_| committed(&mut world, QUARTER));
+    for round in 0..30 {
+        let ids = keys[..3].iter().map(|key| key.id).collect();
+        pass(&mut world, 10);
+        world.step(Event::Sampled(Sampled { namespace: keys[0].namespace, ids }));
+        if round % 3 == 0 {
+            committed(&mut world, QUARTER);
+        }
+    }
+    let tier = |world: &mut World, key| world.describe(key).tier;
+    assert_eq!([0, 1, 2].map(|at| tier(&mut world, keys[at])), [Tier::Ram; 3], "they are in use");
+    assert!(keys[3..].iter().any(|key| tier(&mut world, *key) == Tier::Disk));
+}
+
+#[test]
+fn given_a_server_that_stops_when_its_slabs_are_emptied_then_nothing_is_shown_and_readers_are_waited_for() {
+    let mut world = new_world();
+    let key = committed(&mut world, 1000);
+    let held = claim(&mut world, key);
+    let deadline = world.in_ms(1000);
+    let number = world.send_until(Request::SpillArenas, deadline);
+    assert!(world.is_closed);
+    world.settle();
+    pass(&mut world, 100);
+    let Some(Ok(Reply::ArenasSpilled(done))) = world.answer(number) else { panic!("not answered") };
+    assert_eq!((done.spilled, done.lost.len()), (1, 0));
+    assert_eq!(world.claim(key, session(3)), None);
+    world.unclaim(held);
 }

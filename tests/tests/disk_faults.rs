@@ -72,6 +72,7 @@ impl Node {
         capacity[Tier::Ram] = Some(ByteCount(CAPACITY));
         capacity[Tier::Disk] = Some(ByteCount(CAPACITY));
         let shard = Shard::new(ShardConfig {
+            dead_grace_ms: 1_000,
             shard: ShardIndex(0),
             shard_count: 1,
             epoch: Epoch(1),

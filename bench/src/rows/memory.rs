@@ -57,6 +57,7 @@ fn probe_as_process(with_ttl: bool) -> anyhow::Result<f64> {
 /// Where /proc tells no RssAnon.
 pub fn probe(with_ttl: bool) -> anyhow::Result<()> {
     let mut shard = Shard::new(ShardConfig {
+        dead_grace_ms: 1_000,
         shard: ShardIndex(0),
         shard_count: 1,
         epoch: Epoch(2),

@@ -47,6 +47,7 @@ impl World {
         let mut capacity = PerTier::default();
         capacity[Tier::Ram] = Some(CAPACITY);
         let config = ShardConfig {
+            dead_grace_ms: 1_000,
             shard: ShardIndex(0),
             shard_count: 1,
             epoch: Epoch(1),

@@ -357,7 +357,7 @@ fn node_info(config: &Config, epoch: Epoch) -> NodeInfoResponse {
 fn session_config(config: &Config, epoch: Epoch, info: &NodeInfoResponse, port: u16) -> SessionConfig {
     let local = &config.local;
     SessionConfig {
-        dead_grace_ms: 1_000,
+        dead_grace_ms: config.leases.dead_grace_ms,
         socket_path: local.socket_path.clone(),
         socket_mode: local.socket_mode,
         socket_group: local.socket_group.clone(),
@@ -453,6 +453,7 @@ fn shards_new(config: &Config, epoch: Epoch, capacity: PerTier<Option<ByteCount>
             capacity,
             lease_ms_default: config.leases.default_ms,
             lease_ms_max: config.leases.max_ms,
+            dead_grace_ms: config.leases.dead_grace_ms,
             allocation_timeout_ms: config.leases.allocation_timeout_ms,
             disk_fsync: config.storage.disk.fsync,
             retry_backoff_ms: config.spill_workers.retry_backoff_ms,

@@ -105,11 +105,13 @@ fn leases(settings: &Settings) -> Result<LeasesConfig, ConfigError> {
     let leases = LeasesConfig {
         default_ms: settings.millis("leases.default_lease"),
         max_ms: settings.millis("leases.max_lease"),
+        dead_grace_ms: settings.millis("leases.dead_grace"),
         allocation_timeout_ms: settings.millis("leases.allocation_timeout"),
     };
     for (path, milliseconds) in [
         ("leases.default_lease", leases.default_ms),
         ("leases.max_lease", leases.max_ms),
+        ("leases.dead_grace", leases.dead_grace_ms),
         ("leases.allocation_timeout", leases.allocation_timeout_ms),
     ] {
         if !(1..=limits::STORED_INTEGER_MAX).contains(&milliseconds) {

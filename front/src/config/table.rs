@@ -129,6 +129,7 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("limits.connections", Count(1, CONNECTIONS_MAX), Value("1024"), "connections open at one time; more are closed at once"),
     Key::new("leases.default_lease", Duration, Value("20s"), "a lease that asks for no duration"),
     Key::new("leases.max_lease", Duration, Value("120s"), "the longest lease; longer wishes are cut to it"),
+    Key::new("leases.dead_grace", Duration, Value("1s"), "what a dead process had begun with a device may go on for so long: its direct leases hold until then, and what was taken from a living one is used again after it"),
     Key::new("leases.allocation_timeout", Duration, Value("1h"), "an allocation that is never committed is reclaimed after this"),
     Key::new("local.enabled", Flag, Value("true"), "serve native sessions: rings in shared memory for programs on this host; false: gRPC only"),
     Key::new("local.socket_path", Path, Said("payload-manager.sock in the data directory"), "the Unix socket where they begin; at most 107 bytes"),

@@ -173,6 +173,8 @@ pub struct LeasesConfig {
     pub default_ms: u64,
     /// The longest one, in milliseconds.
     pub max_ms: u64,
+    /// How long what a process had begun under a direct lease may go on after its death, or after the lease was taken away.
+    pub dead_grace_ms: u64,
     /// An allocation that is never committed is reclaimed after this, in milliseconds.
     pub allocation_timeout_ms: u64,
 }

@@ -191,4 +191,8 @@ pub struct ArenaStats {
     pub limbo_blocks: u64,
     /// Slabs that were given back and may still be mapped by somebody.
     pub returning: u64,
+    /// Payloads that readers may lease without asking.
+    pub shown: u64,
+    /// Bytes of blocks that nobody has been proven not to read directly.
+    pub direct_limbo_bytes: u64,
 }

@@ -82,7 +82,7 @@ pub struct SessionConfig {
     pub disk_root: String,
     /// `host:port` of gRPC, as programs on this host reach it; empty, or too long to be one: clients are told none.
     pub address: String,
-    /// `leases.dead_grace_ms`: how long after its death what a process has begun with a device may go on; its direct leases
+    /// `leases.dead_grace`: how long after its death what a process has begun with a device may go on; its direct leases
     /// count until then.
     pub dead_grace_ms: u64,
 }

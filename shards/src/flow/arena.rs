@@ -447,6 +447,8 @@ impl Shard {
         let mut stats = self.arenas.stats();
         stats.payloads = self.table.blocks_len() as u64;
         stats.payload_bytes = self.table.arena_bytes();
+        stats.shown = self.direct.shown_len() as u64;
+        stats.direct_limbo_bytes = self.direct.limbo_bytes().0;
         stats
     }
 

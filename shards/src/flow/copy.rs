@@ -399,6 +399,7 @@ impl Shard {
     fn retire_as(&mut self, slot: SlotKey, tier: Tier, sound: bool, charged: bool) {
         let Some(reference) = self.table.replica_ref(slot, tier) else { return };
         let retired = self.retire_block(&reference);
+        let namespace = self.table.at(slot).key.namespace;
         let replica = self.table.update(slot, |payload| {
             if tier == Tier::Disk {
                 payload.extent = None;
@@ -411,7 +412,8 @@ impl Shard {
         let kept = Kept { synced: replica.synced, sound };
         if let Some(retired) = retired {
             self.table.set_block(slot, None);
-            return self.limbo.insert_block(reference, replica.users, retired);
+            let users = self.direct.retire(slot, namespace, &reference, replica.users, false);
+            return self.limbo.insert_block(reference, users, retired);
         }
         let entry = self.limbo.insert(reference, Some(slot), replica.users, kept, charged);
         if tier == Tier::Ram {

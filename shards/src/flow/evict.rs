@@ -19,7 +19,7 @@ use crate::parked::Caller;
 use crate::shard::{Shard, Step, Timer};
 
 /// What an eviction that was started comes to.
-enum Start {
+pub(crate) enum Start {
     /// It is on its way out.
     Leaves,
     /// It waits for space on a full tier.
@@ -60,7 +60,7 @@ impl Shard {
     }
 
     /// `None` when it cannot start.
-    fn start_eviction(&mut self, step: &mut Step<'_>, slot: SlotKey, tier: Tier) -> Option<Start> {
+    pub(crate) fn start_eviction(&mut self, step: &mut Step<'_>, slot: SlotKey, tier: Tier) -> Option<Start> {
         match self.table.exit(slot, tier)? {
             Exit::Drop(slower) => {
                 self.count_eviction(tier);
@@ -75,6 +75,8 @@ impl Shard {
                     return Some(Start::Waits);
                 }
             }
+            // Somebody may read it who asked nobody: then it is no victim.
+            Exit::Discard if self.discards_later(slot, tier) => {}
             Exit::Discard => {
                 self.start_removal(step, slot, None).ok()?;
                 self.count_eviction(tier);

@@ -7,7 +7,7 @@ mod arena;
 mod catalog;
 mod commit;
 mod copy;
-mod direct;
+pub(crate) mod direct;
 mod enrol;
 mod evict;
 mod hold;

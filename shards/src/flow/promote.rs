@@ -3,9 +3,11 @@
 use payload_types::reply::Reply;
 use payload_types::request::{Request, Spill};
 use payload_types::tier::SpillTarget;
-use payload_types::{PayloadError, PayloadKey, PromotionPolicy, SpillPolicy, Tier, Version};
+use payload_types::{ErrorKind, PayloadError, PayloadKey, PromotionPolicy, SpillPolicy, Tier, Version};
 
+use crate::direct::Readers;
 use crate::flow::copy::Progress;
+use crate::flow::direct::read_directly;
 use crate::parked::Caller;
 use crate::shard::{Answer, Shard, Step};
 use crate::usage::unconfigured;
@@ -32,6 +34,22 @@ impl Promote {
 
 impl Shard {
     pub(crate) fn promote(&mut self, step: &mut Step<'_>, caller: Caller, request: Promote) -> Answer {
+        // A slower target drops what somebody may read directly, as a spill does.
+        if let Ok(slot) = self.find_readable(step, request.key)
+            && self.check_version(slot, request.expected_version).is_ok()
+            && self.table.at(slot).tier().is_faster_than(request.target)
+            && self.config.has(request.target)
+        {
+            match self.ask_readers(slot, &caller, || request.again()) {
+                Err(answer) => return answer,
+                Ok(Readers::Held(_)) => {
+                    let (what, advice) = ("is leased", "wait until it is released");
+                    let kind = ErrorKind::FailedPrecondition;
+                    return Some(Err(read_directly(request.key, kind, what, advice)));
+                }
+                Ok(Readers::Nobody | Readers::Unknown) => {}
+            }
+        }
         match self.try_promote(step, &caller, request) {
             Ok(Progress::There) => {
                 let slot = self.table.find(request.key).expect("just found");

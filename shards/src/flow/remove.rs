@@ -10,6 +10,8 @@ use payload_types::effect::{CatalogChange, ReplyTo};
 use payload_types::request::Request;
 use payload_types::{ErrorKind, Health, Now, PayloadError, PayloadKey, PayloadState, PerTier, Tier, Version};
 
+use crate::direct::Readers;
+use crate::flow::direct::read_directly;
 use crate::limbo::{Kept, Users};
 use crate::op::{self, Class, Kind, Op, Removal, op_id};
 use crate::parked::Caller;
@@ -50,6 +52,18 @@ impl Shard {
             && let Err(error) = self.check_held(slot, "let its groups commit past it, or delete with force")
         {
             return Some(Err(error));
+        }
+        if !force {
+            let again = || Request::Delete { key, force, expected_version: None };
+            match self.ask_readers(slot, &caller, again) {
+                Err(answer) => return answer,
+                Ok(Readers::Held(_)) => {
+                    let advice = "wait until it is released, or delete with force";
+                    let what = "cannot be deleted";
+                    return Some(Err(read_directly(key, ErrorKind::LeaseConflict, what, advice)));
+                }
+                Ok(Readers::Nobody | Readers::Unknown) => {}
+            }
         }
         if !self.may_remove(slot) {
             return self.park(slot, None, caller, Request::Delete { key, force, expected_version: None });
@@ -171,6 +185,7 @@ impl Shard {
                 let users = Users { leases, copies: replica.users.copies };
                 let kept = Kept { synced: replica.synced, sound: false };
                 let retired = self.retire_block(&reference);
+                let users = self.direct.retire(slot, payload.key.namespace, &reference, users, forced);
                 self.limbo.insert_after(reference, users, kept, sequence, retired);
             }
         }

@@ -135,6 +135,13 @@ impl Shard {
         }
     }
 
+    /// Tells who waited for something in vain that his time is up.
+    pub(crate) fn give_up(&mut self, step: &mut Step<'_>, caller: Caller, request: &Request, slot: SlotKey) {
+        if let Some(to) = caller.reply_to {
+            step.out.reply(to, self.too_late(request, slot));
+        }
+    }
+
     /// The answer at a deadline: a promotion that was best effort goes on and is answered with the present tier.
     fn too_late(&self, request: &Request, slot: SlotKey) -> payload_types::reply::ReplyResult {
         if let Request::Promote { policy: PromotionPolicy::BestEffort, .. } = request

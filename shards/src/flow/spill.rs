@@ -4,9 +4,11 @@ use payload_ledger::SlotKey;
 use payload_types::reply::Reply;
 use payload_types::request::{Request, Spill};
 use payload_types::tier::SpillTarget;
-use payload_types::{PayloadError, SpillPolicy, Tier};
+use payload_types::{ErrorKind, PayloadError, SpillPolicy, Tier};
 
+use crate::direct::Readers;
 use crate::flow::copy::{Aim, Progress};
+use crate::flow::direct::read_directly;
 use crate::op::Removal;
 use crate::parked::Caller;
 use crate::shard::{Answer, Shard, Step};
@@ -36,6 +38,30 @@ impl Shard {
         }
         if let Err(error) = self.check_drop(step, slot, &plan, &request) {
             return Some(Err(error));
+        }
+        let again = Request::Spill(Spill { expected_version: None, ..request });
+        let drops = !matches!(plan, Plan::Down(target) if target == self.table.at(slot).tier());
+        let readers = match drops {
+            true => self.ask_readers(slot, &caller, || again.clone()),
+            false => Ok(Readers::Nobody),
+        };
+        match readers {
+            Err(answer) => return answer,
+            Ok(Readers::Held(_)) if request.wait_for_leases => {
+                if caller.deadline.is_none() && caller.reply_to.is_some() {
+                    let lease_wait_end = step.now.monotonic.plus_millis(self.config.lease_ms_max);
+                    caller.lease_wait_end.get_or_insert(lease_wait_end);
+                }
+                self.wait_for_readers(slot, caller, again);
+                return None;
+            }
+            Ok(Readers::Held(_)) => {
+                let (what, advice) =
+                    ("is leased", "wait until it is released, or spill with wait_for_leases");
+                let kind = ErrorKind::FailedPrecondition;
+                return Some(Err(read_directly(request.key, kind, what, advice)));
+            }
+            Ok(Readers::Nobody | Readers::Unknown) => {}
         }
         if request.policy == SpillPolicy::BestEffort {
             let answer = self.spilled(slot);

@@ -44,6 +44,8 @@ impl Shard {
 
     pub(crate) fn spill_arenas(&mut self, step: &mut Step<'_>, caller: Caller) -> Answer {
         self.is_stopping = true;
+        let namespaces = self.table.blocks().map(|(_, payload)| payload.key.namespace).collect();
+        self.direct.close(namespaces);
         let mut left: Vec<SlotKey> = self.table.block_slots().collect();
         left.sort_by_key(|slot| self.table.used_at(*slot));
         let until = caller.deadline.unwrap_or(step.now.monotonic);

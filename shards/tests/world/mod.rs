@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use payload_shards::{Arbiter, Outbox, Shard, ShardConfig};
-use payload_types::direct::{Publish, Revoke, Scan};
+use payload_types::direct::{Change, Held, Published, Revoke, SCAN_BATCH_MAX, Scan, ScanDone};
 use payload_types::effect::{
     BudgetRequest, CatalogOp, Effect, ReplicaRef, ReplyTo, StorageAction, StorageOp, TransferOp,
 };
@@ -29,8 +29,14 @@ pub struct World {
     pub slab_bytes: BTreeMap<SlabId, ByteCount>,
     /// Requests whose Commit was ACCEPTED.
     pub accepted: VecDeque<u64>,
-    /// What readers are shown who ask nobody, in order.
-    pub published: VecDeque<Publish>,
+    /// What readers are shown who ask nobody: the generation, and whether it can be leased.
+    pub shown: BTreeMap<PayloadId, (Published, bool)>,
+    /// Nothing is shown any more.
+    pub is_closed: bool,
+    /// Direct leases: who holds which generation.
+    pub claims: Vec<(Generation, SessionId)>,
+    /// True: scans wait in `scans` until `answer_scan`.
+    pub scans_wait: bool,
     pub scans: VecDeque<Scan>,
     pub revoked: VecDeque<Revoke>,
     /// True: budget requests wait in `budget` until `answer_budget`, as they do on a lane between two threads.
@@ -49,6 +55,7 @@ pub fn config(epoch: u32) -> ShardConfig {
     capacity[Tier::Ram] = Some(ByteCount(CAPACITY));
     capacity[Tier::Disk] = Some(ByteCount(CAPACITY));
     ShardConfig {
+        dead_grace_ms: 1_000,
         shard: ShardIndex(0),
         shard_count: 1,
         epoch: Epoch(epoch),
@@ -80,7 +87,10 @@ impl World {
             slabs: VecDeque::new(),
             slab_bytes: BTreeMap::new(),
             accepted: VecDeque::new(),
-            published: VecDeque::new(),
+            shown: BTreeMap::new(),
+            is_closed: false,
+            claims: Vec::new(),
+            scans_wait: false,
             scans: VecDeque::new(),
             revoked: VecDeque::new(),
             budget_waits: false,
@@ -104,13 +114,58 @@ impl World {
                 Effect::Catalog(op) => self.catalog.push_back(op),
                 Effect::Slab(op) => self.slabs.push_back(op),
                 Effect::Accepted { to, .. } => self.accepted.push_back(to.0),
-                Effect::Publish(publish) => self.published.push_back(publish),
+                Effect::Publish(publish) => self.publish(publish.change),
                 Effect::Scan(scan) => self.scans.push_back(scan),
                 Effect::Revoke(revoke) => self.revoked.push_back(revoke),
                 Effect::Budget(request) if self.budget_waits => self.budget.push_back(request),
                 Effect::Budget(request) => self.arbitrate(request),
             }
         }
+        if !self.scans_wait {
+            self.answer_scan();
+        }
+    }
+
+    fn publish(&mut self, change: Change) {
+        match change {
+            Change::Put(published) => drop(self.shown.insert(published.id, (*published, true))),
+            Change::Withdraw(id) => self.shown.get_mut(&id).expect("shown").1 = false,
+            Change::Restore(id) => self.shown.get_mut(&id).expect("shown").1 = true,
+            Change::Remove(id) => drop(self.shown.remove(&id).expect("shown")),
+            Change::Describe { id, version, expires_at } => {
+                let (published, _) = self.shown.get_mut(&id).expect("shown");
+                (published.version, published.expires_at) = (version, expires_at);
+            }
+            Change::Close => self.is_closed = true,
+        }
+    }
+
+    /// Looks at all cells for a scan that waits.
+    pub fn answer_scan(&mut self) {
+        let Some(Scan { number, generations }) = self.scans.pop_front() else { return };
+        let mut held = BTreeMap::new();
+        for (claimed, session) in &self.claims {
+            if let Some(at) = generations.iter().position(|generation| generation == claimed) {
+                let marks = &mut held.entry(*session).or_insert([0; SCAN_BATCH_MAX / 64]);
+                marks[at / 64] |= 1 << (at % 64);
+            }
+        }
+        let held = held.into_iter().map(|(session, marks)| Held { session, marks }).collect();
+        self.step(Event::ScanDone(ScanDone { number, held }));
+    }
+
+    /// A reader that asks nobody leases what it is shown, if it is.
+    pub fn claim(&mut self, key: PayloadKey, session: SessionId) -> Option<Generation> {
+        let (published, is_readable) = self.shown.get(&key.id)?;
+        let found = (*is_readable && !self.is_closed).then_some(published.generation)?;
+        self.claims.push((found, session));
+        Some(found)
+    }
+
+    /// It releases it.
+    pub fn unclaim(&mut self, generation: Generation) {
+        let at = self.claims.iter().position(|(held, _)| *held == generation).expect("held");
+        self.claims.remove(at);
     }
 
     fn arbitrate(&mut self, request: BudgetRequest) {

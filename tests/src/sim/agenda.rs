@@ -49,6 +49,10 @@ pub(super) enum Task {
     CatalogFlush,
     /// The front hears what became of an append.
     AppendStored(u64, Option<Box<RecordOutcome>>),
+    /// A reader who asks nobody looks again.
+    DirectLook(u64),
+    /// It has read.
+    DirectEnd(u64),
     /// The kernel has the memory of a slab back.
     SlabFreed(SlabId),
     /// A session ended a while ago: the oracle looks for what is left of it.

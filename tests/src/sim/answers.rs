@@ -157,6 +157,11 @@ impl Oracle {
             (Request::Commit { key, checksum, .. }, Reply::Committed(seen)) => {
                 self.committed(*key, checksum.is_some(), seen, scene)
             }
+            (Request::Delete { key, force: false, .. }, Reply::Deleted)
+                if self.cells.reads_since(*key, pending.sent, scene.now.monotonic).is_some() =>
+            {
+                breach(Rule::LiveLease, format!("deleted while somebody reads it directly: {key:?}"))
+            }
             (Request::Delete { key, .. } | Request::Abort { key, .. }, Reply::Deleted) => {
                 match scene.catalog.rows.get(key) {
                     Some(row) => breach(Rule::Acknowledgement, format!("Deleted, and stored: {row:?}")),
@@ -458,8 +463,13 @@ impl Oracle {
             }
             (_, _) if pending.unknown => wrong("this payload does not exist"),
             (ErrorKind::LeaseConflict, Request::Delete { key, force: false, .. }) => {
-                self.coverage.hit("delete_refused_leased");
-                if self.may_be_leased(*key) { Ok(()) } else { wrong("nobody leases it") }
+                let directly = self.cells.may_be_read(*key, now.monotonic);
+                self.coverage.hit(if directly {
+                    "delete_refused_read_directly"
+                } else {
+                    "delete_refused_leased"
+                });
+                if directly || self.may_be_leased(*key) { Ok(()) } else { wrong("nobody leases it") }
             }
             (ErrorKind::LeaseConflict, Request::Commit { batch: Some(_), .. }) => Ok(()),
             (ErrorKind::LeaseConflict, _) => wrong("only an unforced Delete conflicts"),

@@ -85,11 +85,13 @@ pub enum Canary {
     GoneBeforeDead,
     /// Nobody hears that a session's process is dead.
     NeverGone,
+    /// Now and then a scan finds nobody, whoever reads.
+    BlindScan,
 }
 
 impl Canary {
     /// Each of them.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 39] = [
         Self::LeaseSpillRace,
         Self::EarlyFree,
         Self::AcknowledgementBeforeTransaction,
@@ -128,6 +130,7 @@ impl Canary {
         Self::SlabFreedEarly,
         Self::GoneBeforeDead,
         Self::NeverGone,
+        Self::BlindScan,
     ];
 
     /// The rules by which it may be noticed: what it breaks itself, not what breaks later because of it.
@@ -165,6 +168,7 @@ impl Canary {
             Self::ToldBeforeSeal | Self::NotZeroed | Self::GoneBeforeDead => &[Rule::Slab],
             Self::SlabFreedEarly => &[Rule::Accounting],
             Self::NeverGone => &[Rule::Leak],
+            Self::BlindScan => &[Rule::LiveLease],
         }
     }
 
@@ -187,6 +191,7 @@ impl Canary {
                 | Self::SlabFreedEarly
                 | Self::GoneBeforeDead
                 | Self::NeverGone
+                | Self::BlindScan
         )
     }
 

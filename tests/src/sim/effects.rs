@@ -52,8 +52,9 @@ impl World {
             }
             Effect::Catalog(op) => self.submit_catalog(op),
             Effect::Slab(op) => self.slab_op(shard, op),
-            // No reader of the simulator's asks nobody yet.
-            Effect::Publish(_) | Effect::Scan(_) | Effect::Revoke(_) => Ok(()),
+            Effect::Publish(publish) => self.shown(shard, publish),
+            Effect::Scan(scan) => self.scan(shard, &scan),
+            Effect::Revoke(revoke) => self.revoked(shard, revoke),
             Effect::Accepted { descriptor, .. } => self.slab_accepted(&descriptor),
             Effect::Budget(request) => {
                 if matches!(request, BudgetRequest::Ask { .. }) {
@@ -181,7 +182,10 @@ impl World {
                 self.judge(|oracle, scene| oracle.judge_row(row, scene))?;
                 row.key.id
             }
-            CatalogChange::Remove { key, .. } => key.id,
+            CatalogChange::Remove { key, .. } => {
+                self.judge_removal(*key)?;
+                key.id
+            }
         };
         *self.works.entry(id).or_default() += 1;
         if self.canary == Some(Canary::AcknowledgementBeforeTransaction) {

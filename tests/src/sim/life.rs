@@ -36,6 +36,7 @@ impl World {
         }
         let shard_count = self.plan.shard_count;
         let config = |shard: u16| ShardConfig {
+            dead_grace_ms: 1_000,
             shard: ShardIndex(shard),
             shard_count,
             epoch,

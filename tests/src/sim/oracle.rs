@@ -19,6 +19,7 @@ use payload_types::{
 
 use super::catalog::Catalog;
 use super::coverage::Coverage;
+use super::direct::Cells;
 use super::faults::{Plan, Probing};
 use super::storage::{BlockName, Phase, Storage};
 
@@ -222,6 +223,8 @@ pub(super) struct Oracle {
     pub(super) overdue: BTreeSet<(Monotonic, u64)>,
     /// What the last loss of power brought back.
     pub(super) came_back: BTreeSet<PayloadKey>,
+    /// What readers see who ask nobody, and what they hold.
+    pub(super) cells: Cells,
     pub(super) coverage: Coverage,
     pub(super) driver_fault_last: Monotonic,
     pub(super) catalog_fault_last: Monotonic,
@@ -324,7 +327,8 @@ impl Oracle {
 
     /// True while a holder relies on a lease of this block.
     pub(super) fn is_leased(&self, block: BlockName, now: Now) -> bool {
-        self.leases.values().any(|lease| lease.block == block && lease.is_live(now))
+        let asked = self.leases.values().any(|lease| lease.block == block && lease.is_live(now));
+        asked || self.cells.reads(block)
     }
 
     /// Allocate was answered: a payload is born.
@@ -457,6 +461,7 @@ impl Oracle {
         }
         self.overdue.clear();
         self.leases.clear();
+        self.cells.crash();
     }
 }
 

@@ -244,6 +244,8 @@ impl World {
         let (gone, stayed): (Vec<_>, Vec<_>) =
             victims.into_iter().partition(|victim| !stay.contains(&victim.key));
         // One that waits for room, or cannot go now, is taken out of the list, and the next one goes.
+        let asked: Vec<PayloadKey> =
+            gone.iter().map(|victim| victim.key).filter(|key| after.may_be_discarded(*key)).collect();
         let gone = gone.into_iter().filter(|victim| !after.is_passed_over(victim.key));
         let (waits, left): (Vec<_>, Vec<_>) = gone.partition(|victim| after.is_stuck(victim.key));
         let has_room =
@@ -257,8 +259,8 @@ impl World {
                 format!("{sum} bytes of {tier} leave, the last {last}, ordered {allowed}: {left:?}"),
             );
         }
-        for victim in &waits {
-            self.judge_victim(tier, victim.key)?;
+        for key in waits.iter().map(|victim| victim.key).chain(asked) {
+            self.judge_victim(tier, key)?;
         }
         for Candidate { rank, key, .. } in &left {
             let behind = first_stayed.is_some_and(|other| other < *rank);

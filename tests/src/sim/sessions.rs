@@ -145,6 +145,7 @@ impl World {
         }
         let id = self.rng.pick(&open);
         self.slab_tick(id, self.sessions.all[&id].peer);
+        self.direct_tick(id);
         let roomy = self.plan.session_leases_max as usize > HOARD;
         if roomy && !self.sessions.hoarded && self.rng.chance(20) {
             self.hoard(id);
@@ -286,6 +287,7 @@ impl World {
             self.agenda
                 .add(at, Task::Deliver { shard, event: Event::SessionClosed { session: id }, work: None });
         }
+        self.direct_dies(id);
         for lease in leases {
             self.stop_reading(lease);
         }

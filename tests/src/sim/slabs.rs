@@ -82,6 +82,11 @@ impl Slabs {
         self.all.iter().next().map(|(id, slab)| format!("slab {id}: {slab:?}"))
     }
 
+    /// True when readers may have the slab in which a place is.
+    pub(super) fn place_is_sealed(&self, place: Place, now: Monotonic) -> Result<(), Breach> {
+        self.sealed(place, now).map(drop)
+    }
+
     fn sealed(&self, place: Place, now: Monotonic) -> Result<&Slab, Breach> {
         match self.all.get(&place.slab) {
             Some(slab) if slab.sealed_at.is_some_and(|at| at <= now) && !slab.returning => Ok(slab),

@@ -330,6 +330,11 @@ impl World {
             }
             Task::CatalogFlush => self.catalog_flush(),
             Task::SlabFreed(slab) => self.slab_freed(slab),
+            Task::DirectLook(cell) => {
+                self.direct_look(cell);
+                Ok(())
+            }
+            Task::DirectEnd(cell) => self.direct_end(cell),
             Task::SessionLeft(session) => self.look_for_left(session),
             Task::AppendStored(append, outcome) => {
                 self.append_stored(append, outcome.as_deref());
