@@ -46,7 +46,7 @@ const TIER_COUNTERS: [TierFigure; 4] = [
 type ArenaFigure = (&'static str, Kind, &'static str, fn(&ArenaAccounting) -> u64);
 
 /// Memory of native sessions, as Stats tells it.
-const ARENA_FIGURES: [ArenaFigure; 16] = [
+const ARENA_FIGURES: [ArenaFigure; 18] = [
     ("sessions", Kind::Gauge, "Sessions with memory on a shard, of the shard that has most.", |arenas| {
         arenas.sessions
     }),
@@ -97,6 +97,15 @@ const ARENA_FIGURES: [ArenaFigure; 16] = [
     ("opens_total", Kind::Counter, "Descriptors of memories that readers were given.", |arenas| {
         arenas.opens_total
     }),
+    ("payloads_shown", Kind::Gauge, "Payloads that sessions may lease without asking.", |arenas| {
+        arenas.payloads_shown
+    }),
+    (
+        "direct_limbo_bytes",
+        Kind::Gauge,
+        "Dropped blocks that were shown, until nobody is found to read them.",
+        |arenas| arenas.direct_limbo_bytes,
+    ),
 ];
 
 /// What one scrape tells. `stats` is what the Stats RPC would have answered at this moment.

@@ -143,7 +143,7 @@ const SEGMENT_FIGURES: [SegmentFigure; 10] = [
 
 type ArenaFigure = (&'static str, fn(&ArenaAccounting) -> u64);
 
-const ARENA_FIGURES: [ArenaFigure; 16] = [
+const ARENA_FIGURES: [ArenaFigure; 18] = [
     ("sessions", |arenas| arenas.sessions),
     ("slabs", |arenas| arenas.slabs),
     ("slabs_own", |arenas| arenas.slabs_own),
@@ -160,6 +160,8 @@ const ARENA_FIGURES: [ArenaFigure; 16] = [
     ("large_refused_total", |arenas| arenas.large_refused_total),
     ("makes_failed_total", |arenas| arenas.makes_failed_total),
     ("opens_total", |arenas| arenas.opens_total),
+    ("payloads_shown", |arenas| arenas.payloads_shown),
+    ("direct_limbo_bytes", |arenas| arenas.direct_limbo_bytes),
 ];
 
 /// Shows the statistics.

@@ -122,6 +122,8 @@ fn arenas(shards: &[ShardStats], memory: &MemoryFigures) -> ArenaAccounting {
         large_refused_total: memory.large_refused,
         makes_failed_total: memory.failed,
         opens_total: memory.opened,
+        payloads_shown: sum(&|arena| arena.shown),
+        direct_limbo_bytes: sum(&|arena| arena.direct_limbo_bytes),
     }
 }
 
@@ -294,6 +296,8 @@ mod tests {
             payload_bytes: 6,
             limbo_blocks: 7,
             returning: 8,
+            shown: 17,
+            direct_limbo_bytes: 18,
         };
         let shard = ShardStats { arenas, ..ShardStats::default() };
         let memory = MemoryFigures {
@@ -324,6 +328,8 @@ mod tests {
             large_refused_total: 14,
             makes_failed_total: 15,
             opens_total: 16,
+            payloads_shown: 34,
+            direct_limbo_bytes: 36,
         };
         assert_eq!(stats(&[shard.clone(), shard], &node).arenas, Some(told));
     }
