@@ -1,5 +1,6 @@
-//! Clients that may set a file's length, and the files of their own that packed payloads get before such a client leases
-//! them: what must never be shown, what a copy into such a file may look like, and which situations were met.
+//! Clients that may not be shown where a payload lies, and the places of its own that it gets before such a client leases
+//! it: a file, for those who may set the length of what they are shown, where it is packed, and a segment, for those who
+//! cannot map slabs. What must never be shown, what such a copy may look like, and which situations were met.
 
 use payload_types::effect::TransferOp;
 use payload_types::request::{Acquire, Request};
@@ -11,14 +12,18 @@ use super::oracle::{Breach, Oracle, Rule, breach};
 use super::storage::Block;
 use super::world::{Job, World};
 
-/// True for a copy that no segment file may take.
+/// True for a copy within a tier to a place of the payload's own.
 fn is_apart(job: &Job) -> bool {
     matches!(job, Job::Transfer(op) if op.alone)
 }
 
-/// True for a request whose client may set the length of what it is shown.
-fn sets_lengths(request: &Request) -> bool {
-    matches!(request, Request::Acquire(Acquire { accepts_packed: false, .. }))
+/// True for a request whose client may not be shown a place on this tier that a payload shares with others.
+fn wants_own(request: &Request, tier: Tier) -> bool {
+    match request {
+        Request::Acquire(Acquire { accepts_slabs, .. }) if tier == Tier::Ram => !accepts_slabs,
+        Request::Acquire(Acquire { accepts_packed, .. }) => !accepts_packed,
+        _ => false,
+    }
 }
 
 impl World {
@@ -70,15 +75,19 @@ impl World {
 
     /// Such a copy is handed out: it must make sense, and be wanted.
     pub(super) fn apart_begins(&mut self, op: &TransferOp) -> Result<(), Breach> {
-        let (tiers, wanted) = ((op.from.tier, op.to.tier), |request: &Request| {
-            sets_lengths(request) && request.routing_id() == Some(op.from.id)
-        });
-        if tiers != (Tier::Disk, Tier::Disk) || op.from.extent.is_none() || !op.sync || op.salvage {
+        let makes_sense = match (op.from.tier, op.to.tier) {
+            (Tier::Disk, Tier::Disk) => op.from.extent.is_some() && op.sync,
+            (Tier::Ram, Tier::Ram) => op.from.block.is_some() && op.to.block.is_none() && !op.sync,
+            _ => false,
+        };
+        if !makes_sense || op.salvage {
             return breach(Rule::DropInUse, format!("a copy that makes no sense: {op:?}"));
         }
+        let wanted =
+            |request: &Request| wants_own(request, op.to.tier) && request.routing_id() == Some(op.from.id);
         // Who wanted it may have given up while it waited for space; then the shard does not begin.
         if self.canary.is_none() && !self.oracle.pending.values().any(|pending| wanted(&pending.request)) {
-            return breach(Rule::Answers, format!("nobody wants a file of its own for this: {op:?}"));
+            return breach(Rule::Answers, format!("nobody wants a place of its own for this: {op:?}"));
         }
         self.crash_soon(80, 200 * MICROS);
         Ok(())
@@ -87,9 +96,12 @@ impl World {
     /// Such a copy has ended well.
     pub(super) fn apart_ended(&mut self, op: &TransferOp) {
         let waiting = self.oracle.pending.values().filter(|pending| {
-            sets_lengths(&pending.request) && pending.request.routing_id() == Some(op.to.id)
+            wants_own(&pending.request, op.to.tier) && pending.request.routing_id() == Some(op.to.id)
         });
-        if waiting.count() > 1 {
+        let joined = waiting.count() > 1;
+        if op.to.tier == Tier::Ram {
+            self.oracle.coverage.hit("segment_of_its_own");
+        } else if joined {
             self.oracle.coverage.hit("file_of_its_own_joined");
         }
     }
@@ -117,7 +129,7 @@ impl Oracle {
             let detail = format!("shown to a client that may set lengths: {extent:?} {request:?}");
             return breach(Rule::SharedFile, detail);
         }
-        if held.alone {
+        if held.alone && location != Location::Segment {
             self.coverage.hit("lease_got_a_file_of_its_own");
         }
         Ok(())

@@ -121,6 +121,7 @@ pub const SITUATIONS: &[&str] = &[
     "seal_failed",
     "segment_file_recycled",
     "segment_made_again_after_detach",
+    "segment_of_its_own",
     "session_aborted",
     "session_allocation_taken_back",
     "session_ended_while_it_waits_for_a_replica",

@@ -221,7 +221,7 @@ impl World {
         }
         match request {
             Request::Allocate(request) => self.wants_slab(request),
-            Request::Acquire(request) => request.accepts_slabs |= request.owner.session().is_some() || mapped,
+            Request::Acquire(request) => request.accepts_slabs |= request.owner.session().is_some(),
             _ => {}
         }
     }
