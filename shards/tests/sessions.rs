@@ -221,3 +221,21 @@ fn given_a_session_that_allocates_for_long_when_it_commits_then_what_is_noted_st
     }
     assert!(holds(&world) < 10, "{} are noted", holds(&world));
 }
+
+#[test]
+fn given_a_deletion_under_way_when_its_session_ends_and_the_catalog_refuses_then_the_allocation_goes_all_the_same()
+ {
+    let mut world = World::new();
+    let key = allocate_as(&mut world, peer(1), 4096);
+    // Somebody refers to it, so it has a row.
+    world.ask(Request::Enrol { key }).expect("enrolled");
+    let number = world.send(Request::Delete { key, force: false, expected_version: None });
+    assert_eq!(world.catalog.len(), 1);
+    close(&mut world, 1);
+    world.ack_one(Err("database is locked".to_owned()));
+    assert_eq!(kind(world.answer(number)), Some(ErrorKind::Unavailable));
+    world.pass(2_000);
+    world.settle();
+    assert_eq!(state(&mut world, key), Err(ErrorKind::NotFound), "nobody will commit it");
+    assert_eq!(holds(&world), 0);
+}

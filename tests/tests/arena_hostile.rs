@@ -100,6 +100,10 @@ impl Raw {
 }
 
 fn allocate(size: u64, memory: Memory) -> Submission {
+    allocate_within(size, memory, 0)
+}
+
+fn allocate_within(size: u64, memory: Memory, deadline_ms: u32) -> Submission {
     Submission::Allocate {
         size: ByteCount(size),
         tier: Tier::Ram,
@@ -107,7 +111,7 @@ fn allocate(size: u64, memory: Memory) -> Submission {
         no_evict: false,
         policy: EvictionPolicy::default(),
         memory,
-        deadline_ms: 0,
+        deadline_ms,
     }
 }
 
@@ -173,13 +177,21 @@ fn given_a_session_that_never_maps_its_slab_when_a_second_has_passed_then_it_is_
     let map = sys::map_shared(&memory, bytes).expect("mapped");
     let why = silent.farewell();
     assert!(why.contains("not mapped within 1000 ms"), "{why}");
-    let whole = ByteCount(64 << 20);
     store(&map, 0, &[7; 64]);
-    drop((map, memory, silent));
+    drop((memory, silent));
     assert_eq!(&*other.acquire(id, &AcquireOptions::default()).expect("leased"), b"untouched");
     other.delete(id, false, None).expect("nobody holds it");
+    drop(other);
+    // It has the memory still, so all but its bytes can be had.
+    let (other, _) = client(&server);
+    drop(other.allocate(ByteCount(63 << 20)).open().expect("all but one slab"));
+    let mut asker = Raw::connect(&path, FEATURE_ARENAS);
+    asker.submit(0, &allocate_within(64 << 20, Memory::Arena, 500));
+    let answer = asker.answer(0);
+    assert!(matches!(answer, Outcome::Refused { .. }), "{answer:?}, of memory that a client has mapped");
+    drop(map);
     let start = Instant::now();
-    while other.allocate(whole).open().is_err() {
+    while other.allocate(ByteCount(64 << 20)).open().is_err() {
         assert!(start.elapsed() < PATIENCE, "the slab's charge does not end");
     }
 }

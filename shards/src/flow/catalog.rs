@@ -71,6 +71,9 @@ impl Shard {
                     payload.version = payload.version.next();
                 });
                 self.end_op(op, None);
+                if prior.is_committed() {
+                    self.sessions.forget_orphan(slot);
+                }
                 if caller.is_none() {
                     self.pass_over(step.now, slot);
                 }

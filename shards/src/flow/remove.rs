@@ -210,8 +210,8 @@ impl Shard {
         let expired = payload.is_expired_at(step.now.wall);
         let held = payload.held && payload.expires_at.is_some_and(|end| end <= step.now.wall);
         self.table.links(slot).timer = None;
-        if is_orphan && state == PayloadState::Committing {
-            // It ends as a committed payload, or as the abandoned one it was.
+        if is_orphan && matches!(state, PayloadState::Committing | PayloadState::Deleting) {
+            // It ends as a committed payload, or as the abandoned one it was, or it is gone.
             return self.look_again(step.now, slot, BUSY_RETRY_MS);
         }
         if is_orphan && state.is_committed() {

@@ -26,14 +26,16 @@ impl Shard {
 
     /// Removes what a session that has ended allocated, unless it was committed; in a while, when it is busy.
     fn reclaim(&mut self, step: &mut Step<'_>, slot: SlotKey) {
-        let Some(payload) = self.table.get(slot).filter(|payload| !payload.state.is_committed()) else {
+        // A removal that is under way may yet fail, and leave it as it was.
+        let may_be_left = |state: PayloadState| !state.is_committed() || state == PayloadState::Deleting;
+        let Some(payload) = self.table.get(slot).filter(|payload| may_be_left(payload.state)) else {
             return;
         };
         let is_idle = payload.state == PayloadState::Allocated && self.may_remove(slot);
         if is_idle && self.start_removal(step, slot, None).is_ok() {
             return;
         }
-        if matches!(self.table.at(slot).state, PayloadState::Allocated | PayloadState::Committing) {
+        if may_be_left(self.table.at(slot).state) {
             self.sessions.orphan(slot);
             self.look_again(step.now, slot, if is_idle { CATALOG_RETRY_MS } else { BUSY_RETRY_MS });
         }

@@ -106,7 +106,7 @@ impl Shard {
     }
 
     fn end_stop(&mut self, step: &mut Step<'_>, stop: Stop) {
-        let lost = stop.left.iter().rev().filter_map(|slot| {
+        let lost = stop.left.iter().rev().chain(&stop.seen).filter_map(|slot| {
             let payload = self.table.get(*slot)?;
             (payload.is_committed() && payload.in_arena).then_some(payload.key.id)
         });

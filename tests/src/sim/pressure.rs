@@ -284,7 +284,8 @@ impl World {
     fn judge_victim(&mut self, tier: Tier, key: PayloadKey) -> Result<(), Breach> {
         let now = self.clock();
         let leased = self.oracle.leases.values().any(|lease| lease.key == key && lease.is_live(now));
-        let slower = |replica: &payload_types::ReplicaRow| tier.is_faster_than(replica.tier);
+        // One that was found damaged saves nobody.
+        let slower = |replica: &payload_types::ReplicaRow| replica.sound && tier.is_faster_than(replica.tier);
         let has_twin = self.catalog.rows.get(&key).is_some_and(|row| row.replicas.iter().any(slower));
         let Some(fact) = self.oracle.facts.get_mut(&key) else {
             return breach(Rule::Eviction, format!("{key:?} is evicted, and nobody knows it"));

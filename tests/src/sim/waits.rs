@@ -107,10 +107,13 @@ impl World {
                 }
                 continue;
             };
+            // More than the tier has may be charged after a start: what comes back serves that first.
+            let over = self.granted[tier].saturating_sub(self.plan.capacity[tier].unwrap_or_default().0);
             let mut victims = self.cores.iter().flat_map(|core| core.shard.victims(tier));
             let victim = victims.find(|victim| self.lack(tier) > 0 && self.could_go(victim));
-            let dead =
-                (tier == Tier::Disk).then(|| self.dead_and_not_freed(least.saturating_sub(free))).flatten();
+            let dead = (tier == Tier::Disk)
+                .then(|| self.dead_and_not_freed((least + over).saturating_sub(free)))
+                .flatten();
             let fits = least <= free || waiting == 1 && least <= free + pot;
             if fits || dead.is_some() || victim.is_some() {
                 return breach(
