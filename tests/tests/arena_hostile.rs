@@ -103,7 +103,7 @@ fn allocate(size: u64, memory: Memory) -> Submission {
     allocate_within(size, memory, 0)
 }
 
-fn allocate_within(size: u64, memory: Memory, deadline_ms: u32) -> Submission {
+fn allocate_within(size: u64, memory: Memory, deadline_ms: u64) -> Submission {
     Submission::Allocate {
         size: ByteCount(size),
         tier: Tier::Ram,

@@ -261,8 +261,7 @@ fn hot(context: &Context, findings: &mut Findings) -> anyhow::Result<()> {
 fn cold(context: &Context, findings: &mut Findings, large: bool) -> anyhow::Result<()> {
     let mut side = Side::new(MANY, large)?;
     let slice = context.slice(2 * ROUNDS_SHORT);
-    let [mut series, mut batched, mut back_to_back, mut clocks] =
-        [const { () }; 4].map(|()| Series::default());
+    let [mut series, mut batched, mut back_to_back, mut clocks] = [0; 4].map(|_| Series::default());
     let mut latencies = Latencies::default();
     rounds(|is_measured| {
         let (mut alone, mut nothing) = (Latencies::default(), Latencies::default());

@@ -181,7 +181,7 @@ fn given_little_address_space_when_a_large_memory_is_made_then_it_is_full_and_a_
         return;
     }
     let maker = maker(LargePages::No);
-    let error = maker.slab(ByteCount(4 << 30), None).err().expect("3 GB are less than 4 GiB");
+    let error = maker.slab(ByteCount(4 << 30), None).expect_err("3 GB are less than 4 GiB");
     assert!(matches!(error, ArenaError::Full { asked: ByteCount(0x1_0000_0000), .. }), "{error}");
     sealed(&maker, SLAB);
 }
