@@ -255,10 +255,16 @@ fn given_our_own_fields_when_read_then_they_are_the_ones_agreed_on() {
     let agreed = [
         "AcquireReadLeaseRequest.accepts_packed = 1001",
         "AcquireReadLeaseRequest.expected_version = 1000",
+        "AcquireReadLeaseRequest.object_url_ms = 1010",
+        "AcquireReadLeaseResponse.object_url = 1010",
+        "AllocatePayloadRequest.upload_url_ms = 1000",
+        "AllocatePayloadResponse.upload_url = 1000",
         "CommitPayloadRequest.checksum_xxh3_64 = 1000",
         "CreateStreamRequest.retain_payloads = 1000",
         "DeleteRequest.expected_version = 1000",
         "GetCommittedResponse.committed = 1000",
+        "ImportPayloadRequest.checksum_xxh3_64 = 1000",
+        "ImportPayloadResponse.payload_descriptor = 1000",
         "LineageEdge.child = 1000",
         "PayloadDescriptor.checksum_xxh3_64 = 1000",
         "PayloadDescriptor.node_address = 1003",
@@ -267,9 +273,11 @@ fn given_our_own_fields_when_read_then_they_are_the_ones_agreed_on() {
         "PayloadSummary.node_id = 1000",
         "PromoteRequest.expected_version = 1000",
         "SpillRequest.expected_version = 1000",
+        "StatsResponse.arenas = 1004",
         "StatsResponse.disk = 1002",
         "StatsResponse.disk_segments = 1003",
         "StatsResponse.node = 1001",
+        "StatsResponse.object_store = 1010",
         "StatsResponse.tiers = 1000",
     ];
     assert_eq!(own, agreed, "a number once used is never used for anything else");
