@@ -77,7 +77,8 @@ class Death(unittest.TestCase):
 
         def held():
             stats = client.stats()
-            return stats["node"]["leases"], stats["tiers"]["ram"]["uncommitted_bytes"]
+            node = stats["node"]
+            return node["leases"] + node["direct_leases"], stats["tiers"]["ram"]["uncommitted_bytes"]
 
         before = held()
         with subprocess.Popen([sys.executable, "-c", program, server.address], stdout=subprocess.PIPE) as other:
