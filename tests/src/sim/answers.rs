@@ -479,9 +479,10 @@ impl Oracle {
                 let passed = pending.deadline.is_some_and(|deadline| deadline <= now.monotonic);
                 let gave_up = match request {
                     Request::Spill(spill) => spill.wait_for_leases && waited >= scene.plan.lease_ms_max,
-                    // For a file of its own.
+                    // For a file of its own, or a segment.
                     Request::Acquire(acquire) => {
-                        !acquire.accepts_packed && waited >= limits::ALLOCATE_WAIT_MS_DEFAULT
+                        let may_see_all = acquire.accepts_packed && acquire.accepts_slabs;
+                        !may_see_all && waited >= limits::ALLOCATE_WAIT_MS_DEFAULT
                     }
                     _ => false,
                 };
