@@ -284,7 +284,8 @@ impl Payload {
         Some(match tier {
             Tier::Ram if self.in_arena => Location::Arena(block?),
             Tier::Disk => self.extent.map_or(Location::File(replica.generation), Location::Packed),
-            Tier::Gpu | Tier::Ram => Location::Segment,
+            Tier::Gpu => Location::Gpu(replica.generation),
+            Tier::Ram => Location::Segment,
             Tier::Object => Location::Object,
         })
     }

@@ -215,7 +215,9 @@ impl Node {
         match descriptor.location.expect("a location") {
             Location::Segment => PathBuf::from(format!("/dev/shm{}", names.shm_name(id))),
             Location::File(generation) => names.disk_path(id, generation),
-            Location::Arena(_) | Location::Object => unreachable!("no session and no store here"),
+            Location::Arena(_) | Location::Object | Location::Gpu(_) => {
+                unreachable!("no session, no store and no device here")
+            }
             Location::Packed(extent) => names.segment_path(extent.file),
         }
     }

@@ -24,6 +24,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
 
 /// Crates that do as the system does: only these may use them.
 const SYSTEM_CRATES: &[(&[&str], &[&str])] = &[
+    (&["cudarc"], &["payload-drivers", "payload-client"]),
     (&["glommio", "io-uring"], &["payload-reactor", "payload-drivers", "payload-bench"]),
     (
         &["libc", "memmap2"],

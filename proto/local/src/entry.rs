@@ -260,6 +260,8 @@ const LOCATION_PACKED: u8 = 3;
 const LOCATION_ARENA: u8 = 4;
 /// As [`LOCATION_NONE`]: an object, which has no place on this host.
 const LOCATION_OBJECT: u8 = 5;
+/// As [`LOCATION_NONE`]: device memory, by the replica's generation.
+const LOCATION_GPU: u8 = 6;
 /// Of a refused completion, in the last word: its text slot was written.
 const TEXT_BIT: u64 = 1 << 16;
 
@@ -758,6 +760,7 @@ impl Shown {
             Some(Location::Packed(extent)) => (LOCATION_PACKED, extent.to_bits()),
             Some(Location::Arena(block)) => (LOCATION_ARENA, block.to_bits()),
             Some(Location::Object) => (LOCATION_OBJECT, 0),
+            Some(Location::Gpu(generation)) => (LOCATION_GPU, generation.0),
         };
         let last = u64::from(self.tier as u8) | u64::from(self.state as u8) << 8;
         *words = [id[0], id[1], self.size.0, location, self.version.0, last];
@@ -770,6 +773,7 @@ impl Shown {
             LOCATION_NONE if location == 0 => None,
             LOCATION_SEGMENT if location == 0 => Some(Location::Segment),
             LOCATION_OBJECT if location == 0 => Some(Location::Object),
+            LOCATION_GPU => Some(Location::Gpu(Generation(location))),
             LOCATION_FILE => Some(Location::File(Generation(location))),
             LOCATION_PACKED => Some(Location::Packed(Extent::from_bits(location).ok_or(Nonsense)?)),
             LOCATION_ARENA => Some(Location::Arena(Block::from_bits(location).ok_or(Nonsense)?)),

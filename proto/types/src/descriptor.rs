@@ -22,6 +22,9 @@ pub enum Location {
     Arena(Block),
     /// An object of its own in the store; its URI follows from the payload id.
     Object,
+    /// Device memory of this replica. The device and the handle that opens it are the driver's to tell, by payload id and
+    /// this generation (`gpu::GpuPlace`).
+    Gpu(Generation),
 }
 
 /// A payload as the contract's `PayloadDescriptor` shows it.

@@ -160,7 +160,7 @@ pub enum TransferError {
 /// What a driver can report.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum DriverErrorKind {
-    /// No space left (ENOSPC, EDQUOT, ENOMEM).
+    /// No space left (ENOSPC, EDQUOT, ENOMEM, CUDA_ERROR_OUT_OF_MEMORY).
     Full,
     /// The segment or file is not there.
     Missing,
@@ -170,6 +170,8 @@ pub enum DriverErrorKind {
     Corrupt,
     /// fdatasync or fsync failed: what the file holds is unknown, and asking again would prove nothing.
     SyncFailed,
+    /// The device that holds it, or was to, fails every call until the server is started anew. Of a source: its bytes are gone.
+    DeviceLost,
     /// Anything else: EIO, EROFS, EMFILE ...
     Io,
 }

@@ -15,6 +15,7 @@ pub mod event;
 pub mod extent;
 pub mod find;
 pub mod foreign;
+pub mod gpu;
 pub mod hold;
 pub mod ids;
 pub mod limits;
@@ -40,6 +41,7 @@ pub use disk::{DiskFault, DiskHealth, DiskSegments, DiskState};
 pub use error::{ErrorKind, PayloadError};
 pub use extent::Extent;
 pub use foreign::{Foreign, ForeignPage, OtherNode};
+pub use gpu::{DeviceId, GpuArenaId, GpuConfig, GpuDevice, GpuPlace, IpcHandle};
 pub use ids::{
     Epoch, Generation, LeaseId, LeaseNonce, NamespaceId, OpId, PayloadId, PayloadKey, ShardIndex, Version,
 };

@@ -250,7 +250,7 @@ fn seal_error(key: PayloadKey, error: &DriverError) -> PayloadError {
         DriverErrorKind::Missing | DriverErrorKind::Truncated => {
             (ErrorKind::FailedPrecondition, "it is still ALLOCATED; write it at full size and commit again")
         }
-        DriverErrorKind::SyncFailed | DriverErrorKind::Corrupt => {
+        DriverErrorKind::SyncFailed | DriverErrorKind::Corrupt | DriverErrorKind::DeviceLost => {
             (ErrorKind::DataLoss, "allocate and write it anew")
         }
         DriverErrorKind::Full | DriverErrorKind::Io => {

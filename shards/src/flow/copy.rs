@@ -245,7 +245,10 @@ impl Shard {
                 self.copy_failed(step.now, op, &refusal);
             }
             Err(TransferError::Source(error)) => match error.kind {
-                DriverErrorKind::Missing | DriverErrorKind::Truncated | DriverErrorKind::Corrupt => {
+                DriverErrorKind::Missing
+                | DriverErrorKind::Truncated
+                | DriverErrorKind::Corrupt
+                | DriverErrorKind::DeviceLost => {
                     self.source_damaged(step, op, slot, copy.from.tier, &error);
                 }
                 // Not being able to read now says nothing about the bytes.
@@ -377,7 +380,7 @@ impl Shard {
             self.table.used(slot, step.now.monotonic);
         } else if !(copy.keeps_source || copy.evicts && held) {
             if copy.evicts {
-                self.count_eviction(copy.from.tier);
+                self.count_eviction(copy.from.tier, Exit::Copy(copy.to.tier));
             }
             self.retire_faster(slot, copy.to.tier);
         }
@@ -505,6 +508,7 @@ pub(crate) fn refusal_kind(error: &DriverError) -> ErrorKind {
         | DriverErrorKind::Truncated
         | DriverErrorKind::Corrupt
         | DriverErrorKind::SyncFailed
+        | DriverErrorKind::DeviceLost
         | DriverErrorKind::Io => ErrorKind::Unavailable,
     }
 }

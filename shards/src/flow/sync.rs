@@ -66,6 +66,7 @@ fn sync_error(key: PayloadKey, error: &DriverError) -> PayloadError {
         DriverErrorKind::Missing
         | DriverErrorKind::Truncated
         | DriverErrorKind::Corrupt
+        | DriverErrorKind::DeviceLost
         | DriverErrorKind::SyncFailed => data_loss(key, &message),
     }
 }

@@ -55,7 +55,7 @@ fn placeless(payload: &Descriptor) -> core::PayloadDescriptor {
 fn place(payload: &Descriptor, location: Location, locate: &impl Locate) -> Option<PbLocation> {
     Some(match location {
         // It has no name that a client without a session could open: a lease of such a one copies it first.
-        Location::Arena(_) => return None,
+        Location::Arena(_) | Location::Gpu(_) => return None,
         Location::Segment => PbLocation::Ram(core::RamLocation {
             shm_name: locate.shm_name(payload.id),
             slab_id: 0,
