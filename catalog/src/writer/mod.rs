@@ -237,7 +237,9 @@ pub struct WriterStats {
     pub groups: u64,
     /// Changes in them.
     pub rows: u64,
-    /// The longest of them, from its first try to its outcome, in nanoseconds.
+    /// All of them together, each from its first try to its outcome, in nanoseconds.
+    pub group_ns: u64,
+    /// The longest of them, in nanoseconds.
     pub group_ns_max: u64,
 }
 
@@ -245,6 +247,7 @@ pub struct WriterStats {
 struct Counters {
     groups: AtomicU64,
     rows: AtomicU64,
+    group_ns: AtomicU64,
     group_ns_max: AtomicU64,
     stopping: AtomicBool,
 }
@@ -301,6 +304,7 @@ impl Writer {
         WriterStats {
             groups: self.counters.groups.load(Ordering::Relaxed),
             rows: self.counters.rows.load(Ordering::Relaxed),
+            group_ns: self.counters.group_ns.load(Ordering::Relaxed),
             group_ns_max: self.counters.group_ns_max.load(Ordering::Relaxed),
         }
     }

@@ -342,6 +342,7 @@ impl Worker {
         self.counters.groups.fetch_add(1, Ordering::Relaxed);
         self.counters.rows.fetch_add(self.changes.len() as u64, Ordering::Relaxed);
         let nanoseconds = u64::try_from(taken.as_nanos()).unwrap_or(u64::MAX);
+        self.counters.group_ns.fetch_add(nanoseconds, Ordering::Relaxed);
         self.counters.group_ns_max.fetch_max(nanoseconds, Ordering::Relaxed);
         if let Some(sink) = self.hearers.objects.get()
             && matches!(outcome, Some(Ok(_)))

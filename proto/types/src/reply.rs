@@ -153,6 +153,10 @@ pub struct MovedTotals {
     pub transfers_failed: u64,
     /// Replicas of this tier that were evicted under pressure.
     pub evictions: u64,
+    /// Of those: dropped without a write, because a slower tier had the same bytes.
+    pub evictions_twin: u64,
+    /// Of those: discarded, as their payload allowed (`spill_target` VOID). The rest was copied to a slower tier first.
+    pub evictions_void: u64,
 }
 
 /// One shard's part of the statistics.
@@ -162,6 +166,8 @@ pub struct ShardStats {
     pub tiers: PerTier<TierStats>,
     /// Leases held now.
     pub leases: u64,
+    /// When the oldest of them was granted; of a very large table the oldest that was looked at.
+    pub lease_oldest_at: Option<WallMs>,
     /// Leases granted since start.
     pub leases_granted: u64,
     /// Operations under way.

@@ -380,7 +380,7 @@ impl Shard {
             self.table.used(slot, step.now.monotonic);
         } else if !(copy.keeps_source || copy.evicts && held) {
             if copy.evicts {
-                self.count_eviction(copy.from.tier, Exit::Copy(copy.to.tier));
+                self.count_eviction(copy.from.tier, crate::evict::Exit::Copy(copy.to.tier));
             }
             self.retire_faster(slot, copy.to.tier);
         }

@@ -62,8 +62,8 @@ impl Shard {
     /// `None` when it cannot start.
     pub(crate) fn start_eviction(&mut self, step: &mut Step<'_>, slot: SlotKey, tier: Tier) -> Option<Start> {
         match self.table.exit(slot, tier)? {
-            Exit::Drop(slower) => {
-                self.count_eviction(tier);
+            exit @ Exit::Drop(slower) => {
+                self.count_eviction(tier, exit);
                 self.retire_faster(slot, slower);
                 let payload = self.table.links(slot);
                 payload.version = payload.version.next();
@@ -79,7 +79,7 @@ impl Shard {
             Exit::Discard if self.discards_later(slot, tier) => {}
             Exit::Discard => {
                 self.start_removal(step, slot, None).ok()?;
-                self.count_eviction(tier);
+                self.count_eviction(tier, Exit::Discard);
             }
         }
         Some(Start::Leaves)

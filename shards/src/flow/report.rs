@@ -35,6 +35,7 @@ impl Shard {
             part.moved = self.moved[tier];
         }
         stats.leases = u64::from(self.leases.len());
+        stats.lease_oldest_at = self.leases.oldest();
         stats.leases_granted = self.leases.sequence();
         stats.operations = u64::from(self.ops.len());
         stats.parked = u64::from(self.parked.len());
@@ -51,8 +52,14 @@ impl Shard {
     }
 
     /// Counts a replica that pressure takes from `tier`.
-    pub(crate) fn count_eviction(&mut self, tier: Tier) {
-        self.moved[tier].evictions += 1;
+    pub(crate) fn count_eviction(&mut self, tier: Tier, exit: Exit) {
+        let moved = &mut self.moved[tier];
+        moved.evictions += 1;
+        match exit {
+            Exit::Drop(_) => moved.evictions_twin += 1,
+            Exit::Discard => moved.evictions_void += 1,
+            Exit::Copy(_) => {}
+        }
     }
 
     /// Who goes next from `tier`, and how many before `rank`.

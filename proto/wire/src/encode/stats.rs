@@ -234,7 +234,13 @@ mod tests {
     #[test]
     fn given_a_configured_tier_when_summed_then_its_parts_add_up_to_the_capacity() {
         let usage = TierUsage { allocated: 70, leased: 20, pinned: 10, spilling: 5, limbo: 8 };
-        let moved = MovedTotals { spilled_bytes: 1, promoted_bytes: 2, transfers_failed: 3, evictions: 4 };
+        let moved = MovedTotals {
+            spilled_bytes: 1,
+            promoted_bytes: 2,
+            transfers_failed: 3,
+            evictions: 4,
+            ..MovedTotals::default()
+        };
         let mut shard =
             ShardStats { leases: 2, leases_granted: 9, operations: 1, parked: 3, ..Default::default() };
         shard.tiers[Tier::Ram] = TierStats {
