@@ -1,4 +1,4 @@
-//! What touches bytes: RAM segments, the disk store and the object store ([`object`]), on threads of their own.
+//! What touches bytes: RAM segments, the disk store, the object store ([`object`]) and GPUs ([`gpu`]), on threads of their own.
 //!
 //! ```text
 //! shard --Effect--> submit() --bounded lanes--> worker / transfer / retire threads --Completion--> sink --> shard
@@ -27,6 +27,7 @@ mod fault;
 #[doc(hidden)]
 pub mod faults;
 mod footprint;
+pub mod gpu;
 mod health;
 mod intent;
 mod naming;
@@ -166,6 +167,7 @@ pub struct Drivers {
     dead: Vec<ReplicaRef>,
     running: Option<Running>,
     objects: Option<Objects>,
+    gpu: Option<gpu::Gpu>,
     calls: Arc<dyn Calls>,
     /// True where a test moves the clock: then only writers try a failing root again.
     clock_is_told: bool,
@@ -185,6 +187,7 @@ struct Running {
     scrub: Sender<StorageOp>,
     scrub_stop: Arc<Stop>,
     objects: Option<Lanes>,
+    gpu: Option<gpu::lanes::Lanes>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -259,6 +262,7 @@ impl Drivers {
             dead: Vec::new(),
             running: None,
             objects: None,
+            gpu: None,
             calls,
             clock_is_told,
             _root_lock: lock,
@@ -332,6 +336,11 @@ impl Drivers {
         self.objects = Some(Objects { driver, source });
     }
 
+    /// Boot: the devices of the GPU tier. To be called before [`start`](Self::start); without any device there is no tier.
+    pub fn set_gpu(&mut self, gpu: gpu::Gpu) {
+        self.gpu = gpu.capacity().is_some().then_some(gpu);
+    }
+
     /// Spawns the threads; completions go to `sink`. To be called once.
     ///
     /// # Panics
@@ -399,7 +408,12 @@ impl Drivers {
         }
         let objects =
             self.objects.as_ref().map(|objects| Lanes::start(objects, &self.stores, &sink, lane_len));
-        self.running = Some(Running { storage, transfers, scrub, scrub_stop, objects, threads });
+        let gpu = self.gpu.as_ref().map(|gpu| {
+            let (io, calls) = (self.config.io, Arc::clone(&self.calls));
+            let shared = gpu.shared(&self.stores, &sink, Arc::new(move || calls.engine(io)));
+            gpu::lanes::Lanes::start(&shared, &scrub_stop, lane_len)
+        });
+        self.running = Some(Running { storage, transfers, scrub, scrub_stop, objects, gpu, threads });
     }
 
     /// Takes an op for the threads. Never blocks.
@@ -411,6 +425,9 @@ impl Drivers {
         let Some(running) = &self.running else { return Err(op) };
         if let Some(objects) = running.objects.as_ref().filter(|_| Lanes::takes(&op)) {
             return if objects.submit(op) { Ok(()) } else { Err(op) };
+        }
+        if let Some(gpu) = running.gpu.as_ref().filter(|_| gpu::lanes::Lanes::takes(&op)) {
+            return if gpu.submit(op) { Ok(()) } else { Err(op) };
         }
         let is_taken = match op {
             DriverOp::Storage(op) if matches!(op.action, StorageAction::Verify { .. }) => {
@@ -498,13 +515,17 @@ impl DiskWatch {
 
 impl Drop for Drivers {
     fn drop(&mut self) {
-        if let Some(Running { storage, transfers, scrub, scrub_stop, objects, threads }) = self.running.take()
+        if let Some(Running { storage, transfers, scrub, scrub_stop, objects, gpu, threads }) =
+            self.running.take()
         {
             drop((storage, transfers, scrub));
             if let Some(objects) = objects {
                 objects.end();
             }
             scrub_stop.stop();
+            if let Some(gpu) = gpu {
+                gpu.end();
+            }
             if let Some(pool) = &self.stores.ram.pool {
                 pool.stop();
             }

@@ -303,7 +303,7 @@ pub(crate) fn run_scrub(
 }
 
 /// The thread's pipeline; made at first use, and again after one failed.
-fn prepared<'slot>(
+pub(crate) fn prepared<'slot>(
     pipeline: &'slot mut Option<Pipeline>,
     engine: &dyn Fn() -> std::io::Result<Box<dyn Engine>>,
 ) -> Result<&'slot mut Pipeline, DriverError> {
@@ -317,7 +317,7 @@ fn prepared<'slot>(
 }
 
 /// After an error chunks may still be under way; nobody is answered before their buffers are ours again.
-fn drained(pipeline: &mut Option<Pipeline>) {
+pub(crate) fn drained(pipeline: &mut Option<Pipeline>) {
     if let Some(used) = pipeline
         && let Err(error) = used.drain()
     {

@@ -203,7 +203,7 @@ fn read_in_place(
 }
 
 /// Reads a file from `begin` on, and hands the chunks on in order.
-fn read_ordered<E>(
+pub(crate) fn read_ordered<E>(
     source: &Arc<File>,
     begin: u64,
     size: ByteCount,

@@ -61,7 +61,7 @@ impl<'stop> Pace<'stop> {
     }
 
     /// So many bytes were read: waits until it is time for more. False: it is time to end.
-    fn keep(&mut self, bytes: u64, bytes_per_second: u64) -> bool {
+    pub(crate) fn keep(&mut self, bytes: u64, bytes_per_second: u64) -> bool {
         let now = Instant::now();
         if bytes_per_second > 0 {
             // Time in which nothing was verified is not caught up.
