@@ -39,12 +39,12 @@ mod sys;
 pub mod topology;
 
 pub use executor::ExecutorChoice;
-pub use mailbox::{Envelope, Mailboxes, ReactorHandle, ReplySink};
+pub use mailbox::{Drops, Envelope, Lanes, Mailboxes, ReactorHandle, ReplySink};
 pub use pump::Ports;
 pub use session::{
     Allowed, DirectLeases, SESSIONS_MAX, SessionConfig, SessionError, SessionInfo, SessionList,
     SessionServer, SlabConfig, SlabCounts, SocketError, probe_socket,
 };
 pub use spin::SpinPolicy;
-pub use stall::{Handled, Turn, TurnStats};
+pub use stall::{Handled, TURN_BUCKETS, Turn, TurnStats, turn_bucket_ns};
 pub use start::{Reactor, ReactorConfig, StartError};

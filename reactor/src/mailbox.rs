@@ -102,6 +102,44 @@ pub(crate) struct Mailbox {
     /// While closing: nothing of this shard is in flight.
     pub(crate) drained: AtomicBool,
     pub(crate) stalls: StallBoard,
+    drops: DropCounts,
+}
+
+/// What was not delivered, since the start. Written where something is dropped, so by any thread.
+#[derive(Default)]
+struct DropCounts {
+    requests_full: AtomicU64,
+    requests_stopping: AtomicU64,
+    completions_closed: AtomicU64,
+    prefaults_full: AtomicU64,
+}
+
+/// What was not delivered to or by one shard, since the start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Drops {
+    /// Requests handed back because the lane was full.
+    pub requests_full: u64,
+    /// Requests answered UNAVAILABLE because the server stops.
+    pub requests_stopping: u64,
+    /// Completions that came after the shard had left.
+    pub completions_closed: u64,
+    /// Advices to touch memory ahead, given up because the session thread had enough to do.
+    pub prefaults_full: u64,
+}
+
+/// What waits in the lanes of one shard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Lanes {
+    /// Requests of the front.
+    pub requests: usize,
+    /// Completions of drivers and catalog.
+    pub completions: usize,
+    /// Answers of the budget arbiter.
+    pub budget_replies: usize,
+    /// Notes of the session thread.
+    pub sessions: usize,
+    /// Tables of direct leases.
+    pub tables: usize,
 }
 
 impl Mailbox {
@@ -117,6 +155,7 @@ impl Mailbox {
             closed: AtomicBool::new(false),
             drained: AtomicBool::new(false),
             stalls: StallBoard::default(),
+            drops: DropCounts::default(),
         }
     }
 
@@ -151,6 +190,11 @@ impl Mailbox {
         self.doorbell.ring();
     }
 
+    /// The pump gave up an advice.
+    pub(crate) fn prefault_dropped(&self) {
+        self.drops.prefaults_full.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Nobody polls rings any more; the session thread has what the notes lend.
     fn drop_notes(&self) {
         while self.sessions.pop().is_some() {}
@@ -160,6 +204,7 @@ impl Mailbox {
     pub(crate) fn refuse_requests(&self) -> usize {
         let mut refused = 0;
         while let Some(envelope) = self.requests.pop() {
+            self.drops.requests_stopping.fetch_add(1, Ordering::Relaxed);
             (envelope.reply)(Err(stopping_error()));
             refused += 1;
         }
@@ -318,10 +363,13 @@ impl ReactorHandle {
             return Ok(());
         };
         if self.0.phase() != Phase::Running {
+            mailbox.drops.requests_stopping.fetch_add(1, Ordering::Relaxed);
             (envelope.reply)(Err(stopping_error()));
             return Ok(());
         }
-        mailbox.requests.push(envelope)?;
+        mailbox.requests.push(envelope).inspect_err(|_handed_back| {
+            mailbox.drops.requests_full.fetch_add(1, Ordering::Relaxed);
+        })?;
         mailbox.doorbell.ring();
         if mailbox.closed.load(Ordering::Relaxed) {
             mailbox.refuse_requests();
@@ -350,6 +398,7 @@ impl ReactorHandle {
             mailbox.doorbell.ring();
             std::thread::sleep(FULL_LANE_PAUSE);
         }
+        mailbox.drops.completions_closed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// How many shards there are.
@@ -360,6 +409,28 @@ impl ReactorHandle {
     /// Requests that wait in a shard's lane, for admission and metrics; 0 for a shard that does not exist.
     pub fn requests_waiting(&self, shard: ShardIndex) -> usize {
         self.0.boxes.get(usize::from(shard.0)).map_or(0, |mailbox| mailbox.requests.len())
+    }
+
+    /// What waits in a shard's lanes; nothing for a shard that does not exist.
+    pub fn lanes(&self, shard: ShardIndex) -> Lanes {
+        self.0.boxes.get(usize::from(shard.0)).map_or_else(Lanes::default, |mailbox| Lanes {
+            requests: mailbox.requests.len(),
+            completions: mailbox.done.len(),
+            budget_replies: mailbox.budget_replies.len(),
+            sessions: mailbox.sessions.len(),
+            tables: mailbox.tables.len(),
+        })
+    }
+
+    /// What a shard was not given, or gave up, since the start; nothing for a shard that does not exist.
+    pub fn drops(&self, shard: ShardIndex) -> Drops {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        self.0.boxes.get(usize::from(shard.0)).map_or_else(Drops::default, |mailbox| Drops {
+            requests_full: count(&mailbox.drops.requests_full),
+            requests_stopping: count(&mailbox.drops.requests_stopping),
+            completions_closed: count(&mailbox.drops.completions_closed),
+            prefaults_full: count(&mailbox.drops.prefaults_full),
+        })
     }
 
     /// What the stall detector saw, by shard.

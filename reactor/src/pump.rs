@@ -455,8 +455,8 @@ impl<C: Core> Pump<C> {
             SlabAction::Return => {}
             // An advice: dropped rather than kept when the session thread has enough to do.
             SlabAction::Prefault { .. } => {
-                if self.slabs.is_empty() {
-                    let _ = self.shared.ask_slab(op);
+                if !self.slabs.is_empty() || self.shared.ask_slab(op).is_err() {
+                    self.mailbox().prefault_dropped();
                 }
                 return;
             }

@@ -31,6 +31,24 @@ const BASELINE_NS_MAX: u64 = 50_000;
 /// Of each shard the longest are kept.
 const LONGEST_LEN: usize = 10;
 
+/// Turns are counted by their length in powers of two: up to 2^10 ns (1 µs), 2^11 ns ... 2^24 ns (17 ms), and beyond.
+pub const TURN_BUCKETS: usize = 16;
+
+/// The first of them ends at 2 to the power of this, in nanoseconds.
+const TURN_BUCKET_FIRST: u32 = 10;
+
+/// The longest turn of a bucket, in nanoseconds; `None` for the last, which has no end.
+pub fn turn_bucket_ns(bucket: usize) -> Option<u64> {
+    (bucket + 1 < TURN_BUCKETS).then(|| 1 << (TURN_BUCKET_FIRST as usize + bucket))
+}
+
+/// The bucket of a turn of this length.
+fn turn_bucket(wall_ns: u64) -> usize {
+    // 2^n itself belongs below: a bucket is named by the longest turn in it.
+    let bits = u64::BITS - wall_ns.saturating_sub(1).leading_zeros();
+    (bits.saturating_sub(TURN_BUCKET_FIRST) as usize).min(TURN_BUCKETS - 1)
+}
+
 /// Pause between two log lines.
 const LOG_PAUSE_MS: u64 = 1_000;
 
@@ -82,6 +100,10 @@ pub struct TurnStats {
     pub wall_over_100us: u64,
     /// Those that took more than 1 ms by the clock.
     pub wall_over_1ms: u64,
+    /// All turns by their length by the clock; see [`turn_bucket_ns`].
+    pub by_length: [u64; TURN_BUCKETS],
+    /// Their lengths together, in ns.
+    pub wall_ns: u64,
     /// The ten with the most CPU time, longest first.
     pub longest: Vec<Turn>,
 }
@@ -89,7 +111,8 @@ pub struct TurnStats {
 /// One shard's record. Written by its pump only, read by anybody.
 #[derive(Default)]
 pub(crate) struct StallBoard {
-    turns: AtomicU64,
+    by_length: [AtomicU64; TURN_BUCKETS],
+    wall_ns: AtomicU64,
     over_100us: AtomicU64,
     over_1ms: AtomicU64,
     wall_over_100us: AtomicU64,
@@ -101,13 +124,16 @@ pub(crate) struct StallBoard {
 impl StallBoard {
     pub(crate) fn read(&self, shard: ShardIndex) -> TurnStats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let by_length = std::array::from_fn(|bucket| load(&self.by_length[bucket]));
         TurnStats {
             shard,
-            turns: load(&self.turns),
+            turns: by_length.iter().sum(),
             over_100us: load(&self.over_100us),
             over_1ms: load(&self.over_1ms),
             wall_over_100us: load(&self.wall_over_100us),
             wall_over_1ms: load(&self.wall_over_1ms),
+            by_length,
+            wall_ns: load(&self.wall_ns),
             longest: self.longest.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
@@ -127,9 +153,13 @@ impl StallBoard {
     }
 }
 
-/// One writer, so no read-modify-write.
 fn count_if(counter: &AtomicU64, condition: bool) {
-    counter.store(counter.load(Ordering::Relaxed) + u64::from(condition), Ordering::Relaxed);
+    add(counter, u64::from(condition));
+}
+
+/// One writer, so no read-modify-write.
+fn add(counter: &AtomicU64, more: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + more, Ordering::Relaxed);
 }
 
 /// Measures the turns of the calling thread.
@@ -163,7 +193,8 @@ impl TurnClock {
         handled: Handled,
     ) -> bool {
         let wall_ns = ended.0 - started.0;
-        count_if(&board.turns, true);
+        add(&board.by_length[turn_bucket(wall_ns)], 1);
+        add(&board.wall_ns, wall_ns);
         if wall_ns <= STALL_NS {
             self.spun(wall_ns);
             return false;
@@ -302,8 +333,19 @@ mod tests {
         turns.turn_done(&board, (started, clock::monotonic()), Handled::default());
         let stats = board.read(ShardIndex(0));
         assert_eq!((stats.turns, stats.over_1ms, stats.wall_over_1ms), (2, 1, 2));
+        assert!(stats.wall_ns > 22_000_000, "{stats:?}");
         assert_eq!(stats.longest[0].handled, handled);
         assert!(stats.longest[1].on_cpu_ns < stats.longest[1].wall_ns / 2, "{:?}", stats.longest[1]);
+    }
+
+    #[test]
+    fn given_turns_of_any_length_when_counted_then_each_is_in_the_first_bucket_that_holds_it() {
+        for (wall_ns, bucket) in [(0, 0), (1, 0), (1024, 0), (1025, 1), (2048, 1), (100_000, 7), (1 << 24, 14)] {
+            assert_eq!(turn_bucket(wall_ns), bucket, "{wall_ns}");
+            assert!(turn_bucket_ns(bucket).is_some_and(|end| wall_ns <= end));
+        }
+        assert_eq!((turn_bucket((1 << 24) + 1), turn_bucket(u64::MAX)), (15, 15));
+        assert_eq!(turn_bucket_ns(TURN_BUCKETS - 1), None);
     }
 
     #[test]
