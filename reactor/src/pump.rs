@@ -19,6 +19,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crossbeam::queue::ArrayQueue;
 use payload_types::effect::{
     BudgetRequest, CatalogOp, Effect, ReplyTo, StorageAction, StorageOp, TransferOp,
 };
@@ -80,6 +81,9 @@ pub(crate) trait Core {
 /// Completions of one turn: as many as requests, since either may answer a caller, and waking the front (1 to 2 µs) is
 /// what costs most in a turn.
 const COMPLETIONS_PER_TURN_MAX: usize = limits::REQUESTS_PER_TURN_MAX;
+
+/// How often a turn looks into each ring at most: who sleeps is woken at its end.
+const PASSES_MAX: usize = 4;
 
 /// Requests of the lane that rings leave room for in a turn, when so many wait.
 const LANE_SHARE: usize = limits::REQUESTS_PER_TURN_MAX / 2;
@@ -316,8 +320,8 @@ impl<C: Core> Pump<C> {
         }
         for _ in 0..COMPLETIONS_PER_TURN_MAX {
             // Budget replies first: they are few, and a waiter holds an operation's slot.
-            let reply = self.mailbox().budget_replies.pop().map(Completion::Budget);
-            let Some(completion) = reply.or_else(|| self.mailbox().done.pop()) else { return };
+            let reply = take_from(&self.mailbox().budget_replies).map(Completion::Budget);
+            let Some(completion) = reply.or_else(|| take_from(&self.mailbox().done)) else { return };
             self.in_flight = self.in_flight.saturating_sub(usize::from(ends_an_op(&completion)));
             self.handled.completions += 1;
             self.step(now, Event::Completion(completion));
@@ -327,7 +331,7 @@ impl<C: Core> Pump<C> {
     fn host_arbiter(&mut self) {
         let Some(mut arbiter) = self.arbiter.take() else { return };
         for _ in 0..limits::ITEMS_PER_TURN_MAX {
-            let Some(request) = self.shared.budget_requests.pop() else { break };
+            let Some(request) = take_from(&self.shared.budget_requests) else { break };
             self.handled.budget_requests += 1;
             arbiter(request, &mut self.arbiter_replies);
             for (shard, reply) in self.arbiter_replies.drain(..) {
@@ -357,8 +361,22 @@ impl<C: Core> Pump<C> {
         }
     }
 
-    /// Takes at most `most` entries of rings; returns how many it took.
+    /// Takes at most `most` entries of rings; returns how many it took. Looks again while there are some: a client that was
+    /// answered asks again at once, which then costs no turn of its own.
     fn poll_rings(&mut self, now: Now, most: usize) -> usize {
+        let mut taken = 0;
+        for _ in 0..PASSES_MAX {
+            let before = taken;
+            taken += self.pass_over_rings(now, most - taken);
+            if taken == before || taken == most {
+                break;
+            }
+        }
+        taken
+    }
+
+    /// Looks into the rings of each session once; takes at most `most` entries, and returns how many.
+    fn pass_over_rings(&mut self, now: Now, most: usize) -> usize {
         let mut taken = 0;
         for _ in 0..self.rings.count() {
             if taken == most {
@@ -395,7 +413,7 @@ impl<C: Core> Pump<C> {
     /// Sessions that come and go.
     fn take_notes(&mut self, now: Now) {
         for _ in 0..NOTES_PER_TURN_MAX {
-            let Some(note) = self.mailbox().sessions.pop() else { return };
+            let Some(note) = take_from(&self.mailbox().sessions) else { return };
             match self.rings.note(note) {
                 Noted::Attached => {}
                 Noted::Gone(session) => self.step(now, Event::SessionGone { session }),
@@ -512,6 +530,13 @@ pub(crate) struct Unfinished {
     pub requests: usize,
     /// Ops whose completion will find nobody; boot recovery deals with them as after a crash.
     pub ops: usize,
+}
+
+/// The oldest entry of a lane. Looked at first: taking from an empty one fences, which waits for what was just written to
+/// clients to get there.
+#[inline]
+fn take_from<T>(lane: &ArrayQueue<T>) -> Option<T> {
+    if lane.is_empty() { None } else { lane.pop() }
 }
 
 /// Whether this is what one op of [`Pump::in_flight`] waited for.

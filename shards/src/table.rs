@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use payload_ledger::recency::Recency;
-use payload_ledger::{SlotKey, Slots};
+use payload_ledger::{SlotKey, Slots, Sparse};
 use payload_types::effect::ReplicaRef;
 use payload_types::hold::HoldingStream;
 use payload_types::reply::{ShardPage, ShardStats, TierStats};
@@ -62,7 +62,7 @@ pub struct Table {
     pin_owners: BTreeMap<u32, PinOwner>,
     holds: Holds,
     /// Where payloads in slabs lie, by slot. Beside the payloads, of which few may be there.
-    blocks: BTreeMap<u32, Block>,
+    blocks: Sparse<Block>,
     /// Their logical bytes.
     arena_bytes: u64,
 }
@@ -95,7 +95,7 @@ impl Table {
             changed_blocks: Vec::new(),
             pin_owners: BTreeMap::new(),
             holds: Holds::default(),
-            blocks: BTreeMap::new(),
+            blocks: Sparse::default(),
             arena_bytes: 0,
         }
     }
@@ -161,7 +161,7 @@ impl Table {
         assert!(self.by_key.remove(hash(payload.key.id), slot.index), "every payload is indexed");
         self.pin_owners.remove(&slot.index);
         if payload.in_arena {
-            self.blocks.remove(&slot.index);
+            self.blocks.remove(slot.index);
         }
         if payload.held {
             self.holds.forget(slot.index);
@@ -176,7 +176,7 @@ impl Table {
 
     #[inline]
     fn block_of(&self, payload: &Payload, slot: SlotKey) -> Option<Block> {
-        if payload.in_arena { self.blocks.get(&slot.index).copied() } else { None }
+        if payload.in_arena { self.blocks.get(slot.index) } else { None }
     }
 
     /// Notes where the payload's new replica in RAM lies in a slab, or that it does not any more. Within [`Table::update`]
@@ -184,7 +184,7 @@ impl Table {
     pub fn set_block(&mut self, slot: SlotKey, block: Option<Block>) {
         match block {
             Some(block) => drop(self.blocks.insert(slot.index, block)),
-            None => drop(self.blocks.remove(&slot.index)),
+            None => drop(self.blocks.remove(slot.index)),
         }
     }
 
@@ -202,12 +202,12 @@ impl Table {
     pub fn blocks(&self) -> impl Iterator<Item = (Block, &Payload)> {
         self.blocks
             .iter()
-            .filter_map(|(index, block)| Some((*block, self.payloads.get(self.payloads.key_at(*index)?)?)))
+            .filter_map(|(index, block)| Some((block, self.payloads.get(self.payloads.key_at(index)?)?)))
     }
 
     /// The payloads in slabs.
     pub fn block_slots(&self) -> impl Iterator<Item = SlotKey> + '_ {
-        self.blocks.keys().filter_map(|index| self.payloads.key_at(*index))
+        self.blocks.iter().filter_map(|(index, _)| self.payloads.key_at(index))
     }
 
     /// How drivers are told about a payload's replica on `tier`.

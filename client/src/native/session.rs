@@ -202,8 +202,8 @@ impl Session {
                 Location::File { path: place::file_path(root()?, id, generation), offset: 0, length }
             }
             Lies::Arena(block) => Location::Block { slab: block.slab, offset: block.offset_bytes(), length },
-            // Its URI is the server's to tell, over gRPC.
-            Lies::Object => return None,
+            // Its URI or handle is the server's to tell, over gRPC.
+            Lies::Object | Lies::Gpu(_) => return None,
             Lies::Packed(extent) => Location::File {
                 path: place::segment_file_path(root()?, extent.file),
                 offset: extent.offset_bytes(),

@@ -12,8 +12,10 @@ pub mod list;
 pub mod recency;
 pub mod segments;
 pub mod slots;
+pub mod sparse;
 pub mod wheel;
 
 pub use account::Account;
 pub use slots::{SlotKey, Slots};
+pub use sparse::Sparse;
 pub use wheel::{TimerId, Wheel};
