@@ -406,13 +406,16 @@ impl Drivers {
         if let Some(health) = self.health_of_disk().cloned().filter(|_| !self.clock_is_told) {
             spawn("pm-disk-probe".to_owned(), Box::new(move || health.run_probes()));
         }
-        let objects =
-            self.objects.as_ref().map(|objects| Lanes::start(objects, &self.stores, &sink, lane_len));
         let gpu = self.gpu.as_ref().map(|gpu| {
             let (io, calls) = (self.config.io, Arc::clone(&self.calls));
             let shared = gpu.shared(&self.stores, &sink, Arc::new(move || calls.engine(io)));
             gpu::lanes::Lanes::start(&shared, &scrub_stop, lane_len)
         });
+        let remote = gpu.as_ref().map(gpu::lanes::Lanes::remote);
+        let objects = self
+            .objects
+            .as_ref()
+            .map(|objects| Lanes::start(objects, &self.stores, &sink, remote, lane_len));
         self.running = Some(Running { storage, transfers, scrub, scrub_stop, objects, gpu, threads });
     }
 

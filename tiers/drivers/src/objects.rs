@@ -22,8 +22,10 @@ use payload_types::event::{
 use payload_types::{ByteCount, Checksum, PayloadId, Tier};
 
 use crate::fault::finding;
+use crate::gpu::remote::Remote;
 use crate::object::{
-    Archive, Compression, Download, FileRange, ObjectDriver, ObjectError, ObjectErrorKind, Sink, Upload,
+    Archive, Compression, Download, FileRange, ObjectDriver, ObjectError, ObjectErrorKind, Sink, Source,
+    Upload,
 };
 use crate::store::draft::Draft;
 use crate::store::offset_of;
@@ -65,8 +67,10 @@ impl Lanes {
         objects: &Objects,
         stores: &Arc<Stores>,
         sink: &CompletionSink,
+        gpu: Option<Remote>,
         lane_len: usize,
     ) -> Self {
+        let ends = Ends { stores: Arc::clone(stores), gpu };
         let (copies, copy_lane) = bounded(lane_len);
         let (looks, look_lane) = bounded(lane_len);
         let mut threads = Vec::new();
@@ -75,9 +79,9 @@ impl Lanes {
             threads.push(thread.expect("the system has room for the driver threads"));
         };
         for index in 0..COPIES_AT_ONCE {
-            let (objects, stores, sink, lane) =
-                (objects.clone(), Arc::clone(stores), Arc::clone(sink), Receiver::clone(&copy_lane));
-            let body = move || run_copies(&objects, &stores, &lane, &sink);
+            let (objects, ends, sink, lane) =
+                (objects.clone(), ends.clone(), Arc::clone(sink), Receiver::clone(&copy_lane));
+            let body = move || run_copies(&objects, &ends, &lane, &sink);
             spawn(format!("pm-object-{index}"), Box::new(body));
         }
         for index in 0..LOOKS_AT_ONCE {
@@ -130,11 +134,27 @@ fn answer<T: Send + 'static>(
     receiver.recv().unwrap_or_else(|_dropped| Err(ObjectError::stopping()))
 }
 
-fn run_copies(objects: &Objects, stores: &Stores, lane: &Receiver<TransferOp>, sink: &CompletionSink) {
+/// Where copies come from and go to.
+#[derive(Clone)]
+struct Ends {
+    stores: Arc<Stores>,
+    gpu: Option<Remote>,
+}
+
+impl Ends {
+    fn gpu(&self) -> Result<&Remote, DriverError> {
+        let absent =
+            || finding(DriverErrorKind::Io, "tier GPU has no driver on this node; configure its storage");
+        self.gpu.as_ref().ok_or_else(absent)
+    }
+}
+
+fn run_copies(objects: &Objects, ends: &Ends, lane: &Receiver<TransferOp>, sink: &CompletionSink) {
     for op in lane {
         let copied = catch_unwind(AssertUnwindSafe(|| match op.to.tier {
-            Tier::Object => store(objects, stores, &op),
-            Tier::Gpu | Tier::Ram | Tier::Disk => fetch(&objects.driver, stores, &op),
+            Tier::Object => store(objects, ends, &op),
+            Tier::Gpu => fetch_to_device(&objects.driver, ends, &op),
+            Tier::Ram | Tier::Disk => fetch(&objects.driver, &ends.stores, &op),
         }));
         let result = copied.unwrap_or_else(|panic| Err(TransferError::Destination(panicked(&*panic))));
         let result = result.map(|checksum| Copied { checksum, extent: None });
@@ -143,14 +163,12 @@ fn run_copies(objects: &Objects, stores: &Stores, lane: &Receiver<TransferOp>, s
 }
 
 /// Into the store.
-fn store(objects: &Objects, stores: &Stores, op: &TransferOp) -> Result<Checksum, TransferError> {
-    let from = stores.get(op.from.tier).map_err(TransferError::Source)?;
-    let file = from.open_source(op).map_err(TransferError::Source)?;
-    let source = FileRange { file: Arc::new(file), offset: offset_of(&op.from), size: op.from.size };
+fn store(objects: &Objects, ends: &Ends, op: &TransferOp) -> Result<Checksum, TransferError> {
+    let source = source(ends, op).map_err(TransferError::Source)?;
     let upload = Upload {
         id: op.to.id,
         generation: op.to.generation,
-        source: Arc::new(source),
+        source,
         expected: op.expected,
         archive: (objects.source)(op.to.id),
     };
@@ -161,15 +179,35 @@ fn store(objects: &Objects, stores: &Stores, op: &TransferOp) -> Result<Checksum
     })
 }
 
+fn source(ends: &Ends, op: &TransferOp) -> Result<Arc<dyn Source>, DriverError> {
+    if op.from.tier == Tier::Gpu {
+        return Ok(Arc::new(ends.gpu()?.source(&op.from)?));
+    }
+    let file = ends.stores.get(op.from.tier)?.open_source(op)?;
+    Ok(Arc::new(FileRange { file: Arc::new(file), offset: offset_of(&op.from), size: op.from.size }))
+}
+
+/// Out of the store, to a device: nobody is shown it before it has its checksum.
+fn fetch_to_device(driver: &ObjectDriver, ends: &Ends, op: &TransferOp) -> Result<Checksum, TransferError> {
+    let draft = ends.gpu().and_then(|gpu| gpu.draft(op.to)).map_err(TransferError::Destination)?;
+    let checksum = read(driver, &op.from, op.expected, draft.sink()).map_err(fetch_error)?;
+    draft.publish();
+    Ok(checksum)
+}
+
+fn fetch_error(error: ObjectError) -> TransferError {
+    match error.kind {
+        ObjectErrorKind::Destination | ObjectErrorKind::Full => TransferError::Destination(error.into()),
+        _ => TransferError::Source(error.into()),
+    }
+}
+
 /// Out of the store.
 fn fetch(driver: &ObjectDriver, stores: &Stores, op: &TransferOp) -> Result<Checksum, TransferError> {
     let to = stores.get(op.to.tier).map_err(TransferError::Destination)?;
     let draft = Draft::begin(to, op.to).map_err(TransferError::Destination)?;
     let sink = FileRange { file: Arc::clone(&draft.file), offset: 0, size: op.to.size };
-    let checksum = read(driver, &op.from, op.expected, Arc::new(sink)).map_err(|error| match error.kind {
-        ObjectErrorKind::Destination | ObjectErrorKind::Full => TransferError::Destination(error.into()),
-        _ => TransferError::Source(error.into()),
-    })?;
+    let checksum = read(driver, &op.from, op.expected, Arc::new(sink)).map_err(fetch_error)?;
     draft.publish(op.sync).map_err(TransferError::Destination)?;
     Ok(checksum)
 }

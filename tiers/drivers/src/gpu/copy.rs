@@ -63,7 +63,7 @@ fn into_segment(
     tools: &mut Tools<'_>,
 ) -> Result<Checksum, TransferError> {
     let mut hasher = Xxh3::new();
-    read(tools.stream, from, op.from.size, source_error, |offset, bytes| {
+    read(tools.stream, from, 0, op.from.size, source_error, |offset, bytes| {
         hasher.update(bytes);
         draft.file.write_all_at(bytes, offset).map_err(|error| unwritten(op, to, &error))
     })?;
@@ -84,7 +84,7 @@ fn into_file(
     let mut hasher = Xxh3::new();
     let mut written = 0;
     let Tools { stream, pipeline } = tools;
-    read(*stream, from, op.from.size, source_error, |offset, bytes| {
+    read(*stream, from, 0, op.from.size, source_error, |offset, bytes| {
         hasher.update(bytes);
         for (part, at) in bytes.chunks(IO_BYTES_MAX).zip((offset..).step_by(IO_BYTES_MAX)) {
             let slot = written % SLOTS;
@@ -189,7 +189,7 @@ pub(super) fn verify(
 ) -> Result<(), DriverError> {
     let Some(expected) = expected else { return Ok(()) };
     let mut hasher = Xxh3::new();
-    read(stream, from, replica.size, DriverError::from, |_, bytes| {
+    read(stream, from, 0, replica.size, DriverError::from, |_, bytes| {
         hasher.update(bytes);
         pace(bytes.len() as u64)
     })?;
@@ -202,10 +202,11 @@ pub(super) fn verify(
     Err(crate::fault::finding(payload_types::event::DriverErrorKind::Corrupt, message))
 }
 
-/// Hands the bytes on in order, while the device is at the chunks behind.
-fn read<E>(
+/// Hands the bytes from `begin` on in order, while the device is at the chunks behind.
+pub(super) fn read<E>(
     stream: &mut dyn Stream,
     from: &Allocation,
+    begin: u64,
     size: ByteCount,
     failed: impl Fn(DeviceError) -> E,
     mut take: impl FnMut(u64, &[u8]) -> Result<(), E>,
@@ -217,7 +218,7 @@ fn read<E>(
     };
     let start = |stream: &mut dyn Stream, index: usize| {
         let (offset, length) = part(index);
-        stream.start_read(index % CHUNKS, from, offset, length)
+        stream.start_read(index % CHUNKS, from, begin + offset, length)
     };
     for index in 0..chunks.min(CHUNKS) {
         start(stream, index).map_err(&failed)?;
@@ -231,6 +232,22 @@ fn read<E>(
         }
     }
     Ok(())
+}
+
+/// Puts bytes to `begin`; they are there when it returns.
+pub(super) fn write(
+    stream: &mut dyn Stream,
+    to: &Allocation,
+    begin: u64,
+    bytes: &[u8],
+) -> Result<(), DeviceError> {
+    for (index, part) in bytes.chunks(CHUNK_BYTES).enumerate() {
+        let chunk = index % CHUNKS;
+        stream.finish(chunk)?;
+        stream.chunk(chunk)[..part.len()].copy_from_slice(part);
+        stream.start_write(chunk, to, begin + (index * CHUNK_BYTES) as u64, part.len())?;
+    }
+    drain(stream)
 }
 
 /// Waits until nothing is under way.

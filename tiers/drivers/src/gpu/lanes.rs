@@ -3,7 +3,8 @@
 //! ```text
 //! submit --entry lane--> pm-gpu (charges, chooses the device; calls none)
 //!                          |--jobs---> pm-gpu-N         create, seal, drop: one thread a device
-//!                          |--copies-> pm-gpu-N-copy-M  COPIES_AT_ONCE threads a device, each with a stream and staging
+//!                          |--copies-> pm-gpu-N-copy-M  COPIES_AT_ONCE threads a device, each with a stream and staging; the
+//!                          |                            object store's threads ask these for parts, too ([`super::remote`])
 //!                          '--scrubs-> pm-gpu-scrub     verifications of all devices, one at a time, at their pace
 //! ```
 //! What was submitted is always answered, also after a panic and at the end. Lanes hold what all shards can have under way, and an
@@ -21,10 +22,12 @@ use payload_types::event::{
     Completion, Copied, DriverError, DriverErrorKind, StorageDone, TransferDone, TransferError,
 };
 use payload_types::limits::PAGE_BYTES;
-use payload_types::{Checksum, Tier};
+use payload_types::{ByteCount, Checksum, Tier};
 
 use super::copy::{self, Tools};
 use super::device::Stream;
+use super::places::Held;
+use super::remote::Remote;
 use super::store::GpuStore;
 use crate::fault::finding;
 use crate::stores::Stores;
@@ -71,13 +74,22 @@ impl Shared {
 /// The lanes and their threads.
 pub(crate) struct Lanes {
     entry: Sender<DriverOp>,
+    remote: Remote,
     threads: Vec<JoinHandle<()>>,
 }
 
 /// Where one device's work goes.
 struct Ways {
     jobs: Sender<StorageOp>,
-    copies: Sender<TransferOp>,
+    copies: Sender<Work>,
+}
+
+/// What a copying thread does.
+pub(super) enum Work {
+    /// A copy of a shard's.
+    Copy(TransferOp),
+    /// A part of one between a device and the object store, whose threads wait for it.
+    Ask(Box<dyn FnOnce(&mut Copying<'_>) + Send>),
 }
 
 impl Lanes {
@@ -123,10 +135,19 @@ impl Lanes {
             let shared = shared.clone();
             spawn(name, Box::new(move || run_jobs(&shared, index, &job_lane, &users)));
         }
+        let remote = Remote {
+            store: Arc::clone(&shared.store),
+            lanes: ways.iter().map(|way| way.copies.clone()).collect(),
+        };
         let routed = shared.clone();
         let body = move || entry_lane.iter().for_each(|op| route(&routed, &ways, &scrubs, op));
         spawn("pm-gpu".to_owned(), Box::new(body));
-        Self { entry, threads }
+        Self { entry, remote, threads }
+    }
+
+    /// The devices, for the object store's threads.
+    pub(crate) fn remote(&self) -> Remote {
+        self.remote.clone()
     }
 
     /// True when the op is the tier's to do.
@@ -145,8 +166,8 @@ impl Lanes {
     /// Carries out what was submitted, frees all device memory, and ends the threads. A device that does not answer is left to the
     /// end of the process.
     pub(crate) fn end(self) {
-        let Self { entry, threads } = self;
-        drop(entry);
+        let Self { entry, remote, threads } = self;
+        drop((entry, remote));
         let end = Instant::now() + END_PATIENCE;
         while threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(2));
@@ -194,7 +215,10 @@ fn route(shared: &Shared, ways: &[Ways], scrubs: &Sender<StorageOp>, op: DriverO
                 }
             };
             match slot {
-                Ok(slot) => ways[slot].copies.send(op).expect(OUTLIVES),
+                Ok(slot) => {
+                    let sent = ways[slot].copies.send(Work::Copy(op));
+                    assert!(sent.is_ok(), "{OUTLIVES}");
+                }
                 Err(error) => shared.copied(&op, Err(error)),
             }
         }
@@ -240,7 +264,7 @@ fn run_jobs(shared: &Shared, slot: usize, lane: &Receiver<StorageOp>, users: &[R
 }
 
 /// A copying thread's own.
-struct Copying<'thread> {
+pub(super) struct Copying<'thread> {
     shared: &'thread Shared,
     slot: usize,
     stream: Option<Box<dyn Stream>>,
@@ -248,12 +272,59 @@ struct Copying<'thread> {
 }
 
 impl Copying<'_> {
-    fn run(mut self, lane: &Receiver<TransferOp>) {
-        for op in lane {
-            let copied = catch_unwind(AssertUnwindSafe(|| self.copy(&op)));
-            let result = copied.unwrap_or_else(|panic| Err(TransferError::Destination(panicked(&*panic))));
-            self.shared.copied(&op, result);
+    fn run(mut self, lane: &Receiver<Work>) {
+        for work in lane {
+            match work {
+                Work::Copy(op) => {
+                    let copied = catch_unwind(AssertUnwindSafe(|| self.copy(&op)));
+                    let result =
+                        copied.unwrap_or_else(|panic| Err(TransferError::Destination(panicked(&*panic))));
+                    self.shared.copied(&op, result);
+                }
+                // Whoever asked hears of a panic by the end of his channel.
+                Work::Ask(work) => {
+                    let _ = catch_unwind(AssertUnwindSafe(|| work(&mut self)))
+                        .inspect_err(|panic| drop(panicked(&**panic)));
+                }
+            }
         }
+    }
+
+    pub(super) fn store(&self) -> &GpuStore {
+        &self.shared.store
+    }
+
+    /// Some bytes of a replica.
+    pub(super) fn read(&mut self, held: &Held, begin: u64, length: usize) -> Result<Vec<u8>, DriverError> {
+        let slot = &self.shared.store.slots[self.slot];
+        self.with_stream(
+            |error| error,
+            |stream| {
+                let mut bytes = Vec::with_capacity(length);
+                let size = ByteCount(length as u64);
+                copy::read(
+                    stream,
+                    &held.allocation,
+                    begin,
+                    size,
+                    |error| slot.heard(error),
+                    |_, part| {
+                        bytes.extend_from_slice(part);
+                        Ok(())
+                    },
+                )?;
+                Ok(bytes)
+            },
+        )
+    }
+
+    /// Puts some bytes into a replica that nobody is shown yet.
+    pub(super) fn write(&mut self, held: &Held, begin: u64, bytes: &[u8]) -> Result<(), DriverError> {
+        let slot = &self.shared.store.slots[self.slot];
+        self.with_stream(
+            |error| error,
+            |stream| copy::write(stream, &held.allocation, begin, bytes).map_err(|error| slot.heard(error)),
+        )
     }
 
     fn copy(&mut self, op: &TransferOp) -> Result<Checksum, TransferError> {
@@ -287,7 +358,7 @@ impl Copying<'_> {
         let copied = self
             .with_tools(TransferError::Destination, |tools| copy::promote(op, from, &held.allocation, tools));
         match copied {
-            Ok(_) => shared.store.places.enter(&op.to, held),
+            Ok(_) => shared.store.places.enter(&op.to, Arc::new(held)),
             // Nothing is under way: `with_tools` saw to that.
             Err(_) => shared.store.release(slot, &held.allocation),
         }
@@ -300,21 +371,33 @@ impl Copying<'_> {
         side: fn(DriverError) -> TransferError,
         work: impl FnOnce(&mut Tools<'_>) -> Result<Checksum, TransferError>,
     ) -> Result<Checksum, TransferError> {
+        let engine = Arc::clone(&self.shared.engine);
+        prepared(&mut self.pipeline, &*engine).map_err(TransferError::Destination)?;
+        let mut pipeline = self.pipeline.take();
+        let result = self.with_stream(side, |stream| {
+            let pipeline = pipeline.as_mut().expect("it was just prepared");
+            catch_unwind(AssertUnwindSafe(|| work(&mut Tools { stream, pipeline })))
+                .unwrap_or_else(|panic| Err(TransferError::Destination(panicked(&*panic))))
+        });
+        drained(&mut pipeline);
+        self.pipeline = pipeline;
+        result
+    }
+
+    /// Lends the stream, and has nothing under way afterwards. One that failed is replaced: dropping it waits.
+    fn with_stream<T, E>(
+        &mut self,
+        side: impl Fn(DriverError) -> E,
+        work: impl FnOnce(&mut dyn Stream) -> Result<T, E>,
+    ) -> Result<T, E> {
         let slot = &self.shared.store.slots[self.slot];
         let mut stream = match self.stream.take() {
             Some(stream) => stream,
             None => slot.device.stream().map_err(|error| side(slot.heard(error)))?,
         };
-        let engine = Arc::clone(&self.shared.engine);
-        let pipeline = prepared(&mut self.pipeline, &*engine).map_err(TransferError::Destination)?;
-        let mut tools = Tools { stream: &mut *stream, pipeline };
-        let result = catch_unwind(AssertUnwindSafe(|| work(&mut tools)))
-            .unwrap_or_else(|panic| Err(TransferError::Destination(panicked(&*panic))));
-        drained(&mut self.pipeline);
-        // One that failed is replaced; dropping it waits for what is under way.
-        match copy::drain(&mut *stream) {
-            Ok(()) if result.is_ok() => self.stream = Some(stream),
-            _ => drop(stream),
+        let result = work(&mut *stream);
+        if copy::drain(&mut *stream).is_ok() && result.is_ok() {
+            self.stream = Some(stream);
         }
         result
     }

@@ -22,12 +22,13 @@ pub mod device;
 pub mod fake;
 pub(crate) mod lanes;
 mod places;
+pub(crate) mod remote;
 mod store;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use payload_types::{ByteCount, DeviceId, GpuConfig};
+use payload_types::{ByteCount, DeviceId, GpuConfig, GpuDevice};
 
 pub use cuda::Cuda;
 pub use device::Platform;
@@ -73,22 +74,14 @@ pub struct Gpu {
 
 impl Gpu {
     /// Opens the configured devices, and touches no other. One that cannot be had is left out with a warning; without any there is
-    /// no tier. It may take seconds.
+    /// no tier. A capacity of `u64::MAX` is nine tenths of what the device has. It may take seconds.
     pub fn open(config: &GpuConfig, sharing: GpuSharing, platform: &dyn Platform) -> Self {
         let (mut slots, mut absent, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
         for wanted in config.devices.iter().filter(|wanted| seen.insert(wanted.device)) {
             match platform.open(wanted.device) {
                 Ok(device) => {
-                    let total = device.facts().total;
-                    if wanted.capacity > total {
-                        tracing::warn!(
-                            device = wanted.device.0,
-                            "storage.gpu gives GPU {} {}, and it has {total}; it is used up to that",
-                            wanted.device,
-                            wanted.capacity
-                        );
-                    }
-                    slots.push(Slot::new(wanted.device, device, wanted.capacity.min(total)));
+                    let capacity = capacity_of(wanted, device.facts().total);
+                    slots.push(Slot::new(wanted.device, device, capacity));
                 }
                 Err(error) => {
                     tracing::warn!(device = wanted.device.0, "GPU {} is not used: {error}", wanted.device);
@@ -148,4 +141,19 @@ impl Gpu {
         });
         present.chain(self.absent.iter().cloned()).collect()
     }
+}
+
+/// What payloads may take of a device.
+fn capacity_of(wanted: &GpuDevice, total: ByteCount) -> ByteCount {
+    if wanted.capacity.0 == u64::MAX {
+        return ByteCount(total.0 / 10 * 9);
+    }
+    if wanted.capacity > total {
+        let (id, asked) = (wanted.device, wanted.capacity);
+        tracing::warn!(
+            device = id.0,
+            "storage.gpu gives GPU {id} {asked}, and it has {total}; it is used up to that"
+        );
+    }
+    wanted.capacity.min(total)
 }

@@ -56,8 +56,8 @@ impl Places {
         self.read(|table| table.get(&key(replica)).cloned())
     }
 
-    pub(super) fn enter(&self, replica: &ReplicaRef, held: Held) {
-        let before = self.write(|table| table.insert(key(replica), Arc::new(held)));
+    pub(super) fn enter(&self, replica: &ReplicaRef, held: Arc<Held>) {
+        let before = self.write(|table| table.insert(key(replica), held));
         assert!(before.is_none(), "a replica is made once");
     }
 

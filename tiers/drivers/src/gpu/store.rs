@@ -1,7 +1,7 @@
 //! The devices of the tier, what each of them may hold, and what is on them. Making, sealing and dropping one replica.
 //!
-//! Capacity is charged in whole pages, as the shards do, before a device is asked for memory: by the thread that hands out work
-//! ([`super::lanes`]), so two replicas never take the same room. Nothing of a failed call stays charged or allocated, but for memory
+//! Capacity is charged in whole pages, as the shards do, before a device is asked for memory: two replicas never take the same
+//! room. Nothing of a failed call stays charged or allocated, but for memory
 //! that a device refuses to take back. A lost device keeps its number and its charges until its replicas are dropped; what is on it
 //! answers `DeviceLost`.
 
@@ -42,6 +42,12 @@ impl Slot {
 
     fn room(&self) -> u64 {
         self.capacity.0.saturating_sub(self.charged().0)
+    }
+
+    /// Takes room, if it is still there.
+    fn charge(&self, bytes: u64) -> bool {
+        let taken = |charged: u64| charged.checked_add(bytes).filter(|sum| *sum <= self.capacity.0);
+        self.charged.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).is_ok()
     }
 
     /// What a failed call means for the device, too.
@@ -85,21 +91,22 @@ impl GpuStore {
     pub(super) fn charge(&self, replica: &ReplicaRef) -> Result<usize, DriverError> {
         let bytes = replica.size.in_pages().0;
         let alive = || self.slots.iter().enumerate().filter(|(_, slot)| !slot.is_lost());
-        let Some((index, roomiest)) = alive().max_by_key(|(_, slot)| slot.room()) else {
-            return Err(finding(
-                DriverErrorKind::DeviceLost,
-                "every configured GPU is lost; restart the server",
-            ));
-        };
-        if roomiest.room() < bytes {
-            let left: Vec<String> = alive()
-                .map(|(_, slot)| format!("GPU {} has {} left", slot.id, ByteCount(slot.room())))
-                .collect();
-            let message = format!("{} do not fit one device: {}", replica.size, left.join(", "));
-            return Err(finding(DriverErrorKind::Full, message));
+        loop {
+            let Some((index, roomiest)) = alive().max_by_key(|(_, slot)| slot.room()) else {
+                let message = "every configured GPU is lost; restart the server";
+                return Err(finding(DriverErrorKind::DeviceLost, message));
+            };
+            if roomiest.room() < bytes {
+                let left =
+                    alive().map(|(_, slot)| format!("GPU {} has {} left", slot.id, ByteCount(slot.room())));
+                let left = left.collect::<Vec<_>>().join(", ");
+                let message = format!("{} do not fit one device: {left}", replica.size);
+                return Err(finding(DriverErrorKind::Full, message));
+            }
+            if roomiest.charge(bytes) {
+                return Ok(index);
+            }
         }
-        roomiest.charged.fetch_add(bytes, Ordering::Relaxed);
-        Ok(index)
     }
 
     /// Gives room back.
@@ -161,7 +168,7 @@ impl GpuStore {
         });
         match made {
             Ok(held) => {
-                self.places.enter(replica, held);
+                self.places.enter(replica, Arc::new(held));
                 Ok(())
             }
             Err(error) => {
