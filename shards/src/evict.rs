@@ -2,7 +2,8 @@
 //!
 //! A payload's fastest replica is evicted, and a slower one once it is the fastest. But for a payload that would be
 //! discarded from its slower tier: when that tier needs room it is discarded with all it has, so that a copy of it in
-//! memory keeps nothing on disk that somebody waits for.
+//! memory keeps nothing on disk that somebody waits for. And when RAM needs room, a copy in device memory goes before what it
+//! is a copy of, which can leave then.
 
 use payload_types::tier::SpillTarget;
 use payload_types::{
@@ -29,7 +30,7 @@ pub enum Way {
     Free,
     /// Room on this tier, to which it is copied.
     To(Tier),
-    /// Nothing, and the replica on this slower tier would then be discarded.
+    /// Nothing, and the replica on this slower tier would then be discarded; or may leave, under a copy in device memory.
     Twin(Tier),
 }
 
@@ -139,6 +140,8 @@ pub fn way(payload: &Payload, fastest: Tier, capacity: &PerTier<Option<ByteCount
         Exit::Drop(twin) if twin != Tier::Object && exit(payload, twin, capacity) == Some(Exit::Discard) => {
             Way::Twin(twin)
         }
+        // Both are volatile, and a program may promote more than memory holds.
+        Exit::Drop(Tier::Ram) if exit(payload, Tier::Ram, capacity).is_some() => Way::Twin(Tier::Ram),
         Exit::Drop(_) | Exit::Discard => Way::Free,
     })
 }

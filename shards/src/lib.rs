@@ -54,3 +54,4 @@ pub use keeper::Keeper;
 pub use outbox::Outbox;
 pub use sessions::{Capped, NodeBooks, SessionCaps, SessionHolding};
 pub use shard::Shard;
+pub use usage::TierLimits;

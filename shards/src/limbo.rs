@@ -9,7 +9,7 @@
 use payload_ledger::list::{Ends, Linked, Links};
 use payload_ledger::{SlotKey, Slots, list};
 use payload_types::effect::ReplicaRef;
-use payload_types::{Generation, PerTier, limits};
+use payload_types::{Generation, PerTier, Tier, limits};
 
 use crate::index::Index;
 
@@ -102,14 +102,14 @@ fn hash(generation: Generation) -> u64 {
     generation.0.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29).wrapping_mul(0xBF58_476D_1CE4_E5B9)
 }
 
-/// The most entries. Every replica that exists or is being made may end here, of a payload one in memory and one on
-/// disk: allocations and copies begin only while all of them would find room ([`Limbo::has_room`]), so that nothing
-/// that drops a replica can be refused. That leaves as much again for what is dropped and not free yet: with 4 KiB
+/// The most entries. Every replica that exists or is being made may end here, of a payload one on each tier: allocations
+/// and copies begin only while all of them would find room ([`Limbo::has_room`]), so that nothing that drops a replica can
+/// be refused. That leaves half as much for what is dropped and not free yet: with 4 KiB
 /// payloads, which are the smallest that take space, 128 GiB of dead extents a shard that wait for compaction.
-pub const ENTRIES_MAX: u32 = 4 * limits::PAYLOADS_PER_SHARD_MAX;
+pub const ENTRIES_MAX: u32 = 6 * limits::PAYLOADS_PER_SHARD_MAX;
 
-/// Replicas that one payload may leave here at once: in memory and on disk.
-const REPLICAS_MAX: u32 = 2;
+/// Replicas that one payload may leave here at once: one a tier.
+const REPLICAS_MAX: u32 = Tier::ALL.len() as u32;
 
 /// A detached replica that nobody has open or mapped is free within this; one that is not is somebody's.
 pub const FREED_SOON_MS: u64 = 100;

@@ -239,6 +239,21 @@ impl Payload {
         self.state.is_committed() || self.accepted
     }
 
+    /// True when a replica on `tier` is there after a `kill -9` of the server: device memory and slabs go with it.
+    fn outlives_server(&self, tier: Tier) -> bool {
+        match tier {
+            Tier::Gpu => false,
+            Tier::Ram => !self.in_arena,
+            Tier::Disk | Tier::Object => true,
+        }
+    }
+
+    /// True when it was committed and the end of the server loses its bytes.
+    pub fn dies_with_server(&self) -> bool {
+        let is_kept = |tier: Tier| self.replicas[tier].is_some() && self.outlives_server(tier);
+        self.is_committed() && !Tier::ALL.into_iter().any(is_kept)
+    }
+
     /// How drivers are told about its replica on `tier`; `block` is where one in a slab lies.
     pub fn replica_ref(&self, tier: Tier, block: Option<Block>) -> Option<ReplicaRef> {
         let replica = self.replicas[tier]?;
@@ -361,9 +376,7 @@ impl Payload {
     pub fn replica_rows(&self) -> Vec<ReplicaRow> {
         let sound = |tier: Tier| self.replicas[tier].is_some_and(|replica| !replica.unsound);
         let durable = Tier::ALL.into_iter().any(|tier| tier.is_durable() && sound(tier));
-        // A slab does not outlive the server.
-        let is_lasting = |tier: Tier| tier != Tier::Ram || !self.in_arena;
-        let vouched = |tier: &Tier| tier.is_durable() || !durable && is_lasting(*tier);
+        let vouched = |tier: &Tier| tier.is_durable() || !durable && self.outlives_server(*tier);
         let row = |tier: Tier| {
             let replica = self.replicas[tier]?;
             Some(ReplicaRow {

@@ -22,7 +22,7 @@ use crate::outbox::Outbox;
 use crate::parked::{Caller, ParkedRequests, Why};
 use crate::sessions::{NodeBooks, Sessions};
 use crate::table::Table;
-use crate::usage::{Pressure, Refusal};
+use crate::usage::{Pressure, Refusal, TierLimits};
 
 /// What a timer is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,6 +70,7 @@ pub struct Shard {
     pub(crate) wheel: Wheel<Timer>,
     pub(crate) accounts: PerTier<Account>,
     pub(crate) budget: PerTier<Pressure>,
+    pub(crate) limits: PerTier<TierLimits>,
     pub(crate) sessions: Sessions,
     pub(crate) arenas: Arenas,
     pub(crate) direct: Direct,
@@ -77,7 +78,7 @@ pub struct Shard {
     pub(crate) doors: PerTier<Door>,
     /// False when the end of a step has nothing to say to the arbiter.
     pub(crate) budget_is_busy: bool,
-    /// Nothing more comes into slabs; and what is left of emptying them.
+    /// Nothing more comes into slabs and device memory; and what is left of emptying them.
     pub(crate) is_stopping: bool,
     pub(crate) stop: Option<Box<Stop>>,
     /// What was moved since start, for reports only.
@@ -113,6 +114,7 @@ impl Shard {
             wheel: Wheel::new(TIMERS_MAX),
             accounts: PerTier::default(),
             budget: PerTier::default(),
+            limits: PerTier::default(),
             sessions: Sessions::default(),
             direct: Direct::default(),
             doors: PerTier::default(),

@@ -48,6 +48,15 @@ pub(crate) struct Refusal {
     pub others: TierUsage,
 }
 
+/// What is known of a tier beside its capacity.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct TierLimits {
+    /// The largest payload that it takes, where that is less than all of it: one lies on one device.
+    pub payload_max: Option<ByteCount>,
+    /// Why it is not there, although it was configured: what was found, and what to do.
+    pub absent: Option<Box<str>>,
+}
+
 impl Shard {
     /// Until when a move waits for space: to its caller's deadline, to the end when that has none, and a moment when
     /// nobody waits for it.
@@ -332,7 +341,7 @@ impl Shard {
     }
 
     fn leaving(&self, tier: Tier) -> u64 {
-        self.ops.leaving(tier) + self.limbo.leaving(tier)
+        self.ops.leaving(tier) + self.limbo.leaving(tier) + self.direct.leaving(tier)
     }
 
     /// What this shard uses of a tier.
@@ -349,13 +358,31 @@ impl Shard {
 
     /// Refuses what could never fit.
     pub(crate) fn check_capacity(&self, tier: Tier, size: ByteCount) -> Result<(), PayloadError> {
-        let Some(capacity) = self.config.capacity[tier] else { return Err(unconfigured(tier)) };
+        let Some(capacity) = self.config.capacity[tier] else { return Err(self.unconfigured(tier)) };
+        if let Some(most) = self.limits[tier].payload_max.filter(|most| size.in_pages() > *most) {
+            return Err(PayloadError::exhausted(format!(
+                "{size} were asked for on {tier}, and the largest of its devices holds {most}; raise its capacity_bytes or use another tier"
+            )));
+        }
         if size.in_pages() > capacity {
             return Err(PayloadError::exhausted(format!(
                 "{size} were asked for on {tier}, whose whole capacity is {capacity}; raise the tier's capacity_bytes or use another tier"
             )));
         }
         Ok(())
+    }
+
+    /// The refusal of a tier that this node does not have.
+    pub(crate) fn unconfigured(&self, tier: Tier) -> PayloadError {
+        PayloadError::precondition(match &self.limits[tier].absent {
+            Some(why) => format!("tier {tier} is configured on this node and unavailable: {why}"),
+            None => format!("tier {tier} is not configured on this node; configure it or use another tier"),
+        })
+    }
+
+    /// What refusals on `tier` say beside its capacity. Told once, before the first step.
+    pub fn limit(&mut self, tier: Tier, limits: TierLimits) {
+        self.limits[tier] = limits;
     }
 
     /// Refuses what would have to wait for space when too many do so already.
@@ -379,11 +406,4 @@ impl Shard {
             "{size} were asked for on {tier}, which is full: allocated {allocated} (leased {leased}, pinned {pinned}, spilling {spilling}, dropped but still open {limbo}), free {free}; delete or spill payloads, or try again later"
         ))
     }
-}
-
-/// The refusal of a tier that this node does not have.
-pub(crate) fn unconfigured(tier: Tier) -> PayloadError {
-    PayloadError::precondition(format!(
-        "tier {tier} is not configured on this node; configure it or use another tier"
-    ))
 }

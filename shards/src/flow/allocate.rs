@@ -24,10 +24,13 @@ const OBJECT_TIMEOUT_MS_MIN: u64 = 24 * 3600 * 1000;
 
 impl Shard {
     pub(crate) fn allocate(&mut self, step: &mut Step<'_>, caller: Caller, request: Allocate) -> Answer {
-        if request.memory != Memory::Segment {
-            if let Err(error) = self.check_stop() {
-                return Some(Err(error));
-            }
+        let is_in_slab = request.memory != Memory::Segment;
+        if (is_in_slab || request.tier == Tier::Gpu)
+            && let Err(error) = self.check_stop()
+        {
+            return Some(Err(error));
+        }
+        if is_in_slab {
             return self.allocate_in_slab(step, caller, request);
         }
         let reply_to = caller.reply_to.expect("only clients allocate");

@@ -64,7 +64,7 @@ impl Shard {
         }
         let tier = payload.tier();
         let replica = self.table.replica_ref(slot, tier).expect("an allocated payload has its replica");
-        if replica.block.is_some()
+        if (replica.block.is_some() || tier == Tier::Gpu)
             && let Err(error) = self.check_stop()
         {
             return Some(Err(error));

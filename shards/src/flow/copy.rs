@@ -94,7 +94,7 @@ impl Shard {
         }
     }
 
-    fn revive_segment(&mut self, step: &Step<'_>, slot: SlotKey, segment: SlotKey) -> bool {
+    pub(crate) fn revive_segment(&mut self, step: &Step<'_>, slot: SlotKey, segment: SlotKey) -> bool {
         let Some(entry) = self.limbo.revive(segment) else { return false };
         self.table.update(slot, |payload| {
             payload.limbo_segment = None;
@@ -118,6 +118,13 @@ impl Shard {
         let payload = self.table.at(slot);
         assert!(payload.op.is_none(), "one operation a payload");
         self.check_capacity(to, payload.size)?;
+        if to == Tier::Ram && payload.limbo_segment.is_some() {
+            let id = payload.key.id;
+            let message = format!(
+                "payload {id} had a segment that is not gone yet, which a new one has to wait for; try again"
+            );
+            return Err(PayloadError::new(ErrorKind::Unavailable, message));
+        }
         self.check_slot(class)?;
         self.check_limbo()?;
         if class == Class::Request {
@@ -266,6 +273,7 @@ impl Shard {
         let epoch = self.config.epoch;
         let payload = self.table.links(slot);
         let learned = payload.checksum().is_none();
+        let replaces_fleeting = copy.to.tier == Tier::Ram && payload.dies_with_server();
         payload.set_checksum(Some(checksum));
         let row = if copy.to.tier.is_durable() {
             // What is moved is as sound as it was, and so is what stands in for it.
@@ -282,10 +290,10 @@ impl Shard {
             });
             replicas.sort_by_key(|row| row.tier);
             payload.row(epoch, PayloadState::Durable, payload.version.next(), replicas)
-        } else if learned || copy.alone {
+        } else if learned || replaces_fleeting {
             let mut replicas = payload.replica_rows();
             // Of memory that outlives the server, in the place of memory that does not.
-            if copy.alone && !replicas.iter().any(|row| row.sound) {
+            if replaces_fleeting {
                 let (tier, generation) = (copy.to.tier, copy.to.generation);
                 replicas.push(ReplicaRow { tier, generation, synced: false, sound: true, extent: None });
                 replicas.sort_by_key(|row| row.tier);
@@ -325,7 +333,10 @@ impl Shard {
     /// Drops what a copy made and nobody may use.
     fn drop_made(&mut self, slot: SlotKey, copy: Copy) {
         let payload = self.table.get(slot).map(|_| slot);
-        if self.is_anew(slot, copy) {
+        // An object has the payload's name: a removal would take what the next attempt makes under it, too. The journal of
+        // uploads names it, so that attempt writes it anew, or a sweep ends it.
+        let is_named_alike = copy.to.tier == Tier::Object && payload.is_some();
+        if is_named_alike || self.is_anew(slot, copy) {
             return self.release_charge(copy.to.tier, copy.to.size.in_pages());
         }
         let kept = Kept { synced: copy.sync, sound: false };
@@ -362,6 +373,8 @@ impl Shard {
             }
             if copy.to.tier.is_durable() {
                 payload.set_state(PayloadState::Durable);
+            } else if matches!(payload.state, PayloadState::Spilling | PayloadState::Evicting) {
+                payload.set_state(payload.settled_state());
             }
             payload.version = payload.version.next();
             if !copy.is_relocation() {

@@ -68,6 +68,14 @@ impl Shard {
                 let payload = self.table.links(slot);
                 payload.version = payload.version.next();
             }
+            // Its copy in device memory goes; then it is the next victim here.
+            Exit::Copy(_) if self.table.at(slot).tier().is_faster_than(tier) => {
+                self.count_eviction(self.table.at(slot).tier(), Exit::Drop(tier));
+                self.retire_faster(slot, tier);
+                let payload = self.table.links(slot);
+                payload.version = payload.version.next();
+                return Some(Start::Waits);
+            }
             Exit::Copy(to) => {
                 let aim = Aim { to, sync: self.syncs(to), evicts: true };
                 let op = self.start_copy(step, slot, aim, &Caller::default()).ok()?;

@@ -10,7 +10,6 @@ use crate::flow::copy::Progress;
 use crate::flow::direct::read_directly;
 use crate::parked::Caller;
 use crate::shard::{Answer, Shard, Step};
-use crate::usage::unconfigured;
 
 /// The parts of `Request::Promote`.
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +71,7 @@ impl Shard {
         let slot = self.find_readable(step, request.key)?;
         self.check_version(slot, request.expected_version)?;
         if !self.config.has(request.target) {
-            return Err(unconfigured(request.target));
+            return Err(self.unconfigured(request.target));
         }
         let present = self.table.at(slot).tier();
         if request.target.is_faster_than(present) {

@@ -180,8 +180,9 @@ impl Shard {
             if let (Some(replica), Some(reference)) =
                 (payload.replicas[tier], payload.replica_ref(tier, block))
             {
-                // No driver could prove that nobody reads a block any more: it waits for its leases.
-                let leases = if forced && reference.block.is_none() { 0 } else { replica.users.leases };
+                // No driver could prove that nobody reads a block or device memory any more: it waits for its leases.
+                let is_provable = reference.block.is_none() && tier != Tier::Gpu;
+                let leases = if forced && is_provable { 0 } else { replica.users.leases };
                 let users = Users { leases, copies: replica.users.copies };
                 let kept = Kept { synced: replica.synced, sound: false };
                 let retired = self.retire_block(&reference);

@@ -103,7 +103,10 @@ impl Shard {
             Ok(()) if expected.is_some() => ScrubVerdict::Sound,
             Ok(()) => ScrubVerdict::Unverifiable,
             Err(error) => match error.kind {
-                DriverErrorKind::Missing | DriverErrorKind::Truncated | DriverErrorKind::Corrupt
+                DriverErrorKind::Missing
+                | DriverErrorKind::Truncated
+                | DriverErrorKind::Corrupt
+                | DriverErrorKind::DeviceLost
                     if is_current =>
                 {
                     self.scrub_found_bad(step, slot, (caller, request), replica, &error);
@@ -135,7 +138,7 @@ impl Shard {
             return self.scrub_waits(step, slot, caller, request);
         }
         let fault = match error.kind {
-            DriverErrorKind::Missing => ScrubFault::Missing,
+            DriverErrorKind::Missing | DriverErrorKind::DeviceLost => ScrubFault::Missing,
             DriverErrorKind::Truncated => ScrubFault::Truncated,
             _ => ScrubFault::Corrupt,
         };

@@ -12,7 +12,6 @@ use crate::flow::direct::read_directly;
 use crate::op::Removal;
 use crate::parked::Caller;
 use crate::shard::{Answer, Shard, Step};
-use crate::usage::unconfigured;
 
 /// What a spill amounts to for the payload as it is.
 enum Plan {
@@ -109,7 +108,7 @@ impl Shard {
         };
         let SpillTarget::Tier(target) = target else { return Ok((slot, Plan::Discard)) };
         if !self.config.has(target) {
-            return Err(unconfigured(target));
+            return Err(self.unconfigured(target));
         }
         if target == present
             && (!request.fsync
@@ -200,13 +199,24 @@ impl Shard {
                 let aim = Aim { to: target, sync: request.fsync || self.syncs(target), evicts: false };
                 self.start_copy(step, slot, aim, caller).map(|op| Progress::Waits(Some(op)))
             }
-            Some(replica) if request.fsync && !replica.synced => self.start_sync(step, slot, target, caller),
+            Some(replica) if request.fsync && target.is_durable() && !replica.synced => {
+                self.start_sync(step, slot, target, caller)
+            }
             Some(_) => {
                 if payload.tier() != target {
                     self.retire_faster(slot, target);
                     let payload = self.table.links(slot);
                     payload.version = payload.version.next();
                 }
+                Ok(Progress::There)
+            }
+            // From device memory: its name follows from the id alone (as in `move_up`).
+            None if target == Tier::Ram && payload.limbo_segment.is_some() => {
+                let segment = payload.limbo_segment.expect("just seen");
+                if !self.revive_segment(step, slot, segment) {
+                    return Ok(Progress::Waits(None));
+                }
+                self.retire_faster(slot, target);
                 Ok(Progress::There)
             }
             None => {

@@ -1,7 +1,8 @@
-//! SpillArenas: what lies in slabs and nowhere else is copied to DISK before the server ends, as far as the time allows.
+//! SpillArenas: what lies in slabs or device memory, and nowhere that outlives the server, is copied to DISK before it ends, as
+//! far as the time allows.
 //!
 //! ```text
-//!   asked: from here on nothing new comes into slabs
+//!   asked: from here on nothing new comes into slabs and devices
 //!     every LOOK_MS: who is safe by now leaves the list, who can be copied is, most recently used first
 //!   the list is empty, or the deadline passed --> answered: how many were saved, and who will be lost
 //! ```
@@ -31,13 +32,13 @@ pub struct Stop {
 }
 
 impl Shard {
-    /// Refuses what would come into a slab now that they are emptied.
+    /// Refuses what would come into a slab or a device now that they are emptied.
     pub(crate) fn check_stop(&self) -> Result<(), PayloadError> {
         match self.is_stopping {
             false => Ok(()),
             true => Err(PayloadError::new(
                 ErrorKind::Unavailable,
-                "the server is stopping and takes nothing more into the memory of sessions; connect again once it is back",
+                "the server is stopping and takes nothing more into memory that ends with it; connect again once it is back",
             )),
         }
     }
@@ -46,13 +47,16 @@ impl Shard {
         self.is_stopping = true;
         let namespaces = self.table.blocks().map(|(_, payload)| payload.key.namespace).collect();
         self.direct.close(namespaces);
-        let mut left: Vec<SlotKey> = self.table.block_slots().collect();
-        left.sort_by_key(|slot| self.table.used_at(*slot));
+        let in_memory = self.table.block_slots().chain(self.table.slots_shown_on(Tier::Gpu));
+        let mut left: Vec<SlotKey> = in_memory.collect();
+        // One in a slab with a copy on a device is in both.
+        left.sort_by_key(|slot| (self.table.used_at(*slot), slot.index));
+        left.dedup();
         let until = caller.deadline.unwrap_or(step.now.monotonic);
         let stop = Stop { caller, until, left, seen: Vec::new(), spilled: 0 };
         if self.stop.is_some() {
             return Some(Err(PayloadError::precondition(
-                "the slabs of this shard are being emptied already",
+                "the slabs and devices of this shard are being emptied already",
             )));
         }
         self.stop = Some(Box::new(stop));
@@ -94,7 +98,7 @@ impl Shard {
             return Some(true);
         }
         // It goes with the server, as nobody was told that it would not; or it has a segment, which outlives it.
-        if !(payload.is_committed() && payload.in_arena) {
+        if !payload.dies_with_server() {
             return (payload.op.is_none()).then_some(false);
         }
         if payload.op.is_none() && !is_late && self.config.has(Tier::Disk) {
@@ -108,7 +112,7 @@ impl Shard {
     fn end_stop(&mut self, step: &mut Step<'_>, stop: Stop) {
         let lost = stop.left.iter().rev().chain(&stop.seen).filter_map(|slot| {
             let payload = self.table.get(*slot)?;
-            (payload.is_committed() && payload.in_arena).then_some(payload.key.id)
+            payload.dies_with_server().then_some(payload.key.id)
         });
         let mut all: Vec<_> = lost.collect();
         let lost_more = all.len().saturating_sub(limits::ITEMS_PER_TURN_MAX) as u64;

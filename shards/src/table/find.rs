@@ -5,6 +5,7 @@
 
 use std::iter::Peekable;
 
+use payload_ledger::SlotKey;
 use payload_types::find::{Describe, FIND_STEPS_MAX, Find, FindOrder, FoundPart};
 use payload_types::{PayloadId, PayloadKey, Tier};
 
@@ -31,6 +32,11 @@ impl Table {
             }
         }
         part
+    }
+
+    /// The payloads whose fastest replica is on `tier`, in the order of their keys.
+    pub fn slots_shown_on(&self, tier: Tier) -> impl Iterator<Item = SlotKey> + '_ {
+        self.ordered[tier].iter().filter_map(|index| self.payloads.key_at(index))
     }
 
     /// Those of some payloads that listings show.
