@@ -17,7 +17,9 @@ use payload_ledger::segments::{Buried, Lane};
 use payload_types::effect::{ReplicaRef, TransferOp};
 use payload_types::event::{Completion, StorageDone};
 use payload_types::request::{Allocate, Request};
-use payload_types::{ByteCount, EvictionPolicy, Extent, Monotonic, PayloadRow, ShardIndex, Tier, limits};
+use payload_types::{
+    ByteCount, EvictionPolicy, Extent, Generation, Monotonic, PayloadId, PayloadRow, ShardIndex, Tier, limits,
+};
 
 use super::agenda::Task;
 use super::canary::Canary;
@@ -415,6 +417,27 @@ impl World {
         Ok(())
     }
 
+    /// What nothing lies on in files of another size is charged as something dead, as the disk store has it.
+    fn bury_ends(&mut self, cores: &mut [Core]) {
+        let (now, shard_count) = (self.clock(), cores.len() as u16);
+        for number in self.storage.segments.numbers() {
+            let mut id = [0; 16];
+            id[12..].copy_from_slice(&number.get().to_be_bytes());
+            let (id, generation) = (PayloadId::from_bytes(id), Generation(u64::from(number.get())));
+            let shard = id.shard(shard_count);
+            let Some(books) = self.storage.segments.books() else { return };
+            let Some(size) = books.bury_end(number, Buried { shard, generation }) else { continue };
+            // Nothing is ever put into such a file, so which of its pages are named is nobody's affair.
+            let extent = Some(Extent { file: number, page: 0 });
+            let mut end = Block::new(size);
+            (end.phase, end.extent) = (Phase::Detached, extent);
+            self.storage.blocks.insert(BlockName { tier: Tier::Disk, id, generation }, end);
+            let replica = ReplicaRef { tier: Tier::Disk, id, generation, size, extent, block: None };
+            cores[usize::from(shard.0)].shard.adopt_held(now, replica);
+            self.oracle.coverage.hit("end_of_a_larger_file_charged");
+        }
+    }
+
     /// After the rows: what no row names is handed to the shards and charged until it is free.
     pub(super) fn adopt_dead(&mut self, cores: &mut [Core], vouched: &BTreeSet<BlockName>) {
         let (now, shard_count) = (self.clock(), cores.len() as u16);
@@ -440,30 +463,47 @@ impl World {
                 }
             }
         }
+        self.bury_ends(cores);
         let (own, charged) = self.storage.disk_bytes();
         self.storage.segments.begin(own, charged);
         self.compact_soon();
     }
 
-    /// Charged for nobody's good, in segment files that nobody has open.
+    /// Charged for nobody's good, in segment files that nobody has open and that can be emptied.
     fn dead_bytes(&self) -> u64 {
         let blocks = || self.storage.blocks.values();
         let file = |block: &Block| block.extent.map(|extent| extent.file);
         let held: BTreeSet<_> = blocks().filter(|block| block.mapped_until() > self.now).map(file).collect();
+        let moved = blocks().filter(|block| block.extent.is_some() && !block.charged);
+        let moved: u64 = moved.map(|block| block.size.in_pages().0).sum();
         let is_dead = |block: &&Block| {
-            block.extent.is_some()
-                && block.charged
+            block.charged
                 && block.phase == Phase::Detached
                 && !held.contains(&file(block))
+                && block.extent.is_some_and(|extent| self.can_be_emptied(extent.file, moved))
         };
         blocks().filter(is_dead).map(|block| block.size.in_pages().0).sum()
     }
 
+    /// What was moved and is not free yet, because somebody has its file open, or because it was asked for at random, stays
+    /// below one file together with what lives in the next one. More may live in a file of an earlier capacity than a file
+    /// of today's takes: only deletes empty such a one.
+    fn can_be_emptied(&self, file: NonZeroU32, moved: u64) -> bool {
+        let live = self.storage.in_file(file).filter(|(_, block)| block.phase != Phase::Detached);
+        let live: u64 = live.map(|(_, block)| block.size.in_pages().0).sum();
+        live == 0 || self.plan.packing.is_some_and(|today| moved + live <= today.data_bytes())
+    }
+
     /// What is charged for nobody's good and held by nobody, while somebody waits for so many bytes.
-    pub(super) fn dead_and_not_freed(&self, wanted: u64) -> Option<String> {
+    pub(super) fn dead_and_not_freed(&mut self, wanted: u64) -> Option<String> {
         let bytes = self.dead_bytes();
-        (bytes > 0 && bytes >= wanted)
-            .then(|| format!("{bytes} are dead and not free: {:?}", self.compaction))
+        (bytes > 0 && bytes >= wanted).then(|| {
+            format!(
+                "{bytes} are dead and not free: {:?} {:?}",
+                self.compaction,
+                self.storage.segments.books()
+            )
+        })
     }
 
     /// Nobody reads or does anything: who asks for more than is free, and for no more than what is free and dead together,

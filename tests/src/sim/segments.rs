@@ -85,6 +85,11 @@ impl Segments {
         self.disks.values().any(|disk| Some(disk.header.data_bytes) != today)
     }
 
+    /// The files there are.
+    pub(super) fn numbers(&self) -> Vec<NonZeroU32> {
+        self.disks.keys().copied().collect()
+    }
+
     // ---- filling ----
 
     /// Takes a place; `None`: there is none in a segment file.

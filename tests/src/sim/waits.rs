@@ -1,16 +1,17 @@
 //! Who waits for capacity, and must not: nobody waits for what is free, or for what somebody could leave to him.
 //!
 //! Watched at each step: while somebody waits on a tier, and what is free there and on its way out is less than he lacks,
-//! no shard has anybody who could go for longer than the messages take that would tell him to; and nothing counts as on its
-//! way out as long that itself waits for a tier in which nothing moves. So a waiter meets his deadline only when nobody
-//! could have gone, however full the disk is. Looked at when the node is quiet and nobody speaks with the arbiter: what is
+//! nobody who could go stays the first of his shard for longer than the messages take that would tell him to; and nothing
+//! counts as on its way out as long that itself waits for a tier in which nothing moves. (That somebody could go says
+//! nothing: where many commit, there is the next one whenever one has gone.) So a waiter meets his deadline only when
+//! nobody could have gone, however full the disk is. Looked at when the node is quiet and nobody speaks with the arbiter: what is
 //! free, or fits where it would go, is not waited for.
 
 use std::collections::BTreeMap;
 
 use payload_shards::Candidate;
 use payload_types::event::{Completion, Event};
-use payload_types::{Monotonic, Tier};
+use payload_types::{Monotonic, PayloadKey, Rank, Tier};
 
 use super::agenda::Task;
 use super::faults::MILLIS;
@@ -24,16 +25,19 @@ const MESSAGES_NS: u64 = 20 * MILLIS;
 /// What should be over soon.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Idle {
-    /// Somebody could go, and is not told to.
-    Victim,
+    /// Somebody on this shard could go, and is not told to.
+    Victim(usize),
     /// What waits itself counts as on its way out.
     Hope,
 }
 
+/// Who could go: another one in his place is no longer the same. The key is that of one who needs no room.
+type First = Option<(Rank, Option<PayloadKey>)>;
+
 /// Since when things are so that should be over soon. See the module.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
-    since: BTreeMap<(u8, Idle), Monotonic>,
+    since: BTreeMap<(u8, Idle), (First, Monotonic)>,
     /// When the node was as it is now.
     seen: Monotonic,
 }
@@ -44,19 +48,16 @@ impl World {
         let since = std::mem::replace(&mut self.books.watch.seen, self.now);
         for tier in Tier::ALL {
             let lack = self.lack(tier);
-            for idle in [Idle::Victim, Idle::Hope] {
-                let found = if lack > 0 { self.find_idle(tier, idle) } else { None };
-                let name = (tier as u8, idle);
-                let Some(found) = found else {
-                    self.books.watch.since.remove(&name);
-                    continue;
-                };
-                let first = *self.books.watch.since.entry(name).or_insert(since);
-                if self.now.0 > first.0 + MESSAGES_NS {
-                    let lasted = (self.now.0 - first.0) / MILLIS;
+            let found = if lack > 0 { self.find_idle(tier) } else { BTreeMap::new() };
+            let watched = &mut self.books.watch.since;
+            watched.retain(|(of, idle), (first, _)| *of != tier as u8 || found.get(idle) == Some(first));
+            for (idle, first) in found {
+                let (_, begun) = *watched.entry((tier as u8, idle)).or_insert((first, since));
+                if self.now.0 > begun.0 + MESSAGES_NS {
+                    let lasted = (self.now.0 - begun.0) / MILLIS;
                     return breach(
                         Rule::Starved,
-                        format!("{lack} bytes of {tier} are lacked, and for {lasted} ms {idle:?}: {found}"),
+                        format!("{lack} bytes of {tier} are lacked, and for {lasted} ms {idle:?}: {first:?}"),
                     );
                 }
             }
@@ -71,21 +72,17 @@ impl World {
         asked.saturating_sub(at_hand)
     }
 
-    fn find_idle(&self, tier: Tier, idle: Idle) -> Option<String> {
+    fn find_idle(&self, tier: Tier) -> BTreeMap<Idle, First> {
         let shards = || self.cores.iter().map(|core| &core.shard);
-        match idle {
-            Idle::Victim => shards().enumerate().find_map(|(index, shard)| {
-                let free = shard.victim_without_room(tier);
-                let head = free.map(|victim| victim.rank).or(shard.supply(tier).head)?;
-                Some(format!("shard {index} has {head:?}, without room {free:?}"))
-            }),
-            Idle::Hope => {
-                let faster = |other: &Tier| other.is_faster_than(tier);
-                let hopes = |from: Tier| shards().map(|shard| shard.hopes(from, tier)).sum::<u64>();
-                let sum: u64 = Tier::ALL.into_iter().filter(faster).map(hopes).sum();
-                (sum > 0).then(|| format!("{sum} bytes hope for it"))
-            }
-        }
+        let victims = shards().enumerate().filter_map(|(index, shard)| {
+            let free = shard.victim_without_room(tier).map(|victim| (victim.rank, Some(victim.key)));
+            let first = free.or_else(|| Some((shard.supply(tier).head?, None)))?;
+            Some((Idle::Victim(index), Some(first)))
+        });
+        let faster = |other: &Tier| other.is_faster_than(tier);
+        let hopes = |from: Tier| shards().map(|shard| shard.hopes(from, tier)).sum::<u64>();
+        let hoped: u64 = Tier::ALL.into_iter().filter(faster).map(hopes).sum();
+        victims.chain((hoped > 0).then_some((Idle::Hope, None))).collect()
     }
 
     /// Quiet: nobody waits for what is free, or could be made free.
@@ -111,6 +108,7 @@ impl World {
             let over = self.granted[tier].saturating_sub(self.plan.capacity[tier].unwrap_or_default().0);
             let mut victims = self.cores.iter().flat_map(|core| core.shard.victims(tier));
             let victim = victims.find(|victim| self.lack(tier) > 0 && self.could_go(victim));
+            drop(victims);
             let dead = (tier == Tier::Disk)
                 .then(|| self.dead_and_not_freed((least + over).saturating_sub(free)))
                 .flatten();

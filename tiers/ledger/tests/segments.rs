@@ -37,6 +37,9 @@ struct Life {
     records: Vec<(Extent, ByteCount, u64)>,
 }
 
+/// Generations from here on are those of files' ends.
+const END: u64 = 1 << 32;
+
 struct Disk {
     rng: Rng,
     books: Books,
@@ -54,6 +57,10 @@ struct Disk {
     wanted: ByteCount,
     relocations: u64,
     recycled: u64,
+    /// It held more at the last start than it may: its capacity was lowered.
+    is_overfull: bool,
+    /// Bytes of files' ends that were charged.
+    ends: u64,
 }
 
 impl Disk {
@@ -73,6 +80,8 @@ impl Disk {
             wanted: ByteCount(0),
             relocations: 0,
             recycled: 0,
+            is_overfull: false,
+            ends: 0,
         }
     }
 
@@ -251,7 +260,13 @@ impl Disk {
 
     /// A kill and a start: what is known afterwards is what the tables and the rows say.
     fn restart(&mut self) {
-        let mut books = Books::new(self.books.geometry());
+        self.restart_as(self.books.geometry());
+    }
+
+    /// A start with another capacity, or with files of another size.
+    fn restart_as(&mut self, geometry: Geometry) {
+        let mut books = Books::new(geometry);
+        (self.capacity, self.usable) = (geometry.capacity().0, geometry.usable().0);
         let mut live = BTreeMap::new();
         for payload in &mut self.payloads {
             payload.old = None;
@@ -280,12 +295,25 @@ impl Disk {
             }
         }
         assert!(live.is_empty(), "every row has its record");
+        for number in self.lives.keys() {
+            let generation = END + u64::from(number.get());
+            let buried = Buried { shard: ShardIndex(0), generation: Generation(generation) };
+            if let Some(size) = books.bury_end(*number, buried) {
+                self.dying.insert(generation, size.0);
+                self.charged += size.0;
+                self.ends += size.0;
+            }
+        }
+        let is_over = books.physical().0 > self.capacity || self.charged > self.usable;
+        self.is_overfull = is_over && (self.is_overfull || geometry != self.books.geometry());
         self.books = books;
     }
 
-    fn check(&self) {
+    fn check(&mut self) {
         let physical = self.books.physical().0;
-        assert!(physical <= self.capacity, "{physical} of {}: {:?}", self.capacity, self.books);
+        let fits = physical <= self.capacity;
+        self.is_overfull &= !fits || self.charged > self.usable;
+        assert!(fits || self.is_overfull, "{physical} of {}: {:?}", self.capacity, self.books);
         let live: u64 = self
             .payloads
             .iter()
@@ -299,6 +327,41 @@ impl Disk {
             .map(|payload| payload.size.in_pages().0)
             .sum();
         assert_eq!(self.books.live_bytes().0, live + old);
+    }
+
+    /// Something happens.
+    fn step(&mut self, by_client: u64) {
+        let most = self.books.geometry().payload_max().0 / PAGE_BYTES;
+        match self.rng.below(100) {
+            0..55 => {
+                // Some are larger than what is packed.
+                let size = if self.rng.below(50) == 0 { self.size(3 * most) } else { self.size(most) };
+                let own = self.rng.below(10) < by_client;
+                self.put(size, own);
+            }
+            55..80 => self.delete(),
+            80..86 => self.recycle(),
+            86..92 => drop(self.compact(2)),
+            92..94 => {
+                let files: Vec<NonZeroU32> = self.lives.keys().copied().collect();
+                if !files.is_empty() {
+                    let file = files[self.rng.below(files.len() as u64) as usize];
+                    self.readers.insert(file);
+                }
+            }
+            94..96 => self.readers.clear(),
+            96 => self.release_old(),
+            // Waiters come and go, for little and for more than there is.
+            97 => self.wanted = ByteCount(self.rng.below(3) * self.rng.below(self.usable)),
+            98 => {
+                let lane = self.lane();
+                self.books.close(lane);
+                self.trim(ByteCount(0));
+            }
+            _ if self.rng.below(5) == 0 => self.restart(),
+            _ => {}
+        }
+        self.check();
     }
 
     fn size(&mut self, most: u64) -> ByteCount {
@@ -324,43 +387,34 @@ fn given_random_operations_when_the_arbiter_keeps_to_what_is_usable_then_the_dis
 {
     for seed in 1..=300 {
         let geometry = geometries()[seed as usize % 3];
-        let most = geometry.payload_max().0 / PAGE_BYTES;
         let mut disk = Disk::new(seed, geometry);
         let by_client = disk.rng.below(4);
         for _ in 0..1500 {
-            match disk.rng.below(100) {
-                0..55 => {
-                    // Some are larger than what is packed.
-                    let size = if disk.rng.below(50) == 0 { disk.size(3 * most) } else { disk.size(most) };
-                    let own = disk.rng.below(10) < by_client;
-                    disk.put(size, own);
-                }
-                55..80 => disk.delete(),
-                80..86 => disk.recycle(),
-                86..92 => drop(disk.compact(2)),
-                92..94 => {
-                    let files: Vec<NonZeroU32> = disk.lives.keys().copied().collect();
-                    if !files.is_empty() {
-                        let file = files[disk.rng.below(files.len() as u64) as usize];
-                        disk.readers.insert(file);
-                    }
-                }
-                94..96 => disk.readers.clear(),
-                96 => disk.release_old(),
-                // Waiters come and go, for little and for more than there is.
-                97 => disk.wanted = ByteCount(disk.rng.below(3) * disk.rng.below(disk.usable)),
-                98 => {
-                    let lane = disk.lane();
-                    disk.books.close(lane);
-                    disk.trim(ByteCount(0));
-                }
-                _ if disk.rng.below(5) == 0 => disk.restart(),
-                _ => {}
-            }
-            disk.check();
+            disk.step(by_client);
         }
         assert!(disk.recycled > 0 && disk.relocations > 0, "seed {seed}: nothing was recycled or moved");
     }
+}
+
+/// Files of an earlier capacity are larger than today's, and are not filled further.
+#[test]
+fn given_files_of_a_larger_capacity_when_it_was_lowered_and_fits_again_then_the_disk_never_passes_it() {
+    let mut ends = 0;
+    for seed in 1..=200 {
+        let before = Geometry::new(ByteCount(4000 << 12), 256 << 12);
+        let after = Geometry::new(ByteCount(2000 << 12), [32, 64][seed as usize % 2] << 12);
+        let mut disk = Disk::new(seed, before);
+        let by_client = disk.rng.below(4);
+        for _ in 0..disk.rng.below(600) {
+            disk.step(by_client);
+        }
+        disk.restart_as(after);
+        for _ in 0..1500 {
+            disk.step(6 + by_client);
+        }
+        ends += disk.ends;
+    }
+    assert!(ends > 0, "no file's end was charged");
 }
 
 #[test]

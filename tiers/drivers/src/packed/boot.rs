@@ -150,7 +150,8 @@ impl Tables {
     }
 
     /// The books take everything over. Answers what nobody vouched for, as replicas; `shard_of` is told when it is free.
-    /// With them come the files that could not be read, whole: they are not free before another start.
+    /// With them come the unused ends of files that were made for another capacity, free when their files are; and the
+    /// files that could not be read, whole: they are not free before another start.
     pub(crate) fn adopt(
         self,
         packed: &Packed,
@@ -181,6 +182,12 @@ impl Tables {
                         block: None,
                     });
                 }
+            }
+            let end = name_in_log(number, 0);
+            let told = Buried { shard: shard_of(end.id), generation: end.generation };
+            if let Some(size) = books.bury_end(number, told) {
+                let extent = Some(Extent { file: number, page: next_page });
+                dead.push(ReplicaRef { size, extent, ..end });
             }
         }
         for (number, bytes) in self.unreadable {

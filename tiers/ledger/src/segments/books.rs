@@ -16,6 +16,9 @@
 //! moved and whose file is not recycled yet are charged only once; they are kept below one file. So
 //! `o + closed <= C - (K + 1) F` while waste is within `W`: every writer and the mover can have a file. That is what
 //! `may_open` asks for, and writers leave one file more for compaction.
+//!
+//! Files that were made for another capacity are never filled further, so what nothing lies on in them is no waste that
+//! `W` allows: it is charged as something dead ([`Books::bury_end`]) until the file is emptied and removed.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -231,6 +234,23 @@ impl Books {
         let file = self.file(extent.file);
         file.dead += pages_of(size);
         file.buried.push(buried);
+    }
+
+    /// Boot, after a file's payloads: what none of them lies on in a file of another size than today's is something dead
+    /// from here on, of so many bytes. `None`: there is nothing of that, or the file is of today's size.
+    ///
+    /// # Panics
+    /// When the file was not adopted.
+    pub fn bury_end(&mut self, number: NonZeroU32, buried: Buried) -> Option<ByteCount> {
+        let today = self.geometry.data_bytes();
+        let file = self.file(number);
+        let end = file.waste();
+        if file.header.data_bytes == today || end == 0 {
+            return None;
+        }
+        file.dead += end;
+        file.buried.push(buried);
+        Some(ByteCount(u64::from(end) * BYTES))
     }
 
     // ---- filling ----
