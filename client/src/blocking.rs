@@ -41,6 +41,7 @@ use tokio::runtime::{Handle, Runtime};
 use crate::allocating::Allocating;
 use crate::batch::Each;
 use crate::client::{AcquireOptions, AllocateOptions, SOCKET_ONLY, SpillOptions, Spilled};
+use crate::connect::{ConnectOptions, is_path};
 use crate::descriptor::Descriptor;
 use crate::error::ClientError;
 use crate::mapping::ReadMapping;
@@ -103,12 +104,20 @@ impl Client {
     /// [`ClientError::Connect`] when nobody answers, [`ClientError::Refused`] when a socket was named and its server lets
     /// this process not in, [`ClientError::Input`] for what is neither address nor path.
     pub fn connect(target: &str) -> Result<Self, ClientError> {
-        if target.contains('/') && !target.starts_with("http://") {
+        Self::connect_with(target, &ConnectOptions::default())
+    }
+
+    /// As [`Client::connect`], with these options.
+    ///
+    /// # Errors
+    /// As there; [`ClientError::Input`] for a certificate, key or token that cannot be used.
+    pub fn connect_with(target: &str, options: &ConnectOptions) -> Result<Self, ClientError> {
+        if is_path(target) {
             let session = Session::connect(Path::new(target))?;
-            let remote = Remote::connect_beside(&session);
+            let remote = Remote::connect_beside(&session, options);
             return Ok(Self::of(Some(session), remote));
         }
-        let remote = Remote::connect(target)?;
+        let remote = Remote::connect(target, options)?;
         let session = remote.native_socket().and_then(|path| Session::connect(&path).ok());
         Ok(Self::of(session, Some(remote)))
     }
@@ -118,7 +127,15 @@ impl Client {
     /// # Errors
     /// As [`Client::connect`].
     pub fn connect_grpc(address: &str) -> Result<Self, ClientError> {
-        Ok(Self::of(None, Some(Remote::connect(address)?)))
+        Self::connect_grpc_with(address, &ConnectOptions::default())
+    }
+
+    /// As [`Client::connect_grpc`], with these options.
+    ///
+    /// # Errors
+    /// As [`Client::connect_with`].
+    pub fn connect_grpc_with(address: &str, options: &ConnectOptions) -> Result<Self, ClientError> {
+        Ok(Self::of(None, Some(Remote::connect(address, options)?)))
     }
 
     fn of(session: Option<Session>, remote: Option<Remote>) -> Self {
@@ -333,17 +350,17 @@ async fn attended<T>(call: impl Future<Output = Result<T, ClientError>>) -> Resu
 }
 
 impl Remote {
-    fn connect(address: &str) -> Result<Self, ClientError> {
+    fn connect(address: &str, options: &ConnectOptions) -> Result<Self, ClientError> {
         let runtime =
             Self::runtime().map_err(|reason| ClientError::Io { what: "cannot start a thread", reason })?;
-        let client = runtime.block_on(client::Client::connect_grpc(address))?;
+        let client = runtime.block_on(client::Client::connect_grpc_with(address, options))?;
         Ok(Self { client, runtime })
     }
 
-    /// As `client::Client::connect_beside`.
-    fn connect_beside(session: &Session) -> Option<Self> {
+    /// As `client::Client::connect_beside_with`.
+    fn connect_beside(session: &Session, options: &ConnectOptions) -> Option<Self> {
         let runtime = Self::runtime().ok()?;
-        let client = runtime.block_on(client::Client::connect_beside(session))?;
+        let client = runtime.block_on(client::Client::connect_beside_with(session, options))?;
         Some(Self { client, runtime })
     }
 

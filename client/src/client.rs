@@ -11,7 +11,6 @@
 //! Limits: an answer has at most `limits::MESSAGE_BYTES_MAX` bytes; a connection is given up after
 //! [`CONNECT_TIMEOUT`], and one whose server fell silent after [`KEEPALIVE_INTERVAL`] + [`KEEPALIVE_TIMEOUT`].
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,17 +29,16 @@ use payload_wire::pb::services::v1::payload_catalog_service_client::PayloadCatal
 use payload_wire::pb::services::v1::payload_data_service_client::PayloadDataServiceClient;
 use payload_wire::{enums, ids};
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::connect::Credentials;
 use crate::descriptor::{Descriptor, Lease, Page, decode_id, encode_policy, encode_tier};
 use crate::error::ClientError;
 use crate::native::{Session, request};
-use crate::operations::NodeInfo;
-use crate::transfer::blocking;
 
 /// Where a server listens when nothing else is configured.
 pub const ADDRESS_DEFAULT: &str = "127.0.0.1:50051";
@@ -55,10 +53,10 @@ pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// HTTP/2 window of one call: a whole message, so that none waits for a window update.
-const STREAM_WINDOW_BYTES: u32 = limits::MESSAGE_BYTES_MAX as u32;
+pub(crate) const STREAM_WINDOW_BYTES: u32 = limits::MESSAGE_BYTES_MAX as u32;
 
 /// HTTP/2 window of the connection: four of the largest messages at once.
-const CONNECTION_WINDOW_BYTES: u32 = 4 * STREAM_WINDOW_BYTES;
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 4 * STREAM_WINDOW_BYTES;
 
 /// What is said to who asks for more than leases and allocations, over a socket whose server cannot be reached by gRPC.
 pub(crate) const SOCKET_ONLY: &str = "this client was connected by the path of a socket, which serves leases and allocations only, and its server is not reached by gRPC from here; connect to host:port for all else";
@@ -67,11 +65,13 @@ pub(crate) const SOCKET_ONLY: &str = "this client was connected by the path of a
 #[derive(Clone, Debug)]
 pub struct Client {
     /// Where there is one: leases and allocations go over it.
-    session: Option<Arc<Session>>,
-    channel: Channel,
-    address: String,
-    deadline: Option<Duration>,
-    request_id: Option<MetadataValue<Ascii>>,
+    pub(crate) session: Option<Arc<Session>>,
+    pub(crate) channel: Channel,
+    pub(crate) address: String,
+    /// Who it says it is.
+    pub(crate) credentials: Arc<Credentials>,
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) request_id: Option<MetadataValue<Ascii>>,
 }
 
 /// What an allocation asks for beside its size.
@@ -190,84 +190,6 @@ pub struct Spilled {
 }
 
 impl Client {
-    /// Connects to `host:port` (`http://host:port` is understood too), or to the path of a native session's socket. Where the
-    /// server is on this host and lets this user in, leases and allocations go over a native session, and all else over
-    /// gRPC; otherwise everything does. Connected by a path to a server whose gRPC cannot be reached from here (a container
-    /// with the socket and a network of its own), there is nothing but leases and allocations.
-    ///
-    /// # Errors
-    /// [`ClientError::Connect`] when no server answers there, [`ClientError::Refused`] when a socket was named and its server
-    /// lets this process not in, [`ClientError::Input`] when it is neither address nor path.
-    pub async fn connect(target: &str) -> Result<Self, ClientError> {
-        if target.contains('/') && !target.starts_with("http://") {
-            let session = Self::open_session(target.into()).await?;
-            if let Some(client) = Self::connect_beside(&session).await {
-                return Ok(Self { session: Some(session), ..client });
-            }
-            // Nobody listens on port 0, so that no call over this channel is ever sent; `answer` says what is wrong.
-            let channel = Endpoint::from_static("http://127.0.0.1:0").connect_lazy();
-            let address = target.to_owned();
-            return Ok(Self { session: Some(session), channel, address, deadline: None, request_id: None });
-        }
-        let mut client = Self::connect_grpc(target).await?;
-        // A server that does not know the call serves no sessions.
-        let info = client.node_info().await.ok().filter(NodeInfo::is_this_host);
-        if let Some(path) = info.and_then(|info| info.native_socket) {
-            // Another user, another file system: gRPC does all it did.
-            client.session = Self::open_session(path).await.ok();
-        }
-        Ok(client)
-    }
-
-    /// gRPC of the server behind `session`, where it tells an address that leads there: in a container the same address may
-    /// be another server's.
-    pub(crate) async fn connect_beside(session: &Session) -> Option<Self> {
-        let welcome = session.welcome();
-        if welcome.address.is_empty() {
-            return None;
-        }
-        let client = Self::connect_grpc(&welcome.address).await.ok()?;
-        let info = client.with_deadline(CONNECT_TIMEOUT).node_info().await.ok()?;
-        let is_it = info.is_this_host()
-            && info.boot_epoch == u64::from(welcome.epoch.0)
-            && info.shard_count == u32::from(welcome.shard_count);
-        is_it.then_some(client)
-    }
-
-    async fn open_session(path: PathBuf) -> Result<Arc<Session>, ClientError> {
-        Ok(Arc::new(blocking(move || Session::connect(&path)).await?))
-    }
-
-    /// Connects to `host:port` and uses gRPC alone.
-    ///
-    /// # Errors
-    /// As [`Client::connect`].
-    pub async fn connect_grpc(address: &str) -> Result<Self, ClientError> {
-        let address = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
-        let wrong = || {
-            ClientError::Input(format!(
-                "`{address}` is not an address; write host:port, like {ADDRESS_DEFAULT}"
-            ))
-        };
-        let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
-        if port.and_then(|port| port.parse::<u16>().ok()).is_none() || address.contains(['/', '@', '?', '#'])
-        {
-            return Err(wrong());
-        }
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| wrong())?;
-        let channel = endpoint
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .connect()
-            .await
-            .map_err(|error| ClientError::from_connect(&error, address))?;
-        Ok(Self { session: None, channel, address: address.to_owned(), deadline: None, request_id: None })
-    }
-
     /// A client on the same connection whose calls end after `deadline`; without one they wait as long as
     /// behaviour.md says.
     pub fn with_deadline(&self, deadline: Duration) -> Self {
@@ -567,8 +489,15 @@ impl Client {
         PayloadDataServiceClient::new(self.channel())
     }
 
-    pub(crate) fn request<T>(&self, message: T) -> Request<T> {
+    /// A request whose answer may come for as long as it likes.
+    pub(crate) fn lasting<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
+        self.credentials.put(request.metadata_mut());
+        request
+    }
+
+    pub(crate) fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = self.lasting(message);
         if let Some(deadline) = self.deadline {
             request.set_timeout(deadline);
         }
@@ -650,9 +579,7 @@ mod tests {
 
     #[tokio::test]
     async fn given_what_is_no_address_when_connected_then_refused_before_any_attempt() {
-        for address in
-            ["", "localhost", ":50051", "localhost:port", "localhost:70000", "https://a:1", "a:1/b:2"]
-        {
+        for address in ["", "localhost", ":50051", "localhost:port", "localhost:70000", "a:1/b:2"] {
             let error = Client::connect_grpc(address).await.expect_err(address);
             assert!(matches!(error, ClientError::Input(_)), "{address}: {error:?}");
         }

@@ -152,7 +152,7 @@ pub(crate) fn reason_of(error: &io::Error) -> String {
 }
 
 /// The sentence at the bottom of a chain of errors: the outer ones only say `transport error`.
-fn innermost(error: &(dyn Error + 'static)) -> String {
+pub(crate) fn innermost(error: &(dyn Error + 'static)) -> String {
     let io = chain(error).filter_map(|error| error.downcast_ref::<io::Error>()).last().map(reason_of);
     io.unwrap_or_else(|| chain(error).last().map(|error| error.to_string()).unwrap_or_default())
 }

@@ -29,6 +29,7 @@ pub mod allocating;
 pub mod batch;
 pub mod blocking;
 pub mod client;
+pub mod connect;
 pub mod descriptor;
 pub mod error;
 pub mod find;
@@ -50,6 +51,7 @@ pub use batch::{BatchCommit, Each};
 pub use client::{
     ADDRESS_DEFAULT, AcquireOptions, AllocateOptions, Allocation, Client, SpillOptions, Spilled,
 };
+pub use connect::{ConnectOptions, TlsOptions};
 pub use descriptor::{Descriptor, Lease, Location, Node, Page};
 pub use error::ClientError;
 pub use find::{FindOptions, FoundPage};

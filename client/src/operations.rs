@@ -105,7 +105,7 @@ impl Client {
     ) -> Result<ScrubStream, ClientError> {
         let tier = tier.map_or(0, |tier| enums::tier_to_pb(tier).into());
         let id = id.map(ids::payload_id_to_pb);
-        let request = tonic::Request::new(operations::ScrubRequest { id, tier, bytes_per_second });
+        let request = self.lasting(operations::ScrubRequest { id, tier, bytes_per_second });
         let stream = self.answer(self.operations().scrub(request).await)?;
         Ok(ScrubStream { client: self.clone(), stream })
     }

@@ -152,7 +152,7 @@ impl Client {
             start: Some(start),
             max_inflight: inflight_max,
         };
-        let entries = self.answer(self.stream_service().subscribe(tonic::Request::new(request)).await)?;
+        let entries = self.answer(self.stream_service().subscribe(self.lasting(request)).await)?;
         Ok(Subscription { client: self.clone(), entries })
     }
 

@@ -11,7 +11,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use payload_client::{Client, ClientError};
+use payload_client::{Client, ClientError, ConnectOptions};
 use payload_types::reply::TierStats;
 use payload_types::{ByteCount, PerTier, Tier};
 use payload_wire::pb::operations::v1::ArenaAccounting;
@@ -58,8 +58,8 @@ impl Row for Check {
 }
 
 /// Checks the server, then the machine.
-pub async fn run(address: &str, output: &mut Output) -> anyhow::Result<()> {
-    let mut checks = check_server(address).await;
+pub async fn run(address: &str, options: &ConnectOptions, output: &mut Output) -> anyhow::Result<()> {
+    let mut checks = check_server(address, options).await;
     let has_server = checks.first().is_some_and(|check| check.status == OK);
     match find_binary() {
         Some(binary) => checks.extend(check_machine(&binary)?),
@@ -91,8 +91,8 @@ pub async fn run(address: &str, output: &mut Output) -> anyhow::Result<()> {
 }
 
 /// What the server says of itself.
-async fn check_server(address: &str) -> Vec<Check> {
-    let client = match Client::connect_grpc(address).await {
+async fn check_server(address: &str, options: &ConnectOptions) -> Vec<Check> {
+    let client = match Client::connect_grpc_with(address, options).await {
         Ok(client) => client,
         Err(ClientError::Connect { address, reason }) => {
             let detail = format!("no server answers at {address} ({reason})");

@@ -29,6 +29,7 @@ mod stats;
 mod stream;
 mod tiering;
 mod view;
+mod who;
 
 use std::process::ExitCode;
 
@@ -45,6 +46,8 @@ struct Cli {
     /// Where the server listens.
     #[arg(long, global = true, env = "PAYLOAD_MANAGER_ADDR", default_value = ADDRESS_DEFAULT, value_name = "HOST:PORT")]
     addr: String,
+    #[command(flatten)]
+    who: who::Args,
     /// Print one JSON object a line instead of tables.
     #[arg(long, global = true)]
     json: bool,
@@ -151,10 +154,10 @@ async fn run(cli: Cli, output: &mut Output) -> anyhow::Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "payloadctl", output.stdout());
             return Ok(());
         }
-        Command::Doctor => return doctor::run(&cli.addr, output).await,
+        Command::Doctor => return doctor::run(&cli.addr, &cli.who.options()?, output).await,
         _ => {}
     }
-    let client = Client::connect(&cli.addr).await?;
+    let client = Client::connect_with(&cli.addr, &cli.who.options()?).await?;
     match cli.command {
         Command::Put(args) => put::run(&client, output, args).await,
         Command::Get(args) => get::run_get(&client, output, args).await,
