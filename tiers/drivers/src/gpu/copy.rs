@@ -35,24 +35,33 @@ pub(super) struct Tools<'thread> {
     pub(super) pipeline: &'thread mut Pipeline,
 }
 
-/// From the device to RAM or disk.
+/// From the device to RAM or disk: `moved` fills the draft, and answers with the hash of what it put there.
 pub(super) fn spill(
     op: &TransferOp,
-    from: &Allocation,
     to: &FileStore,
-    tools: &mut Tools<'_>,
+    moved: impl FnOnce(&Draft<'_>) -> Result<Checksum, TransferError>,
 ) -> Result<Checksum, TransferError> {
     assert_eq!(op.from.size, op.to.size, "a copy has the size of what it is a copy of");
     to.watched(Work::Space(op.to.size), TransferError::Destination, || {
         let draft = Draft::begin(to, op.to).map_err(TransferError::Destination)?;
-        let found = match op.to.tier {
-            Tier::Disk => into_file(op, from, to, &draft, tools)?,
-            _ => into_segment(op, from, to, &draft, tools)?,
-        };
-        let checksum = vouched(op, found).map_err(TransferError::Source)?;
+        let checksum = vouched(op, moved(&draft)?).map_err(TransferError::Source)?;
         draft.publish(op.sync).map_err(TransferError::Destination)?;
         Ok(checksum)
     })
+}
+
+/// [`spill`]'s `moved`, by one thread.
+pub(super) fn into_draft(
+    op: &TransferOp,
+    from: &Allocation,
+    to: &FileStore,
+    draft: &Draft<'_>,
+    tools: &mut Tools<'_>,
+) -> Result<Checksum, TransferError> {
+    match op.to.tier {
+        Tier::Disk => into_file(op, from, to, draft, tools),
+        _ => into_segment(op, from, to, draft, tools),
+    }
 }
 
 fn into_segment(

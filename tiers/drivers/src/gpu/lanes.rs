@@ -5,6 +5,7 @@
 //!                          |--jobs---> pm-gpu-N         create, seal, drop: one thread a device
 //!                          |--copies-> pm-gpu-N-copy-M  COPIES_AT_ONCE threads a device, each with a stream and staging; the
 //!                          |                            object store's threads ask these for parts, too ([`super::remote`])
+//!                          |        '-> pm-gpu-N-help-M  which help with large copies ([`super::striped`])
 //!                          '--scrubs-> pm-gpu-scrub     verifications of all devices, one at a time, at their pace
 //! ```
 //! What was submitted is always answered, also after a panic and at the end. Lanes hold what all shards can have under way, and an
@@ -29,17 +30,26 @@ use super::device::Stream;
 use super::places::Held;
 use super::remote::Remote;
 use super::store::GpuStore;
+use super::striped::{STRIPED_BYTES_MIN, Striped};
 use crate::fault::finding;
+use crate::store::offset_of;
 use crate::stores::Stores;
 use crate::transfer::engine::Engine;
 use crate::transfer::pipeline::Pipeline;
 use crate::transfer::scrub::{Pace, Stop};
+use crate::transfer::vouched;
 use crate::workers::{drained, panicked, prepared};
 use crate::{CompletionSink, DriverOp};
 
 /// Copies of one device at a time. Two keep the link busy while one of them opens files; the other way of a full-duplex link
 /// is the second one's where a spill and a promotion meet.
 const COPIES_AT_ONCE: usize = 2;
+
+/// Threads of each device that help with large copies: a quarter of the cores, six at most. Seven threads that hash 10 GB/s each
+/// are what the fastest link (PCIe 5, 16 lanes) carries.
+pub(super) fn helper_count() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 4).clamp(1, 6))
+}
 
 /// How long the end waits for a device that does not answer.
 const END_PATIENCE: Duration = Duration::from_secs(10);
@@ -58,6 +68,8 @@ pub(crate) struct Shared {
     pub(super) sink: CompletionSink,
     /// Makes a copying thread's disk engine.
     pub(super) engine: EngineMaker,
+    /// Threads of each device that help with large copies.
+    pub(super) helper_count: usize,
 }
 
 impl Shared {
@@ -119,18 +131,29 @@ impl Lanes {
         for (index, slot) in shared.store.slots.iter().enumerate() {
             let (jobs, job_lane) = bounded(lane_len);
             let (copies, copy_lane) = bounded(lane_len);
+            let (helpers, help_lane) = bounded(COPIES_AT_ONCE * shared.helper_count);
             ways.push(Ways { jobs, copies });
             let name = format!("pm-gpu-{}", slot.id);
             let mut users = vec![scrubbing.clone()];
             for number in 0..COPIES_AT_ONCE {
                 let (shared, lane) = (shared.clone(), Receiver::clone(&copy_lane));
-                let (busy, over) = bounded::<()>(0);
+                let (helpers, (busy, over)) = (helpers.clone(), bounded::<()>(0));
                 users.push(over);
                 let body = move || {
-                    Copying { shared: &shared, slot: index, stream: None, pipeline: None }.run(&lane);
+                    Copying::new(&shared, index, Some(&helpers)).run(&lane);
                     drop(busy);
                 };
                 spawn(format!("{name}-copy-{number}"), Box::new(body));
+            }
+            for number in 0..shared.helper_count {
+                let (shared, lane) = (shared.clone(), Receiver::clone(&help_lane));
+                let (busy, over) = bounded::<()>(0);
+                users.push(over);
+                let body = move || {
+                    Copying::new(&shared, index, None).run(&lane);
+                    drop(busy);
+                };
+                spawn(format!("{name}-help-{number}"), Box::new(body));
             }
             let shared = shared.clone();
             spawn(name, Box::new(move || run_jobs(&shared, index, &job_lane, &users)));
@@ -267,11 +290,17 @@ fn run_jobs(shared: &Shared, slot: usize, lane: &Receiver<StorageOp>, users: &[R
 pub(super) struct Copying<'thread> {
     shared: &'thread Shared,
     slot: usize,
+    /// Where help is asked for; helpers have none.
+    helpers: Option<&'thread Sender<Work>>,
     stream: Option<Box<dyn Stream>>,
     pipeline: Option<Pipeline>,
 }
 
-impl Copying<'_> {
+impl<'thread> Copying<'thread> {
+    fn new(shared: &'thread Shared, slot: usize, helpers: Option<&'thread Sender<Work>>) -> Self {
+        Self { shared, slot, helpers, stream: None, pipeline: None }
+    }
+
     fn run(mut self, lane: &Receiver<Work>) {
         for work in lane {
             match work {
@@ -332,11 +361,20 @@ impl Copying<'_> {
     }
 
     fn spill(&mut self, op: &TransferOp) -> Result<Checksum, TransferError> {
-        let held = self.shared.store.find(&op.from).map_err(TransferError::Source)?;
         let shared = self.shared;
+        let held = shared.store.find(&op.from).map_err(TransferError::Source)?;
         let to = shared.stores.get(op.to.tier).map_err(TransferError::Destination)?;
-        let result =
-            self.with_tools(TransferError::Source, |tools| copy::spill(op, &held.allocation, to, tools));
+        let result = copy::spill(op, to, |draft| {
+            if let Some(helpers) = self.helpers
+                && op.to.tier == Tier::Ram
+                && op.to.size.0 >= STRIPED_BYTES_MIN
+            {
+                return Striped::down(op, &held, &draft.file).run(self, helpers, shared.helper_count);
+            }
+            self.with_tools(TransferError::Source, |tools| {
+                copy::into_draft(op, &held.allocation, to, draft, tools)
+            })
+        });
         result.inspect_err(|error| self.hear(error))
     }
 
@@ -355,10 +393,21 @@ impl Copying<'_> {
         let (shared, slot) = (self.shared, self.slot);
         let from = stores.get(op.from.tier).map_err(TransferError::Source)?;
         let held = shared.store.allocate(slot, &op.to).map_err(TransferError::Destination)?;
-        let copied = self
-            .with_tools(TransferError::Destination, |tools| copy::promote(op, from, &held.allocation, tools));
+        let held = Arc::new(held);
+        let copied = match self.helpers {
+            Some(helpers) if op.from.tier == Tier::Ram && op.from.size.0 >= STRIPED_BYTES_MIN => {
+                from.open_source(op).map_err(TransferError::Source).and_then(|source| {
+                    let copy = Striped::up(op, &held, &Arc::new(source), offset_of(&op.from));
+                    let found = copy.run(self, helpers, shared.helper_count)?;
+                    vouched(op, found).map_err(TransferError::Source)
+                })
+            }
+            _ => self.with_tools(TransferError::Destination, |tools| {
+                copy::promote(op, from, &held.allocation, tools)
+            }),
+        };
         match copied {
-            Ok(_) => shared.store.places.enter(&op.to, Arc::new(held)),
+            Ok(_) => shared.store.places.enter(&op.to, held),
             // Nothing is under way: `with_tools` saw to that.
             Err(_) => shared.store.release(slot, &held.allocation),
         }
@@ -385,7 +434,7 @@ impl Copying<'_> {
     }
 
     /// Lends the stream, and has nothing under way afterwards. One that failed is replaced: dropping it waits.
-    fn with_stream<T, E>(
+    pub(super) fn with_stream<T, E>(
         &mut self,
         side: impl Fn(DriverError) -> E,
         work: impl FnOnce(&mut dyn Stream) -> Result<T, E>,

@@ -18,12 +18,14 @@
 mod copy;
 mod cuda;
 pub mod device;
+mod digest;
 #[doc(hidden)]
 pub mod fake;
 pub(crate) mod lanes;
 mod places;
 pub(crate) mod remote;
 mod store;
+mod striped;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -111,6 +113,7 @@ impl Gpu {
             stores: Arc::clone(stores),
             sink: Arc::clone(sink),
             engine,
+            helper_count: lanes::helper_count(),
         }
     }
 

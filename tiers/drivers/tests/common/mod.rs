@@ -31,6 +31,8 @@ pub struct Place {
 impl Place {
     pub fn new() -> Self {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        // Missing where the tests were carried to another machine.
+        let _ = fs::create_dir_all(env!("CARGO_TARGET_TMPDIR"));
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
         let config = DriversConfig {
             // It ends in a letter: no prefix may be the start of another one, or one test removes what is another's.

@@ -1,7 +1,9 @@
-//! The GPU tier over a fake device (`gpu::fake`): every byte, every odd size, and every way a device can fail. What real devices
-//! do, `tests/gpu/run` shows.
+//! The GPU tier over a fake device (`gpu::fake`): every byte, every odd size, and every way a device can fail; and what every device
+//! must do, real ones included ([`device`]).
 
+#[path = "../common/mod.rs"]
 mod common;
+mod device;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -268,6 +270,30 @@ fn given_a_device_that_is_lost_while_it_is_written_when_promoted_then_the_room_i
     assert_eq!(error.kind, DriverErrorKind::DeviceLost);
     assert_eq!(node.gpu.health()[0].charged, ByteCount::ZERO);
     assert_eq!(node.gpu.places().count(), 0);
+}
+
+#[test]
+fn given_a_large_copy_by_several_threads_when_the_device_is_lost_then_nothing_is_left_of_it() {
+    let bytes = sample(6 * CHUNK_BYTES + 11);
+    for chunks in [1, 2, 6] {
+        for is_down in [true, false] {
+            let mut node = Node::new();
+            let gpu = node.committed(&bytes);
+            let ram = committed(&mut node.rig, Tier::Ram, &bytes);
+            node.faults.chunks_until_lost.store(chunks, SeqCst);
+            let (from, to) = if is_down { (gpu, twin(gpu, Tier::Ram)) } else { (ram, twin(ram, Tier::Gpu)) };
+            let error = match node.rig.copy(from, to, None) {
+                Err(TransferError::Source(error)) if is_down => error,
+                Err(TransferError::Destination(error)) if !is_down => error,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(error.kind, DriverErrorKind::DeviceLost);
+            assert_eq!(node.place.segments().len(), 1, "the one that was there before");
+            assert_eq!(node.gpu.places().look(to.id, to.generation), None);
+            node.remove(gpu);
+            assert_eq!(node.gpu.health()[0].charged, ByteCount::ZERO);
+        }
+    }
 }
 
 #[test]
