@@ -45,6 +45,15 @@ pub(super) fn filesystem(path: &Path) -> io::Result<Filesystem> {
     })
 }
 
+/// Whether this process may open `path` for reading and writing; it is not opened, which would wake a device.
+pub(super) fn may_read_and_write(path: &Path) -> bool {
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
+    // SAFETY: `path` is NUL-terminated and outlives the call, which touches no other memory.
+    let answer =
+        unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::R_OK | libc::W_OK, libc::AT_EACCESS) };
+    answer == 0
+}
+
 /// Sets up a ring of two entries and closes it again: the only honest way to learn whether io_uring is permitted.
 pub(super) fn ring_probe() -> io::Result<()> {
     // `struct io_uring_params` (linux/io_uring.h) is 120 bytes; all zero asks for a plain ring.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use payload_types::ByteCount;
@@ -218,11 +219,33 @@ fn given_gpu_drivers_when_checked_then_never_a_fault() {
     let scratch = Scratch::new("gpu");
     assert_eq!(gpu::driver_under(&scratch.0, false, false).status, Status::Ok);
     assert_eq!(gpu::driver_under(&scratch.0, false, true).status, Status::Warning);
-    scratch.write("dev/nvidia0", "");
-    scratch.write("dev/nvidiactl", "");
     let version = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n";
     scratch.write("proc/driver/nvidia/version", version);
-    let check = gpu::driver_under(&scratch.0, true, true);
+    let look = |configured| gpu::driver_under(&scratch.0, true, configured);
+    let warning = |what: &str, fix: &str| {
+        let check = look(true);
+        assert_eq!(check.status, Status::Warning, "{check:?}");
+        assert!(check.detail.contains(what), "{check:?}");
+        assert!(check.fix.as_ref().is_some_and(|found| found.contains(fix)), "{check:?}");
+        assert_eq!(look(false).status, Status::Ok, "who did not configure it does not care");
+    };
+    warning("no device is visible", "--gpus all");
+    scratch.write("dev/nvidia0", "");
+    warning("nvidia-uvm is missing", "nvidia-modprobe");
+    scratch.write("dev/nvidiactl", "");
+    scratch.write("dev/nvidia-uvm", "");
+    let check = look(true);
     assert_eq!((check.status, check.detail.as_str()), (Status::Ok, "1 device(s), driver 550.54.15"));
-    assert_eq!(gpu::driver_under(&scratch.0, false, true).status, Status::Warning, "no library");
+    let check = gpu::driver_under(&scratch.0, false, true);
+    assert_eq!(check.status, Status::Warning, "no library");
+    assert!(check.detail.contains("libcuda.so.1"), "{check:?}");
+    scratch.write("proc/driver/nvidia/capabilities/gpu0/mig/config", "");
+    assert_eq!(look(true).status, Status::Ok, "it could be split, and is not");
+    scratch.write("proc/driver/nvidia/capabilities/gpu0/mig/gi7/access", "");
+    warning("(MIG)", "CUDA_VISIBLE_DEVICES");
+    fs::set_permissions(scratch.0.join("dev/nvidia0"), fs::Permissions::from_mode(0o000)).expect("its owner");
+    // Root may use everything.
+    if fs::File::open(scratch.0.join("dev/nvidia0")).is_err() {
+        warning("may not use /dev/nvidia0", "group");
+    }
 }
