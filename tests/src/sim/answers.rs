@@ -185,6 +185,7 @@ impl Oracle {
             (Request::List(request), Reply::Page(page)) => check_page(request, page),
             (Request::Find(find), Reply::Found(part)) => check_part(find, part),
             (Request::Scrub(_), Reply::Scrubbed(seen)) => self.scrubbed(pending, seen),
+            (Request::SpillArenas, Reply::ArenasSpilled(_)) => Ok(()),
             (Request::Stats, Reply::Stats(_)) | (Request::Hold(_), Reply::Held) => Ok(()),
             _ => wrong(),
         }
@@ -487,6 +488,12 @@ impl Oracle {
                     _ => false,
                 };
                 if passed || gave_up { Ok(()) } else { wrong("its deadline has not passed") }
+            }
+            (ErrorKind::Unavailable, Request::Allocate(_) | Request::Commit { .. })
+                if self.stopping && error.message.contains("the server is stopping") =>
+            {
+                self.coverage.hit("refused_while_the_server_stops");
+                Ok(())
             }
             // Its session has closed, and nobody hears it.
             (ErrorKind::Unavailable, Request::Allocate(asked)) if asked.memory != Memory::Segment => Ok(()),

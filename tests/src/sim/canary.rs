@@ -87,11 +87,13 @@ pub enum Canary {
     NeverGone,
     /// Now and then a scan finds nobody, whoever reads.
     BlindScan,
+    /// A server that stops does not say what in slabs it could not save.
+    LostUnnamed,
 }
 
 impl Canary {
     /// Each of them.
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 40] = [
         Self::LeaseSpillRace,
         Self::EarlyFree,
         Self::AcknowledgementBeforeTransaction,
@@ -131,6 +133,7 @@ impl Canary {
         Self::GoneBeforeDead,
         Self::NeverGone,
         Self::BlindScan,
+        Self::LostUnnamed,
     ];
 
     /// The rules by which it may be noticed: what it breaks itself, not what breaks later because of it.
@@ -169,6 +172,7 @@ impl Canary {
             Self::SlabFreedEarly => &[Rule::Accounting],
             Self::NeverGone => &[Rule::Leak],
             Self::BlindScan => &[Rule::LiveLease],
+            Self::LostUnnamed => &[Rule::CommitLost],
         }
     }
 
@@ -192,7 +196,13 @@ impl Canary {
                 | Self::GoneBeforeDead
                 | Self::NeverGone
                 | Self::BlindScan
+                | Self::LostUnnamed
         )
+    }
+
+    /// True for bugs that only show where servers stop in order.
+    pub const fn needs_stops(self) -> bool {
+        matches!(self, Self::LostUnnamed)
     }
 
     /// True for bugs that only show where native sessions end.

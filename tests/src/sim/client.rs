@@ -54,6 +54,12 @@ pub(super) struct Client {
 }
 
 impl Client {
+    /// The number of the next request.
+    pub(super) fn request_number(&mut self) -> u64 {
+        self.request_last += 1;
+        self.request_last
+    }
+
     /// The server died: leases and the listing under way are void.
     pub(super) fn crash(&mut self) {
         self.leases.clear();
@@ -75,6 +81,10 @@ impl World {
             return Ok(());
         }
         if self.rng.below(10_000) < self.plan.crash_per_10k {
+            if self.plan.stops && self.rng.chance(500) {
+                self.stop_begins();
+                return Ok(());
+            }
             return self.crash();
         }
         if self.rng.chance(self.plan.damage_permille) {
@@ -442,6 +452,7 @@ impl World {
                     self.oracle.coverage.hit("acquire_blocking_promoted_first");
                 }
             }
+            Ok(Reply::ArenasSpilled(done)) => self.stop_answered(to, &done)?,
             Ok(Reply::Page(page)) => self.scan_page(to.0, page)?,
             Ok(Reply::Found(part)) => self.find_part(to.0, part)?,
             Err(error) => {

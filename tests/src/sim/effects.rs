@@ -111,6 +111,9 @@ impl World {
         {
             seen.version.0 -= 1;
         }
+        if let Ok(Reply::ArenasSpilled(done)) = &mut result {
+            self.spoil_stop(done);
+        }
         let asked = self.oracle.pending.get(&to.0).map(|pending| pending.request.clone());
         self.slab_answered(asked.as_ref(), &result)?;
         let pending = self.judge(|oracle, scene| oracle.answered(to, &result, scene))?;

@@ -128,6 +128,8 @@ pub(super) struct Plan {
     pub(super) session_permille: u64,
     /// Allocations of sessions in RAM that are for memory of theirs.
     pub(super) arena_permille: u64,
+    /// Half of the crashes are graceful stops.
+    pub(super) stops: bool,
     /// What one session may lease on one shard.
     pub(super) session_leases_max: u32,
     /// More is asked for than RAM holds, all the time, and everything may be evicted: nobody may wait long.
@@ -205,6 +207,7 @@ impl Plan {
             session_permille: 0,
             session_leases_max: 1 << 16,
             arena_permille: 0,
+            stops: false,
             find_permille: 0,
             probing: if rng.chance(500) { Probing::EveryStep } else { Probing::Rarely },
         }
@@ -279,6 +282,10 @@ impl Plan {
             return;
         }
         self.arena_permille = if seed.is_multiple_of(3) { 500 } else { 800 };
+        self.stops = canary.is_none_or(Canary::needs_stops);
+        if self.stops && seed % 5 < 2 {
+            self.crash_per_10k = self.crash_per_10k.max(60);
+        }
         if let Some(ram) = self.capacity[Tier::Ram].filter(|_| seed.is_multiple_of(2)) {
             self.capacity[Tier::Ram] = Some(ByteCount(ram.0.max((16 << 20) + seed % 5 * (4 << 20))));
         }

@@ -209,6 +209,7 @@ impl World {
             }
         }
         self.forget_compaction();
+        self.stop_ends();
         self.sessions_crash();
         self.oracle.crash();
         self.client.crash();

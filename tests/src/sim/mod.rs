@@ -11,7 +11,8 @@
 //!   clients that may not be shown them (`apart`)
 //! - streams that retain payloads, the front's part of them (`streams`)
 //! - batches of commits, and searches for payloads, the front's part of them (`batches`, `find`)
-//! - native sessions, the pump's part of them (`sessions`), their memory (`slabs`), and readers who ask nobody (`direct`)
+//! - native sessions, the pump's part of them (`sessions`), their memory (`slabs`), readers who ask nobody (`direct`),
+//!   and stops that save what lies there (`stop`)
 //! - the arbiter and evictions, with the books that are kept of them (`pressure`), and who waits (`waits`)
 //! - the oracle: its model of what was promised (`oracle`), each reply (`answers`), the node after each step (`audit`)
 //! - [`Canary`]: planted bugs that the oracle must notice; [`Coverage`]: situations that runs must meet; `trace`: the
@@ -40,6 +41,7 @@ mod pressure;
 mod segments;
 mod sessions;
 mod slabs;
+mod stop;
 mod storage;
 mod streams;
 mod trace;

@@ -225,6 +225,8 @@ pub(super) struct Oracle {
     pub(super) came_back: BTreeSet<PayloadKey>,
     /// What readers see who ask nobody, and what they hold.
     pub(super) cells: Cells,
+    /// The server is being stopped.
+    pub(super) stopping: bool,
     pub(super) coverage: Coverage,
     pub(super) driver_fault_last: Monotonic,
     pub(super) catalog_fault_last: Monotonic,

@@ -33,6 +33,7 @@ use super::faults::{MICROS, MILLIS, Plan, Probing, Rng, SECONDS};
 use super::oracle::{Breach, Oracle, Rule, Scene, breach, key_of};
 use super::pressure::Books;
 use super::sessions::Sessions;
+use super::stop::Stop;
 use super::storage::Storage;
 use super::streams::Streams;
 use super::trace::Trace;
@@ -110,6 +111,8 @@ pub(super) struct World {
     pub(super) batches: Batches,
     pub(super) streams: Streams,
     pub(super) sessions: Sessions,
+    /// The server is being stopped.
+    pub(super) stop: Option<Stop>,
     pub(super) catalog_running: bool,
     pub(super) power_loss: bool,
     pub(super) job_last: u64,
@@ -175,6 +178,7 @@ impl World {
             batches: Batches::default(),
             streams: Streams::default(),
             sessions: Sessions::default(),
+            stop: None,
             catalog_running: false,
             power_loss: false,
             job_last: 0,
