@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use payload_drivers::{DiskWatch, Locator};
 use payload_reactor::{DirectLeases, SessionList, SlabCounts};
-use payload_types::reply::Reply;
+use payload_types::reply::{Reply, ShardStats};
 use payload_types::request::Request as Ask;
 use payload_types::{PayloadError, PerTier, Tier};
 use payload_wire::encode::{self, DirectFigures, MemoryFigures, NodeFigures};
@@ -65,6 +65,17 @@ impl Accounting {
     /// # Errors
     /// As [`Router::ask_all`].
     pub async fn gather(&self, deadline: Option<Deadline>) -> Result<pb::StatsResponse, PayloadError> {
+        self.gather_parts(deadline).await.map(|(stats, _parts)| stats)
+    }
+
+    /// As [`Accounting::gather`], and what each shard said, in the order of the shards.
+    ///
+    /// # Errors
+    /// As [`Router::ask_all`].
+    pub async fn gather_parts(
+        &self,
+        deadline: Option<Deadline>,
+    ) -> Result<(pb::StatsResponse, Vec<ShardStats>), PayloadError> {
         let physical = self.physical.current().await;
         let mut parts = Vec::new();
         for reply in self.router.ask_all(&Ask::Stats, deadline).await? {
@@ -83,7 +94,7 @@ impl Accounting {
             segments: self.disk.segments(),
             object_store: self.objects.as_ref().map(|objects| objects.health()),
         };
-        Ok(encode::stats(&parts, &node))
+        Ok((encode::stats(&parts, &node), parts))
     }
 }
 

@@ -38,6 +38,7 @@ use crate::services::{
     AdminService, BatchService, CatalogService, DataService, OperationsService, RecordsService, StreamService,
 };
 use crate::tally::{Call, Tally};
+use crate::telemetry::context::within;
 
 type Data = PayloadDataServiceServer<DataService>;
 type Catalog = PayloadCatalogServiceServer<CatalogService>;
@@ -135,7 +136,7 @@ impl Service<http::Request<Body>> for Dispatch {
             };
             return Answer { stage, end, call: None, _permit: None };
         }
-        let call = self.tally.call(path);
+        let call = self.tally.call(path, request.headers());
         let Some(permit) = services.gate.enter() else {
             let status = Status::resource_exhausted(format!(
                 "the server has {} requests in flight, which is its limit (limits.requests_in_flight); try again in a moment",
@@ -201,8 +202,12 @@ impl Future for Answer {
     type Output = Result<http::Response<Body>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let trace = self.call.as_ref().and_then(Call::trace);
         let answer = match &mut self.stage {
-            Stage::Running(future) => future.as_mut().poll(context),
+            Stage::Running(future) => match trace {
+                None => future.as_mut().poll(context),
+                Some(call) => within(&call, || future.as_mut().poll(context)),
+            },
             Stage::Refused(status) => Poll::Ready(Ok(status.clone().into_http())),
         };
         let answer = match answer {

@@ -35,4 +35,6 @@ pub mod repeats;
 pub mod serve;
 pub mod services;
 pub mod shutdown;
+pub mod systemd;
 pub mod tally;
+pub mod telemetry;

@@ -1,14 +1,21 @@
 //! Starts logging: one event a line on standard error, as text for people or JSON for programs.
 //!
-//! Called once by main. Standard output is left to what commands print.
+//! Called once by main. Standard output is left to what commands print. What repeats is left out (`limit`). A line that
+//! is written while a call is served which is traced ends with the call's ids, `trace_id` and `span_id` (`traced`).
+
+mod limit;
+mod traced;
 
 use std::io::{self, IsTerminal};
 
+use traced::Traced;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogFormat, LogLevel, LoggingConfig};
+use crate::telemetry::context;
 
 /// Variables that replace `logging.level`, the first that is set; the syntax is tracing-subscriber's.
 const FILTER_VARIABLES: [&str; 2] = ["PAYLOAD_MANAGER_LOG", "RUST_LOG"];
@@ -16,12 +23,18 @@ const FILTER_VARIABLES: [&str; 2] = ["PAYLOAD_MANAGER_LOG", "RUST_LOG"];
 /// Dependencies that tell every frame and wake at debug and trace.
 const QUIET: &str = "h2=warn,hyper=warn,hyper_util=warn,tower=warn,tonic=warn,glommio=warn";
 
+/// Lines that were left out because they repeated others, since the start.
+pub fn lines_suppressed() -> u64 {
+    limit::suppressed()
+}
+
 /// Starts logging for this process.
 ///
 /// # Errors
 /// A sentence, when the filter in the environment cannot be read, or logging was started before.
 pub fn start(config: &LoggingConfig) -> Result<(), String> {
     let filter = filter(config, |name| std::env::var(name).ok())?;
+    context::show_in_lines(config.include_trace_context);
     let is_terminal = io::stderr().is_terminal();
     subscriber(config.format, filter, is_terminal, io::stderr)
         .try_init()
@@ -59,11 +72,17 @@ fn subscriber<W>(
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_terminal).with_writer(writer);
+    let lines = tracing_subscriber::fmt::layer().with_ansi(is_terminal).with_writer(writer);
+    let limited = tracing_subscriber::registry().with(filter).with(limit::Limit::default());
     match format {
-        LogFormat::Text => Box::new(builder.finish()),
-        LogFormat::Json => Box::new(builder.json().flatten_event(true).finish()),
+        LogFormat::Text => {
+            let format = Traced::text(tracing_subscriber::fmt::format());
+            Box::new(limited.with(lines.event_format(format)))
+        }
+        LogFormat::Json => {
+            let format = Traced::json(tracing_subscriber::fmt::format().json().flatten_event(true));
+            Box::new(limited.with(lines.json().event_format(format)))
+        }
     }
 }
 
@@ -88,7 +107,7 @@ mod tests {
     }
 
     fn lines(level: LogLevel, format: LogFormat, variables: &[(&str, &str)]) -> Vec<String> {
-        let config = LoggingConfig { level, format };
+        let config = LoggingConfig { level, format, include_trace_context: false };
         let variable = |name: &str| {
             variables.iter().find(|(known, _)| *known == name).map(|(_, text)| (*text).to_owned())
         };
@@ -126,7 +145,8 @@ mod tests {
         let both = [("RUST_LOG", "off"), ("PAYLOAD_MANAGER_LOG", "debug")];
         assert_eq!(lines(LogLevel::Off, LogFormat::Text, &both).len(), 4);
         assert_eq!(lines(LogLevel::Info, LogFormat::Text, &[("RUST_LOG", "error")]).len(), 1);
-        let config = LoggingConfig { level: LogLevel::Info, format: LogFormat::Text };
+        let config =
+            LoggingConfig { level: LogLevel::Info, format: LogFormat::Text, include_trace_context: false };
         let broken = filter(&config, |name| (name == "RUST_LOG").then(|| "a=b=c".to_owned()));
         assert!(broken.is_err_and(|sentence| sentence.contains("RUST_LOG")));
     }

@@ -31,13 +31,15 @@ use crate::config::Config;
 use crate::dispatch::{Dispatch, Other, Services};
 use crate::incoming::{Connections, Incoming};
 use crate::locate::Places;
-use crate::metrics::Metrics;
+use crate::metrics::scrape::Sources;
+use crate::metrics::{Metrics, Readiness};
 use crate::records::{Records, holds, look};
 use crate::services::{
     AdminService, BatchService, CatalogService, DataService, OperationsService, RecordsService, Router,
     StreamService,
 };
 use crate::shutdown::{self, Budget, Signals};
+use crate::systemd::Notifier;
 use crate::tally::Tally;
 
 /// Calls one connection may have open at a time: as many as one shard's request lane holds.
@@ -147,11 +149,24 @@ async fn serve(listeners: Listeners, mut node: Node, front: FrontLimits) -> anyh
         node.info(),
         node.sessions().zip(node.direct()),
     );
-    let tally = Tally::default();
+    let telemetry = node.telemetry();
+    let (tally, readiness) = (Tally::traced(telemetry.tracer()), Readiness::default());
+    let sources = Arc::new(Sources {
+        accounting: Arc::clone(&accounting),
+        reactor: node.handle(),
+        tally: tally.clone(),
+        gate: gate.clone(),
+        flights: node.flights(),
+        telemetry: Arc::clone(&telemetry),
+    });
+    let exporter = telemetry.export(Arc::clone(&sources))?;
+    let notifier = Notifier::from_environment().map(Arc::new);
+    if let Some(notifier) = &notifier {
+        let alive = Arc::clone(notifier).keep_alive(Arc::clone(&sources), readiness.clone());
+        drop(tokio::spawn(alive));
+    }
     if let Some(listener) = metrics {
-        let accounting = Arc::clone(&accounting);
-        let (reactor, tally, gate) = (node.handle(), tally.clone(), gate.clone());
-        metrics_start(Metrics { accounting, reactor, tally, gate }, listener);
+        metrics_start(Metrics { sources, readiness: readiness.clone() }, listener);
     }
     let dispatch =
         Dispatch::new(services(&router, &records, accounting, operations, others, gate.clone()), tally);
@@ -170,7 +185,11 @@ async fn serve(listeners: Listeners, mut node: Node, front: FrontLimits) -> anyh
             )
     );
 
+    readiness.set(true);
     announce(&address.to_string());
+    if let Some(notifier) = &notifier {
+        notifier.ready(&address.to_string());
+    }
     tokio::select! {
         ended = &mut serving => {
             ended.context("the gRPC server ended by itself")?;
@@ -179,6 +198,10 @@ async fn serve(listeners: Listeners, mut node: Node, front: FrontLimits) -> anyh
         kind = signals.next() => tracing::info!(signal = kind.as_raw_value(), "stopping"),
     }
 
+    readiness.set(false);
+    if let Some(notifier) = &notifier {
+        notifier.stopping();
+    }
     shutdown::watchdog_start(front.stop.exit + front.stop.spill);
     tokio::spawn(signals.exit_at_next());
     health_set(&health, ServingStatus::NotServing).await;
@@ -207,6 +230,10 @@ async fn serve(listeners: Listeners, mut node: Node, front: FrontLimits) -> anyh
     stopping.await.context("stopping the node failed")?;
     if !closed {
         drop(tokio::time::timeout(shutdown::FLUSH, &mut serving).await);
+    }
+    if let Some(exporter) = exporter {
+        // What the last calls did is told, too.
+        drop(tokio::task::spawn_blocking(move || exporter.stop()).await);
     }
     tracing::info!("stopped");
     Ok(())

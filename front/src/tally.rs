@@ -1,13 +1,17 @@
-//! Counts calls by RPC and by the code they were answered with.
+//! Counts calls by RPC and by the code they were answered with, and how long they took.
 //!
-//! One atomic addition a call, on the front's thread. A call whose client hung up before the answer counts as
+//! Two readings of the clock and three atomic additions a call, on the front's thread. A call whose client hung up before the answer counts as
 //! CANCELLED. Calls of health and reflection are not counted, nor are paths that name no service.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use tonic::Code;
 use tonic::codegen::http::HeaderMap;
+
+use crate::metrics::histogram::{Distribution, Histogram};
+use crate::telemetry::tracer::{Call as TracedCall, Tracer};
 
 /// The RPCs of our services, the busiest first: a call is looked up here. Their names differ across services.
 pub const RPCS: [&str; 39] = [
@@ -59,14 +63,22 @@ const CODES: usize = 17;
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     counts: Arc<Counts>,
+    /// `None`: no call is traced.
+    tracer: Option<Arc<Tracer>>,
 }
 
 #[derive(Debug)]
-struct Counts([[AtomicU64; CODES]; RPCS.len()]);
+struct Counts {
+    answers: [[AtomicU64; CODES]; RPCS.len()],
+    latencies: [Histogram; RPCS.len()],
+}
 
 impl Default for Counts {
     fn default() -> Self {
-        Self(std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))))
+        Self {
+            answers: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
+            latencies: std::array::from_fn(|_| Histogram::default()),
+        }
     }
 }
 
@@ -75,29 +87,48 @@ impl Default for Counts {
 pub struct Call {
     tally: Tally,
     rpc: usize,
+    arrived: Instant,
     is_counted: bool,
+    traced: Option<Arc<TracedCall>>,
 }
 
 impl Tally {
+    /// A tally whose calls are traced as `tracer` says.
+    pub fn traced(tracer: Option<Arc<Tracer>>) -> Self {
+        Self { tracer, ..Self::default() }
+    }
+
     /// A call of the method at the end of this path; `None` when it names none of our RPCs.
-    pub fn call(&self, path: &str) -> Option<Call> {
+    pub fn call(&self, path: &str, headers: &HeaderMap) -> Option<Call> {
         let method = path.rsplit_once('/')?.1;
         let rpc = RPCS.iter().position(|name| *name == method)?;
-        Some(Call { tally: self.clone(), rpc, is_counted: false })
+        let traced = self.tracer.as_ref().and_then(|tracer| tracer.begin(RPCS[rpc], headers));
+        Some(Call { tally: self.clone(), rpc, arrived: Instant::now(), is_counted: false, traced })
     }
 
     /// Every pair that was counted: RPC, code, how often.
     pub fn counted(&self) -> impl Iterator<Item = (&'static str, Code, u64)> {
-        RPCS.iter().zip(&self.counts.0).flat_map(|(rpc, codes)| {
+        RPCS.iter().zip(&self.counts.answers).flat_map(|(rpc, codes)| {
             codes.iter().enumerate().filter_map(move |(code, count)| {
                 let count = count.load(Ordering::Relaxed);
                 (count > 0).then(|| (*rpc, Code::from(code as i32), count))
             })
         })
     }
+
+    /// How long the calls of each RPC took that was called.
+    pub fn latencies(&self) -> Vec<(&'static str, Distribution)> {
+        let read = |(rpc, latency): (&&'static str, &Histogram)| Some((*rpc, latency.read()?));
+        RPCS.iter().zip(&self.counts.latencies).filter_map(read).collect()
+    }
 }
 
 impl Call {
+    /// Its trace, where it has one.
+    pub fn trace(&self) -> Option<Arc<TracedCall>> {
+        self.traced.clone()
+    }
+
     /// It was answered with these headers: an error's code is among them, success comes later, in the trailers.
     pub fn answered(mut self, headers: &HeaderMap) {
         let code = headers.get("grpc-status").map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()));
@@ -106,7 +137,12 @@ impl Call {
 
     fn count(&mut self, code: Code) {
         self.is_counted = true;
-        self.tally.counts.0[self.rpc][code as usize].fetch_add(1, Ordering::Relaxed);
+        let counts = &self.tally.counts;
+        counts.answers[self.rpc][code as usize].fetch_add(1, Ordering::Relaxed);
+        counts.latencies[self.rpc].observe(self.arrived.elapsed());
+        if let Some(traced) = &self.traced {
+            traced.end(code);
+        }
     }
 }
 
@@ -153,7 +189,9 @@ mod tests {
     fn given_calls_when_answered_or_dropped_then_each_counts_once_under_its_code() {
         let tally = Tally::default();
         let call = |tally: &Tally| {
-            tally.call("/payload.manager.services.v1.PayloadAdminService/Stats").expect("ours")
+            tally
+                .call("/payload.manager.services.v1.PayloadAdminService/Stats", &HeaderMap::new())
+                .expect("ours")
         };
         let mut refused = HeaderMap::new();
         refused.insert("grpc-status", "5".parse().expect("a header"));
@@ -163,12 +201,16 @@ mod tests {
         drop(call(&tally));
         let expected = [("Stats", Code::Ok, 2), ("Stats", Code::Cancelled, 1), ("Stats", Code::NotFound, 1)];
         assert_eq!(counted(&tally), expected);
+        let latencies = tally.latencies();
+        assert_eq!((latencies.len(), latencies[0].0, latencies[0].1.count()), (1, "Stats", 4));
     }
 
     #[test]
     fn given_a_path_of_nobody_when_called_then_nothing_counts() {
         let tally = Tally::default();
-        assert!(tally.call("/grpc.health.v1.Health/Check").is_none() && tally.call("").is_none());
+        for path in ["/grpc.health.v1.Health/Check", ""] {
+            assert!(tally.call(path, &HeaderMap::new()).is_none(), "{path}");
+        }
         assert!(counted(&tally).is_empty());
     }
 

@@ -388,23 +388,30 @@ fn parsed(text: &str) -> BTreeMap<String, f64> {
     };
     assert!(text.ends_with('\n'), "the last line ends too");
     let (mut family, mut families) = (String::new(), BTreeSet::new());
-    let mut samples = BTreeMap::new();
+    let (mut samples, mut is_histogram) = (BTreeMap::new(), false);
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
         if let Some(rest) = line.strip_prefix("# HELP ") {
             let (name, help) = rest.split_once(' ').expect("a name and a sentence");
-            assert!(is_name(name) && name.starts_with("payload_manager_") && !help.is_empty(), "{line}");
+            assert!(is_name(name) && name.starts_with("payload_") && !help.is_empty(), "{line}");
             assert!(families.insert(name.to_owned()), "{name} comes twice");
             let kind = lines.next().and_then(|line| line.strip_prefix("# TYPE ")).expect("TYPE follows HELP");
             let (typed, kind) = kind.split_once(' ').expect("a name and a kind");
             assert_eq!(typed, name);
-            assert_eq!(kind, if name.ends_with("_total") { "counter" } else { "gauge" }, "{name}");
+            // The contract's own names are as existing dashboards know them.
+            if name.starts_with("payload_manager_") {
+                assert_eq!(kind == "counter", name.ends_with("_total"), "{name}");
+            }
+            assert!(matches!(kind, "counter" | "gauge" | "histogram"), "{line}");
+            is_histogram = kind == "histogram";
             family = name.to_owned();
             continue;
         }
         let (series, value) = line.rsplit_once(' ').expect("a series and a value");
         let name = series.split('{').next().expect("a name");
-        assert_eq!(name, family, "samples stand under their family");
+        let parts = ["_bucket", "_sum", "_count"];
+        let of = parts.iter().find_map(|part| name.strip_suffix(part)).filter(|_| is_histogram);
+        assert_eq!(of.unwrap_or(name), family, "samples stand under their family");
         if let Some(labels) = series.strip_prefix(name).filter(|labels| !labels.is_empty()) {
             let labels = labels.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')).expect("braces");
             for label in labels.split(',') {

@@ -52,8 +52,8 @@ const SYSTEM_CRATES: &[(&[&str], &[&str])] = &[
     ),
     // The one crate that speaks to object stores; the bench measures it alone, as our floor.
     (&["object_store"], &["payload-drivers", "payload-bench"]),
-    // The client puts and fetches objects by signed URLs, past the server.
-    (&["reqwest"], &["payload-drivers", "payload-client", "payload-bench"]),
+    // The client puts and fetches objects by signed URLs, past the server; the server tells its figures over OTLP.
+    (&["reqwest"], &["payload-drivers", "payload-client", "payload-bench", "payload-front"]),
 ];
 
 /// Of a crate that is not asynchronous, the folder that may be: nothing else in it may wait on a runtime's thread.

@@ -252,6 +252,17 @@ struct Counters {
     stopping: AtomicBool,
 }
 
+impl Counters {
+    fn stats(&self) -> WriterStats {
+        WriterStats {
+            groups: self.groups.load(Ordering::Relaxed),
+            rows: self.rows.load(Ordering::Relaxed),
+            group_ns: self.group_ns.load(Ordering::Relaxed),
+            group_ns_max: self.group_ns_max.load(Ordering::Relaxed),
+        }
+    }
+}
+
 impl Writer {
     /// Starts the thread. `capacity` is the length of the queue: `CATALOG_LANE_PER_SHARD` a shard, and
     /// [`RECORDS_WAITING_MAX`] where there are changes of records.
@@ -301,12 +312,13 @@ impl Writer {
 
     /// What was done so far.
     pub fn stats(&self) -> WriterStats {
-        WriterStats {
-            groups: self.counters.groups.load(Ordering::Relaxed),
-            rows: self.counters.rows.load(Ordering::Relaxed),
-            group_ns: self.counters.group_ns.load(Ordering::Relaxed),
-            group_ns_max: self.counters.group_ns_max.load(Ordering::Relaxed),
-        }
+        self.counters.stats()
+    }
+
+    /// As [`Writer::stats`], for somebody who may outlive this value.
+    pub fn watch(&self) -> impl Fn() -> WriterStats + Send + Sync + use<> {
+        let counters = Arc::clone(&self.counters);
+        move || counters.stats()
     }
 
     /// Commits and acknowledges what was queued, stops the thread and returns the store, not closed. Submits that

@@ -47,6 +47,8 @@ use crate::records::holds::Holds;
 use crate::services::Router;
 use crate::services::router::NAMESPACE;
 use crate::shutdown::Budget;
+use crate::telemetry::Telemetry;
+use crate::telemetry::flights::Flights;
 
 /// A running node: shards, drivers and catalog writer, without gRPC.
 pub struct Node {
@@ -66,6 +68,8 @@ pub struct Node {
     info: NodeInfoResponse,
     /// `None`: no object store is configured.
     objects: Option<Arc<ObjectTier>>,
+    flights: Arc<Flights>,
+    telemetry: Arc<Telemetry>,
 }
 
 impl Node {
@@ -112,14 +116,20 @@ impl Node {
         let locator = drivers.locate();
         let disk = drivers.disk_watch();
         let slabs = drivers.slabs();
-        let acks = handle.clone();
+        let telemetry = Arc::new(Telemetry::new(config));
+        let flights = Arc::new(Flights::new(config.shards.count, telemetry.tracer()));
+        let (acks, acked) = (handle.clone(), Arc::clone(&flights));
         let readers = readers_start(&config.database, store.as_ref())?;
         let uploads = store.uploads()?;
         let writer = Writer::start(
             store,
             limits::CATALOG_LANE_PER_SHARD * usize::from(config.shards.count) + RECORDS_WAITING_MAX,
-            Arc::new(move |shard, completion| acks.complete(shard, completion)),
+            Arc::new(move |shard, completion| {
+                acked.ended(shard, &completion);
+                acks.complete(shard, completion);
+            }),
         );
+        flights.watch_writer(writer.watch());
         let writer_handle = writer.handle();
         let swept = Arc::clone(&holds);
         writer_handle.hear_sweeps(Arc::new(move |outcome| swept.heard(None, outcome)));
@@ -135,9 +145,12 @@ impl Node {
             let source = source.clone();
             drivers.set_objects(Arc::clone(driver), Arc::new(move |id| source.archive(id)));
         }
-        let completions = handle.clone();
-        drivers.start(Arc::new(move |shard, completion| completions.complete(shard, completion)));
-        let ports = Arc::new(NodePorts::new(drivers, writer));
+        let (completions, landed) = (handle.clone(), Arc::clone(&flights));
+        drivers.start(Arc::new(move |shard, completion| {
+            landed.ended(shard, &completion);
+            completions.complete(shard, completion);
+        }));
+        let ports = Arc::new(NodePorts::new(drivers, writer, Arc::clone(&flights)));
         let reactor = Reactor::start(reactor, mailboxes, shards, arbiter, ports.clone())?;
         let objects = object_driver
             .zip(config.storage.object.as_ref())
@@ -164,7 +177,19 @@ impl Node {
             own,
             info,
             objects,
+            flights,
+            telemetry,
         })
+    }
+
+    /// What drivers and catalog do for the shards.
+    pub fn flights(&self) -> Arc<Flights> {
+        Arc::clone(&self.flights)
+    }
+
+    /// What is told to OpenTelemetry.
+    pub fn telemetry(&self) -> Arc<Telemetry> {
+        Arc::clone(&self.telemetry)
     }
 
     /// A way to the shards.

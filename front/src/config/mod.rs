@@ -15,6 +15,7 @@
 mod error;
 mod key;
 mod object;
+mod otlp;
 mod prepare;
 mod read;
 mod render;

@@ -12,6 +12,7 @@ use payload_types::{ByteCount, limits};
 use super::error::ConfigError;
 use super::key::Standing;
 use super::object;
+use super::otlp;
 use super::setting::{self, Setting};
 use super::settings::{Settings, without_indices};
 use super::table;
@@ -55,6 +56,7 @@ pub(super) fn config(
         logging: logging(settings),
         observability: ObservabilityConfig {
             metrics_address: optional_address(settings, "observability.metrics_address"),
+            otlp: otlp::resolve(settings)?,
         },
     };
     warnings.extend(ignored(settings));
@@ -366,7 +368,8 @@ fn logging(settings: &Settings) -> LoggingConfig {
         "json" => LogFormat::Json,
         _ => LogFormat::Text,
     };
-    LoggingConfig { level, format }
+    let include_trace_context = settings.flag("logging.include_trace_context");
+    LoggingConfig { level, format, include_trace_context }
 }
 
 /// One sentence for each key that is set and has no effect.
@@ -387,11 +390,8 @@ fn not_built(settings: &Settings, config: &Config) -> Vec<String> {
         }
     };
     say(!config.storage.gpu.is_empty(), "storage.gpu", "the GPU tier is unavailable");
-    let exports = ["metrics_enabled", "tracing_enabled", "logs_enabled"];
-    let exports = exports.iter().any(|name| settings.flag(&format!("observability.{name}")));
-    say(exports, "observability", "nothing is exported");
-    let traced = settings.flag("logging.include_trace_context");
-    say(traced, "logging.include_trace_context", "lines carry no trace ids");
+    let logs = settings.flag("observability.logs_enabled");
+    say(logs, "observability.logs_enabled", "the log goes to standard error only");
     sentences
 }
 

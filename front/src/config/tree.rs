@@ -73,6 +73,110 @@ pub struct LocalConfig {
 pub struct ObservabilityConfig {
     /// Where /metrics is served; `None`: nowhere.
     pub metrics_address: Option<BindAddress>,
+    /// What is exported over OpenTelemetry; `None`: nothing.
+    pub otlp: Option<OtlpConfig>,
+}
+
+/// `observability`, as far as OpenTelemetry goes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OtlpConfig {
+    /// Where to: with its scheme. May hold a password.
+    pub endpoint: Secret,
+    /// How.
+    pub transport: OtlpTransport,
+    /// `None`: no metrics.
+    pub metrics: Option<OtlpMetricsConfig>,
+    /// `None`: no traces.
+    pub tracing: Option<TracingConfig>,
+}
+
+/// `observability.transport`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OtlpTransport {
+    /// gRPC.
+    Grpc,
+    /// Protobuf over HTTP.
+    Http,
+}
+
+/// `observability.metrics`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OtlpMetricsConfig {
+    /// How often.
+    pub interval_ms: u64,
+    /// How long one export may take.
+    pub timeout_ms: u64,
+    /// Counts and latencies of calls.
+    pub requests: bool,
+    /// Latencies beside the counts.
+    pub request_latencies: bool,
+    /// Durations of moves.
+    pub spills: bool,
+    /// Bytes of each tier.
+    pub occupancy: bool,
+    /// Calls are told by RPC.
+    pub route_labels: bool,
+    /// Moves and bytes are told by tier.
+    pub tier_labels: bool,
+}
+
+/// `observability.tracing`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TracingConfig {
+    /// Which calls.
+    pub hint: TraceHint,
+    /// How spans are handed on.
+    pub batch: BatchConfig,
+    /// Spans within a call.
+    pub stage_spans: bool,
+    /// How much a span says.
+    pub attributes: AttributeLevel,
+    /// Slower calls are marked.
+    pub latency_budget_ms: Option<u64>,
+}
+
+/// How what is exported waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BatchConfig {
+    /// What may wait; more is dropped.
+    pub queue_len: usize,
+    /// What one export carries.
+    pub batch_len: usize,
+    /// How long it waits.
+    pub delay_ms: u64,
+    /// How long one export may take.
+    pub timeout_ms: u64,
+}
+
+/// OpenTelemetry's own defaults.
+impl Default for BatchConfig {
+    fn default() -> Self {
+        Self { queue_len: 2048, batch_len: 512, delay_ms: 5000, timeout_ms: 30_000 }
+    }
+}
+
+/// `observability.tracing.trace_hint`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum TraceHint {
+    /// As the caller says; all without a caller's trace.
+    #[default]
+    Default,
+    /// All.
+    Always,
+    /// None.
+    Never,
+}
+
+/// `observability.tracing.attribute_level`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum AttributeLevel {
+    /// The RPC and its status.
+    Minimal,
+    /// And which payload and shard.
+    #[default]
+    Standard,
+    /// And what drivers and the catalog are asked for.
+    Verbose,
 }
 
 /// `node`.
@@ -293,6 +397,8 @@ pub struct LoggingConfig {
     pub level: LogLevel,
     /// How a line looks.
     pub format: LogFormat,
+    /// Lines of traced calls say their ids.
+    pub include_trace_context: bool,
 }
 
 /// `logging.level`.

@@ -1,17 +1,24 @@
-//! `/metrics` on `observability.metrics_address`: plain HTTP/1.1, for Prometheus and whoever else scrapes.
+//! Plain HTTP/1.1 on `observability.metrics_address`, for Prometheus, load balancers, Kubernetes and people with curl.
 //!
 //! ```text
-//! listener --at most CONNECTIONS_MAX--> hyper (http1) --GET /metrics--> Accounting::gather --> figures --> text
+//! GET /metrics       every metric of the table (`table/`)
+//! GET /healthz       200 while the process serves HTTP; 503 when a shard does not answer
+//! GET /readyz        200 while calls are taken; 503 before and while stopping
+//! GET /debug/shards  JSON: each shard's queues, slots and longest turns, with what they handled
 //! ```
-//! Runs on the front's own thread, beside gRPC. A scrape asks every shard once, as Stats does. Without an address there
+//! Runs on the front's own thread, beside gRPC. A look asks every shard once, as Stats does. Without an address there
 //! is no listener. No TLS and no access control: it tells figures, never ids, names or bytes.
 
-mod figures;
+pub mod debug;
+pub mod histogram;
+pub mod scrape;
+pub mod table;
 mod text;
 
 use std::convert::Infallible;
 use std::net::TcpListener as StdListener;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::body::Incoming as Body;
@@ -20,12 +27,10 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use payload_reactor::ReactorHandle;
 use tokio::net::TcpListener;
 
-use crate::accounting::Accounting;
 use crate::admission::{Gate, Permit};
-use crate::tally::Tally;
+use scrape::{Scrape, Sources};
 
 /// Scrapers of one node: a few, each with a connection or two. More are closed at once.
 const CONNECTIONS_MAX: usize = 16;
@@ -45,16 +50,51 @@ const ACCEPT_REST: Duration = Duration::from_millis(50);
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
-/// Where the figures come from.
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// Whether calls are taken: what `/readyz` says. Shared by its clones.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness(Arc<AtomicBool>);
+
+impl Readiness {
+    /// From now on.
+    pub fn set(&self, is_ready: bool) {
+        self.0.store(is_ready, Ordering::Relaxed);
+    }
+
+    /// Now.
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What is served here.
 pub struct Metrics {
-    /// As for Stats.
-    pub accounting: Arc<Accounting>,
-    /// Lanes and stalls.
-    pub reactor: ReactorHandle,
-    /// Calls answered.
-    pub tally: Tally,
-    /// Calls in flight.
-    pub gate: Gate,
+    /// Where the figures come from.
+    pub sources: Arc<Sources>,
+    /// For `/readyz`.
+    pub readiness: Readiness,
+}
+
+/// What can be asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Page {
+    Metrics,
+    Health,
+    Ready,
+    Shards,
+}
+
+impl Page {
+    fn at(path: &str) -> Option<Self> {
+        match path {
+            "/metrics" => Some(Self::Metrics),
+            "/healthz" => Some(Self::Health),
+            "/readyz" => Some(Self::Ready),
+            "/debug/shards" => Some(Self::Shards),
+            _ => None,
+        }
+    }
 }
 
 impl Metrics {
@@ -81,22 +121,40 @@ impl Metrics {
     }
 
     async fn answer(&self, request: &Request<Body>) -> Response<String> {
-        if request.uri().path() != "/metrics" {
-            return plain(StatusCode::NOT_FOUND, "only /metrics is here\n");
-        }
+        let Some(page) = Page::at(request.uri().path()) else {
+            return plain(StatusCode::NOT_FOUND, "here are /metrics, /healthz, /readyz and /debug/shards\n");
+        };
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut refusal = plain(StatusCode::METHOD_NOT_ALLOWED, "GET it\n");
             refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return refusal;
         }
-        let gathered = tokio::time::timeout(GATHER_TIMEOUT, self.accounting.gather(None)).await;
-        match gathered {
-            Ok(Ok(stats)) => {
-                let text = figures::render(&stats, &self.reactor, &self.tally, self.gate.taken());
-                plain(StatusCode::OK, text)
-            }
+        if page == Page::Ready {
+            return match self.readiness.get() {
+                true => plain(StatusCode::OK, "ready\n"),
+                false => {
+                    plain(StatusCode::SERVICE_UNAVAILABLE, "no calls are taken: the server starts or stops\n")
+                }
+            };
+        }
+        match tokio::time::timeout(GATHER_TIMEOUT, self.sources.scrape()).await {
+            Ok(Ok(scrape)) => page.of(&scrape),
             Ok(Err(error)) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
             Err(_late) => plain(StatusCode::SERVICE_UNAVAILABLE, "the shards did not answer in time\n"),
+        }
+    }
+}
+
+impl Page {
+    fn of(self, scrape: &Scrape) -> Response<String> {
+        match self {
+            Self::Metrics => plain(StatusCode::OK, text::render(table::collect(scrape))),
+            Self::Health | Self::Ready => plain(StatusCode::OK, "alive\n"),
+            Self::Shards => {
+                let mut response = plain(StatusCode::OK, debug::shards(scrape));
+                response.headers_mut().insert(CONTENT_TYPE, JSON);
+                response
+            }
         }
     }
 }

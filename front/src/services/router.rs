@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use payload_reactor::{Envelope, ReactorHandle};
+use payload_reactor::{Envelope, ReactorHandle, ReplySink};
 use payload_types::reply::{Reply, ReplyResult};
 use payload_types::request::Request;
 use payload_types::{ErrorKind, NamespaceId, PayloadError, PayloadId, ShardIndex};
@@ -17,6 +17,7 @@ use crate::deadline::{Deadline, late};
 use crate::locate::Places;
 use crate::mint::Mint;
 use crate::object::ObjectTier;
+use crate::telemetry;
 
 /// The namespace that every caller is in until access control lands.
 pub const NAMESPACE: NamespaceId = NamespaceId::DEFAULT;
@@ -184,12 +185,15 @@ impl Router {
         deadline: Option<Deadline>,
     ) -> Result<Posted, Request> {
         let (sender, receiver) = oneshot::channel();
-        let envelope = Envelope {
-            request,
-            deadline: deadline.map(|deadline| deadline.shard),
-            // The receiver is gone when the client hung up: then nobody wants the answer.
-            reply: Box::new(move |result| drop(sender.send(result))),
+        // The receiver is gone when the client hung up: then nobody wants the answer.
+        let reply: ReplySink = match telemetry::asked(shard, &request) {
+            None => Box::new(move |result| drop(sender.send(result))),
+            Some(asked) => Box::new(move |result| {
+                asked.answered(&result);
+                drop(sender.send(result));
+            }),
         };
+        let envelope = Envelope { request, deadline: deadline.map(|deadline| deadline.shard), reply };
         self.reactor.submit(shard, envelope).map(|()| receiver).map_err(|full| full.request)
     }
 }

@@ -44,6 +44,14 @@ fn given_a_file_with_every_key_when_loaded_then_the_tree_holds_what_it_says() {
     assert_eq!((config.front.cores, config.shards.cores), (Some(vec![0]), Some(vec![1, 2])));
     assert_eq!(config.shards.spin, Spin::Off);
     assert_eq!(config.observability.metrics_address.map(|address| address.port), Some(9464));
+    assert!(config.logging.include_trace_context);
+    let otlp = config.observability.otlp.expect("asked for");
+    assert_eq!((otlp.endpoint.0.as_str(), otlp.transport), ("http://collector:4317", OtlpTransport::Http));
+    let metrics = otlp.metrics.expect("asked for");
+    assert_eq!((metrics.interval_ms, metrics.timeout_ms, metrics.request_latencies), (1000, 500, false));
+    let tracing = otlp.tracing.expect("asked for");
+    assert_eq!((tracing.hint, tracing.attributes), (TraceHint::Always, AttributeLevel::Verbose));
+    assert_eq!((tracing.batch.delay_ms, tracing.latency_budget_ms), (10, Some(10)));
     assert_eq!((config.limits.allocate_wait_ms, config.limits.requests_in_flight), (500, 100));
     assert_eq!((config.limits.connections, config.leases.allocation_timeout_ms), (50, 7_200_000));
     assert!(matches!(config.database, DatabaseConfig::Sqlite { synchronous: Synchronous::Normal, .. }));
@@ -77,13 +85,14 @@ fn given_keys_that_have_no_effect_when_loaded_then_one_warning_each() {
         "background_writes` is ignored",
         "`storage.gpu` is configured, but not built yet",
         "tls_verify_certificates` is false",
-        "`observability` is configured, but not built yet",
-        "`logging.include_trace_context` is configured",
+        "`observability.logs_enabled` is configured, but not built yet",
+        "`observability.tracing.queue_spans_enabled` is ignored",
+        "`observability.tracing.record_spans_enabled` is ignored",
         "`storage.disk.fsync` is false",
     ] {
         assert_eq!(count(words), 1, "{words}: {warnings:#?}");
     }
-    assert_eq!(count(""), 12, "{warnings:#?}");
+    assert_eq!(count(""), 13, "{warnings:#?}");
     let unused = "observability: {metrics_enabled: false, tracing: {latency_budget_ms: 5}}";
     assert_eq!(load(unused).expect("valid").warnings, Vec::<String>::new());
 }
