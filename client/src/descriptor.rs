@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use payload_types::reply::Summary;
 use payload_types::tier::SpillTarget;
 use payload_types::{
-    ByteCount, Checksum, EvictionPolicy, LeaseId, PayloadError, PayloadId, PayloadState, SlabId, Tier,
-    Version, WallMs,
+    ByteCount, Checksum, EvictionPolicy, Generation, LeaseId, PayloadError, PayloadId, PayloadState, SlabId,
+    Tier, Version, WallMs,
 };
 use payload_wire::pb::core::v1 as core;
 use payload_wire::pb::runtime::v1 as runtime;
@@ -49,14 +49,17 @@ pub enum Location {
         /// The payload's size.
         length: ByteCount,
     },
-    /// A device allocation of exactly this payload.
+    /// Device memory.
     Gpu {
-        /// CUDA's number.
+        /// CUDA's number in the server's process.
         device_id: u32,
-        /// For `cudaIpcOpenMemHandle`, in another process than the server's.
+        /// The allocation's size as a little-endian signed 64-bit integer, then what `cudaIpcOpenMemHandle` takes in another process
+        /// than the server's; empty: it can only be had as a file descriptor.
         ipc_handle: Vec<u8>,
         /// The payload's size.
         length: ByteCount,
+        /// What servers of this project add; `None`: it is another's, and the allocation is exactly this payload's.
+        own: Option<OwnGpu>,
     },
     /// An object.
     Object {
@@ -65,6 +68,21 @@ pub enum Location {
         /// The payload's size.
         length: ByteCount,
     },
+}
+
+/// What servers of this project tell of device memory beside the contract's fields.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OwnGpu {
+    /// Names these bytes of the payload.
+    pub generation: Generation,
+    /// The allocation that the payload shares with others; 0: it has one of its own.
+    pub arena: u32,
+    /// Where the payload begins in its allocation.
+    pub offset: u64,
+    /// The allocation's length.
+    pub allocation: ByteCount,
+    /// The device's own name, the same in every process.
+    pub device_uuid: [u8; 16],
 }
 
 impl Location {
@@ -270,6 +288,14 @@ fn decode_location(location: core::payload_descriptor::Location, tier: Tier) -> 
         },
         Wire::Gpu(gpu) => Location::Gpu {
             device_id: gpu.device_id,
+            // Every start of ours names it.
+            own: gpu.device_uuid.as_slice().try_into().ok().map(|device_uuid| OwnGpu {
+                generation: Generation(gpu.generation),
+                arena: gpu.arena_id,
+                offset: gpu.offset_bytes,
+                allocation: ByteCount(gpu.allocation_bytes),
+                device_uuid,
+            }),
             ipc_handle: gpu.ipc_handle,
             length: ByteCount(gpu.length_bytes),
         },

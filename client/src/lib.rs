@@ -52,7 +52,7 @@ pub use client::{
     ADDRESS_DEFAULT, AcquireOptions, AllocateOptions, Allocation, Client, SpillOptions, Spilled,
 };
 pub use connect::{ConnectOptions, TlsOptions};
-pub use descriptor::{Descriptor, Lease, Location, Node, Page};
+pub use descriptor::{Descriptor, Lease, Location, Node, OwnGpu, Page};
 pub use error::ClientError;
 pub use find::{FindOptions, FoundPage};
 pub use lineage::{Direction, Parent};

@@ -396,7 +396,7 @@ mod tests {
         assert!(absent.contains("server's own machine"), "{absent}");
         let relative = refusal(ReadMapping::open(&file_location(PathBuf::from("real"), 0, 10)));
         assert!(relative.contains("not absolute"), "{relative}");
-        let device = Location::Gpu { device_id: 0, ipc_handle: vec![], length: ByteCount(1) };
+        let device = Location::Gpu { device_id: 0, ipc_handle: vec![], length: ByteCount(1), own: None };
         assert!(refusal(ReadMapping::open(&device)).contains("GPU"));
     }
 

@@ -77,9 +77,29 @@ struct Policy {
 #[derive(Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Place {
-    Ram { shm_name: String, slab_id: u32, block_index: u64, length_bytes: u64 },
-    Disk { path: String, offset_bytes: u64, length_bytes: u64 },
-    Gpu { device_id: u32, ipc_handle: String, length_bytes: u64 },
+    Ram {
+        shm_name: String,
+        slab_id: u32,
+        block_index: u64,
+        length_bytes: u64,
+    },
+    Disk {
+        path: String,
+        offset_bytes: u64,
+        length_bytes: u64,
+    },
+    Gpu {
+        device_id: u32,
+        ipc_handle: String,
+        length_bytes: u64,
+        /// What servers of this project add, from here on.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        generation: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        arena_id: Option<u32>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        device_uuid: Option<String>,
+    },
 }
 
 /// A lease and what it pins.
@@ -179,6 +199,10 @@ impl From<&Allocation> for Full {
     }
 }
 
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 impl From<&Location> for Place {
     fn from(location: &Location) -> Self {
         match location {
@@ -198,10 +222,13 @@ impl From<&Location> for Place {
             Location::File { path, offset, length } => {
                 Self::Disk { path: shown(path), offset_bytes: *offset, length_bytes: length.0 }
             }
-            Location::Gpu { device_id, ipc_handle, length } => Self::Gpu {
+            Location::Gpu { device_id, ipc_handle, length, own } => Self::Gpu {
                 device_id: *device_id,
-                ipc_handle: ipc_handle.iter().map(|byte| format!("{byte:02x}")).collect(),
+                ipc_handle: hex(ipc_handle),
                 length_bytes: length.0,
+                generation: own.map(|own| own.generation.0),
+                arena_id: own.map(|own| own.arena),
+                device_uuid: own.map(|own| hex(&own.device_uuid)),
             },
             // As the contract shows it: an object's URI stands in `disk.path`.
             Location::Object { uri, length } => {
@@ -348,8 +375,9 @@ impl Block for Full {
                 fields.push(("file", path.clone()));
                 fields.push(("offset", offset_bytes.to_string()));
             }
-            Some(Place::Gpu { device_id, ipc_handle, .. }) => {
+            Some(Place::Gpu { device_id, ipc_handle, device_uuid, .. }) => {
                 fields.push(("gpu", device_id.to_string()));
+                fields.extend(device_uuid.clone().map(|uuid| ("gpu uuid", uuid)));
                 fields.push(("ipc handle", ipc_handle.clone()));
             }
         }

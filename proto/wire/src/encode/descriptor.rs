@@ -1,7 +1,7 @@
 //! Descriptors, and the responses that carry one.
 
 use payload_types::reply::LeaseGrant;
-use payload_types::{Descriptor, EvictionPolicy, Foreign, Location, PayloadError, PayloadId};
+use payload_types::{Descriptor, EvictionPolicy, Foreign, GpuPlace, Location, PayloadError, PayloadId};
 
 use super::{Locate, timestamp};
 use crate::pb::core::v1 as core;
@@ -55,7 +55,8 @@ fn placeless(payload: &Descriptor) -> core::PayloadDescriptor {
 fn place(payload: &Descriptor, location: Location, locate: &impl Locate) -> Option<PbLocation> {
     Some(match location {
         // It has no name that a client without a session could open: a lease of such a one copies it first.
-        Location::Arena(_) | Location::Gpu(_) => return None,
+        Location::Arena(_) => return None,
+        Location::Gpu(generation) => PbLocation::Gpu(gpu(&locate.gpu(payload.id, generation)?)),
         Location::Segment => PbLocation::Ram(core::RamLocation {
             shm_name: locate.shm_name(payload.id),
             slab_id: 0,
@@ -78,6 +79,20 @@ fn place(payload: &Descriptor, location: Location, locate: &impl Locate) -> Opti
             length_bytes: payload.size.0,
         }),
     })
+}
+
+/// Device memory. Where its allocation cannot be opened by a handle, that is empty: sessions are sent a descriptor.
+fn gpu(place: &GpuPlace) -> core::GpuLocation {
+    core::GpuLocation {
+        device_id: place.device.0,
+        ipc_handle: place.sized_handle().map(Vec::from).unwrap_or_default(),
+        length_bytes: place.size.0,
+        generation: place.generation.0,
+        arena_id: place.arena.map_or(0, |arena| arena.0),
+        offset_bytes: place.offset,
+        allocation_bytes: place.allocation.0,
+        device_uuid: place.device_uuid.to_vec(),
+    }
 }
 
 fn eviction_policy(policy: EvictionPolicy) -> core::EvictionPolicy {
@@ -159,8 +174,8 @@ pub(crate) mod tests {
 
     use payload_types::tier::SpillTarget;
     use payload_types::{
-        ByteCount, Checksum, EvictionPriority, Extent, Generation, LeaseId, LeaseNonce, OtherNode,
-        PayloadState, ShardIndex, Tier, Version, WallMs,
+        ByteCount, Checksum, DeviceId, EvictionPriority, Extent, Generation, IpcHandle, LeaseId, LeaseNonce,
+        OtherNode, PayloadState, ShardIndex, Tier, Version, WallMs,
     };
 
     use super::*;
@@ -269,6 +284,49 @@ pub(crate) mod tests {
             length_bytes: 640,
         };
         assert_eq!(descriptor(&packed, &Names).location, Some(PbLocation::Disk(expected)));
+    }
+
+    #[test]
+    fn given_device_memory_when_shown_then_its_handle_has_72_bytes_and_what_is_gone_has_no_location() {
+        struct Devices;
+        impl Locate for Devices {
+            fn shm_name(&self, id: PayloadId) -> String {
+                Names.shm_name(id)
+            }
+            fn disk_path(&self, id: PayloadId, generation: Generation) -> String {
+                Names.disk_path(id, generation)
+            }
+            fn segment_path(&self, file: std::num::NonZeroU32) -> String {
+                Names.segment_path(file)
+            }
+            fn gpu(&self, id: PayloadId, generation: Generation) -> Option<GpuPlace> {
+                assert_eq!((id, generation), (payload().id, Generation(9)));
+                Some(GpuPlace {
+                    device: DeviceId(3),
+                    device_uuid: [5; 16],
+                    generation,
+                    size: ByteCount(640),
+                    arena: None,
+                    offset: 0,
+                    allocation: ByteCount(640),
+                    handle: Some(IpcHandle([8; 64])),
+                })
+            }
+        }
+        let there = Descriptor { tier: Tier::Gpu, location: Some(Location::Gpu(Generation(9))), ..payload() };
+        let ipc_handle = [&640_i64.to_le_bytes()[..], &[8; 64]].concat();
+        let expected = core::GpuLocation {
+            device_id: 3,
+            ipc_handle,
+            length_bytes: 640,
+            generation: 9,
+            arena_id: 0,
+            offset_bytes: 0,
+            allocation_bytes: 640,
+            device_uuid: vec![5; 16],
+        };
+        assert_eq!(descriptor(&there, &Devices).location, Some(PbLocation::Gpu(expected)));
+        assert_eq!(descriptor(&there, &Names).location, None);
     }
 
     #[test]

@@ -53,7 +53,12 @@ fn shown(
         Location::Segment => (locate.shm_name(id), None),
         Location::File(generation) => (locate.disk_path(id, generation), None),
         // It has no name: only native sessions of this node can map it.
-        Location::Arena(_) | Location::Gpu(_) => (String::new(), None),
+        Location::Arena(_) => (String::new(), None),
+        // Which device, as `payloadctl doctor` numbers them; its handle is for whoever leases it.
+        Location::Gpu(generation) => {
+            let device = locate.gpu(id, generation).map(|place| format!("GPU {}", place.device));
+            (device.unwrap_or_default(), None)
+        }
         Location::Object => (locate.object_uri(id), None),
         Location::Packed(extent) => (locate.segment_path(extent.file), Some(extent)),
     };

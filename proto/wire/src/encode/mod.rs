@@ -30,7 +30,7 @@ pub use stats::{DirectFigures, MemoryFigures, NodeFigures, stats};
 
 use std::num::NonZeroU32;
 
-use payload_types::{Generation, PayloadId, WallMs};
+use payload_types::{Generation, GpuPlace, PayloadId, WallMs};
 
 /// Names of replicas, as clients open them. Pure: asks nobody.
 pub trait Locate {
@@ -43,6 +43,10 @@ pub trait Locate {
     /// The full URI of a payload's object; empty on a node without an object store.
     fn object_uri(&self, _id: PayloadId) -> String {
         String::new()
+    }
+    /// Where a replica lies in device memory, and what opens it; `None`: it is gone, or there are no devices.
+    fn gpu(&self, _id: PayloadId, _generation: Generation) -> Option<GpuPlace> {
+        None
     }
     /// Name and `host:port` of the node whose replicas these are, where others share its catalog.
     fn node(&self) -> Option<(&str, &str)> {
