@@ -10,7 +10,7 @@
 
 use payload_ledger::SlotKey;
 use payload_types::reply::{ArenasSpilled, Reply};
-use payload_types::{ErrorKind, Monotonic, PayloadError, Tier, limits};
+use payload_types::{ErrorKind, Health, Monotonic, PayloadError, Tier, limits};
 
 use crate::flow::copy::Aim;
 use crate::parked::Caller;
@@ -97,8 +97,13 @@ impl Shard {
         if payload.is_durable() {
             return Some(true);
         }
+        // Nothing is copied of what is on its way out; where its removal fails, it is looked at again.
+        if self.is_ending(slot) {
+            return None;
+        }
         // It goes with the server, as nobody was told that it would not; or it has a segment, which outlives it.
-        if !payload.dies_with_server() {
+        // What is damaged is lost already.
+        if !payload.dies_with_server() || payload.health != Health::Good {
             return (payload.op.is_none()).then_some(false);
         }
         if payload.op.is_none() && !is_late && self.config.has(Tier::Disk) {
@@ -112,7 +117,7 @@ impl Shard {
     fn end_stop(&mut self, step: &mut Step<'_>, stop: Stop) {
         let lost = stop.left.iter().rev().chain(&stop.seen).filter_map(|slot| {
             let payload = self.table.get(*slot)?;
-            payload.dies_with_server().then_some(payload.key.id)
+            (payload.dies_with_server() && !self.is_ending(*slot)).then_some(payload.key.id)
         });
         let mut all: Vec<_> = lost.collect();
         let lost_more = all.len().saturating_sub(limits::ITEMS_PER_TURN_MAX) as u64;
