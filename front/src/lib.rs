@@ -30,6 +30,7 @@ pub mod nodes;
 pub mod object;
 pub mod owners;
 pub mod ports;
+pub mod program;
 pub mod records;
 pub mod repeats;
 pub mod serve;

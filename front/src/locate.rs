@@ -4,7 +4,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use payload_drivers::Locator;
-use payload_types::{Generation, PayloadId};
+use payload_drivers::gpu::Gpu;
+use payload_types::{Generation, GpuPlace, PayloadId};
 use payload_wire::Locate;
 
 use crate::cluster::OwnNode;
@@ -19,6 +20,17 @@ pub struct Places {
     pub node: Option<OwnNode>,
     /// The object store, where there is one.
     pub objects: Option<Arc<ObjectTier>>,
+    /// The devices, where there are any.
+    pub gpu: Option<Gpu>,
+}
+
+impl Places {
+    /// True when a replica's device was lost: whoever is shown its place could not open it, or reads nothing.
+    pub fn is_lost(&self, id: PayloadId, generation: Generation) -> bool {
+        let Some(gpu) = &self.gpu else { return true };
+        let Some(place) = gpu.places().look(id, generation) else { return true };
+        gpu.health().iter().any(|device| device.device == place.device && device.fault.is_some())
+    }
 }
 
 impl Locate for Places {
@@ -37,6 +49,10 @@ impl Locate for Places {
 
     fn object_uri(&self, id: PayloadId) -> String {
         self.objects.as_ref().map(|objects| objects.uri(id)).unwrap_or_default()
+    }
+
+    fn gpu(&self, id: PayloadId, generation: Generation) -> Option<GpuPlace> {
+        self.gpu.as_ref()?.places().look(id, generation)
     }
 
     fn node(&self) -> Option<(&str, &str)> {

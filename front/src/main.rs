@@ -3,14 +3,14 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::Parser as _;
+use payload_drivers::gpu::Cuda;
 use payload_front::cli::{Cli, Command};
-use payload_front::config::{Config, Loaded};
+use payload_front::config::Loaded;
 use payload_front::nodes::{self, Task};
 use payload_front::object::rebuild;
-use payload_front::serve::{self, FrontLimits, Listeners};
-use payload_front::{bootstrap, database, demo, doctor, logging};
+use payload_front::program::{self, load};
+use payload_front::{database, demo, doctor};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -30,7 +30,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     match cli.command() {
-        Command::Serve => serve(cli),
+        Command::Serve => program::serve(cli, &Cuda).map(|()| ExitCode::SUCCESS),
         Command::Demo { files } => demo::run(&files).map(|()| ExitCode::SUCCESS),
         Command::DemoWorker { addr, .. } => demo::worker::run(&addr).map(|()| ExitCode::SUCCESS),
         Command::Backup { to } => {
@@ -61,14 +61,6 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn load(cli: &Cli) -> anyhow::Result<Loaded> {
-    let file = cli.config_file().map_err(anyhow::Error::msg)?;
-    // Names and values that are not text cannot be configuration.
-    let variables = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    Ok(Config::load(file, &cli.data_dir, variables)?)
-}
-
 /// As [`load`], with warnings printed and what this version cannot do refused.
 fn checked(cli: &Cli) -> anyhow::Result<Loaded> {
     let loaded = load(cli)?;
@@ -81,27 +73,6 @@ fn warnings_print(loaded: &Loaded) {
     for warning in &loaded.warnings {
         eprintln!("payload-manager: warning: {warning}");
     }
-}
-
-fn serve(cli: &Cli) -> anyhow::Result<ExitCode> {
-    let loaded = load(cli)?;
-    let config = &loaded.config;
-    logging::start(&config.logging).map_err(anyhow::Error::msg)?;
-    for warning in &loaded.warnings {
-        tracing::warn!("{warning}");
-    }
-    config.check_supported()?;
-    let plan = bootstrap::plan(config)?;
-    let listener = bootstrap::address::bind(&config.server.bind_address)?;
-    let metrics = config.observability.metrics_address.as_ref().map(bootstrap::address::bind_metrics);
-    let metrics = metrics.transpose()?;
-    bootstrap::preflight(config)?;
-    config.prepare()?;
-    let port = listener.local_addr().context("the listening socket has no address")?.port();
-    let node = bootstrap::Node::start(config, &plan, port)?;
-    let listeners = Listeners { grpc: listener, metrics };
-    serve::run(listeners, node, FrontLimits::of(config), plan.front_cores.as_deref())?;
-    Ok(ExitCode::SUCCESS)
 }
 
 fn doctor(cli: &Cli, json: bool) -> ExitCode {

@@ -132,7 +132,8 @@ async fn serve(listeners: Listeners, mut node: Node, front: FrontLimits) -> anyh
 
     let gate = Gate::new(front.requests_in_flight);
     let connections = Connections::default();
-    let places = Places { locator: node.locator(), node: node.own(), objects: node.objects() };
+    let places =
+        Places { locator: node.locator(), node: node.own(), objects: node.objects(), gpu: node.gpu() };
     let router =
         Arc::new(Router::new(node.handle(), places, node.cluster(), node.objects(), front.allocate_wait_ms));
     let records = Arc::new(node.records(Arc::clone(&router)));

@@ -84,6 +84,7 @@ pub struct Place {
     settings: Vec<(String, String)>,
     mounts: Vec<(PathBuf, String)>,
     open_files: Option<u64>,
+    program: &'static str,
 }
 
 impl Default for Place {
@@ -106,6 +107,7 @@ impl Place {
             settings: Vec::new(),
             mounts: Vec::new(),
             open_files: None,
+            program: "payload-manager",
         };
         place
             .with("SERVER__BIND_ADDRESS", "127.0.0.1:0")
@@ -143,6 +145,12 @@ impl Place {
         self
     }
 
+    /// Servers are this program of the workspace, which takes the same command line.
+    pub fn with_program(mut self, name: &'static str) -> Self {
+        self.program = name;
+        self
+    }
+
     /// The server may have this many files open.
     pub fn with_open_files(mut self, files: u64) -> Self {
         self.open_files = Some(files);
@@ -168,7 +176,7 @@ impl Place {
 
     /// The server's command line and environment.
     pub fn command(&self) -> Command {
-        let server = program("payload-manager");
+        let server = program(self.program);
         let mut command = if self.mounts.is_empty() {
             Command::new(server)
         } else {

@@ -4,6 +4,7 @@
 //! Methods return what the stub returned; the ones named for a finished deed (`put`, `bytes`) panic when it fails.
 
 use std::fs;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
@@ -11,6 +12,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use memmap2::MmapMut;
+use payload_drivers::gpu::fake;
 use payload_wire::pb::admin::v1 as admin;
 use payload_wire::pb::core::v1 as core;
 use payload_wire::pb::core::v1::payload_descriptor::Location;
@@ -128,6 +130,11 @@ impl V1 {
     /// # Panics
     /// When that fails or there is no location.
     pub fn map(&self, descriptor: &core::PayloadDescriptor) -> MmapMut {
+        if let Some(Location::Gpu(gpu)) = &descriptor.location {
+            let file = device_memory(gpu);
+            let mapped = sys::map_read_write(&open_path(&file), false, 0, gpu.length_bytes);
+            return mapped.expect("device memory can be mapped here");
+        }
         let path = self.path(descriptor);
         let mapped = match descriptor.location.as_ref().expect("a location") {
             Location::Ram(ram) => sys::map_read_write(&path, false, 0, ram.length_bytes),
@@ -135,7 +142,7 @@ impl V1 {
                 fs::create_dir_all(path.parent().expect("absolute")).expect("its directory");
                 sys::map_read_write(&path, true, disk.offset_bytes, disk.length_bytes)
             }
-            Location::Gpu(gpu) => panic!("no GPU here: {gpu:?}"),
+            Location::Gpu(_) => unreachable!("opened above"),
         };
         mapped.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     }
@@ -151,7 +158,7 @@ impl V1 {
                 format!("/dev/shm{}", ram.shm_name)
             }
             Location::Disk(disk) => disk.path.clone(),
-            Location::Gpu(gpu) => panic!("no GPU here: {gpu:?}"),
+            Location::Gpu(gpu) => panic!("device memory has no path: {gpu:?}"),
         };
         assert!(path.starts_with('/'), "a relative path would be made in the client's own directory: {path}");
         self.root.join(path.trim_start_matches('/'))
@@ -210,11 +217,10 @@ impl V1 {
 
     /// What lies where a descriptor says, read without write access.
     pub fn look(&self, descriptor: &core::PayloadDescriptor) -> Vec<u8> {
-        let path = self.path(descriptor);
-        let (offset, length) = match descriptor.location.as_ref().expect("a location") {
-            Location::Ram(ram) => (0, ram.length_bytes),
-            Location::Disk(disk) => (disk.offset_bytes, disk.length_bytes),
-            Location::Gpu(gpu) => panic!("no GPU here: {gpu:?}"),
+        let (path, offset, length) = match descriptor.location.as_ref().expect("a location") {
+            Location::Ram(ram) => (self.path(descriptor), 0, ram.length_bytes),
+            Location::Disk(disk) => (self.path(descriptor), disk.offset_bytes, disk.length_bytes),
+            Location::Gpu(gpu) => return self.map(descriptor)[..gpu.length_bytes as usize].to_vec(),
         };
         let mut bytes = vec![0; usize::try_from(length).expect("small")];
         let read = fs::File::open(&path).and_then(|file| file.read_exact_at(&mut bytes, offset));
@@ -289,6 +295,28 @@ impl V1 {
         let mut stub = PayloadAdminServiceClient::new(self.channel());
         Ok(stub.stats(admin::StatsRequest {}).await?.into_inner())
     }
+}
+
+/// The memory of a fake device (`gpu_server`), opened by its handle as existing clients of the contract read it: 72 bytes, of which
+/// the first 8 are the allocation's size.
+///
+/// # Panics
+/// When the location is not as the contract says, or its process is gone.
+pub fn device_memory(gpu: &core::GpuLocation) -> fs::File {
+    let (size, handle) = gpu.ipc_handle.split_at(8);
+    assert_eq!(i64::from_le_bytes(size.try_into().expect("8 bytes")), gpu.length_bytes as i64);
+    let handle = handle.try_into().expect("64 bytes behind the size");
+    let file = fake::open_handle(handle).expect("the server's process has it");
+    assert_eq!(
+        file.metadata().expect("open").len(),
+        gpu.length_bytes,
+        "one allocation of exactly the payload"
+    );
+    file
+}
+
+fn open_path(file: &fs::File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// An allocation with nothing else said.

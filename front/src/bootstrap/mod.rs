@@ -24,6 +24,7 @@ use payload_catalog::{MemoryStore, RECORDS_WAITING_MAX, Readers, Store, Writer, 
 #[cfg(feature = "postgres")]
 use payload_catalog::{PostgresConfig, PostgresStore};
 use payload_drivers::arena::{LargePages, MakerConfig, Sources};
+use payload_drivers::gpu::{Cuda, Gpu, GpuSharing, Platform};
 use payload_drivers::{DiskWatch, Drivers, DriversConfig, Locator};
 use payload_ledger::segments::Geometry;
 use payload_local::hello;
@@ -33,8 +34,8 @@ use payload_reactor::{
     Allowed, DirectLeases, Mailboxes, Reactor, ReactorConfig, ReactorHandle, SessionConfig, SessionList,
     SessionServer, SlabConfig, SlabCounts, SpinPolicy, clock,
 };
-use payload_shards::{Arbiter, Shard, ShardConfig, Watermarks};
-use payload_types::{ByteCount, Epoch, PerTier, ShardIndex, Tier, limits};
+use payload_shards::{Arbiter, Shard, ShardConfig, TierLimits, Watermarks};
+use payload_types::{ByteCount, DeviceId, Epoch, GpuConfig, GpuDevice, PerTier, ShardIndex, Tier, limits};
 use payload_wire::pb::operations::v1::{NativeEndpoint, NodeInfoResponse};
 
 use crate::bootstrap::books::Books;
@@ -68,6 +69,8 @@ pub struct Node {
     info: NodeInfoResponse,
     /// `None`: no object store is configured.
     objects: Option<Arc<ObjectTier>>,
+    /// `None`: no GPU is configured.
+    gpu: Option<Gpu>,
     flights: Arc<Flights>,
     telemetry: Arc<Telemetry>,
 }
@@ -77,8 +80,21 @@ impl Node {
     ///
     /// # Errors
     /// One sentence: a root or catalog that another server holds, that is foreign or damaged, a limit of the system.
-    // Long because: one part is started after the other.
     pub fn start(config: &Config, plan: &Plan, port: u16) -> anyhow::Result<Self> {
+        Self::start_on(config, plan, port, &Cuda)
+    }
+
+    /// As [`start`](Self::start), on these GPUs: tests have devices of their own.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    // Long because: one part is started after the other.
+    pub fn start_on(
+        config: &Config,
+        plan: &Plan,
+        port: u16,
+        platform: &dyn Platform,
+    ) -> anyhow::Result<Self> {
         let reactor = reactor_config(config, plan);
         let mut drivers = Drivers::open(drivers_config(config))?;
         let own = own_node(config, port);
@@ -87,8 +103,15 @@ impl Node {
         let epoch = store.begin_epoch(&config.node.name)?;
         store.disk_root_bind(&config.node.name, &root_id)?;
 
-        let capacity = capacity(config);
+        let gpu = gpu_open(config, platform);
+        if let Some(gpu) = &gpu {
+            drivers.set_gpu(gpu.clone());
+        }
+        let capacity = capacity(config, gpu.as_ref());
         let mut shards = shards_new(config, epoch, capacity);
+        if let Some(gpu) = &gpu {
+            shards.iter_mut().for_each(|shard| shard.limit(Tier::Gpu, gpu_limits(gpu)));
+        }
         let found = recovery::rows_adopt(store.as_mut(), &drivers, &mut shards, clock::now())?;
         let holds = Arc::new(Holds::new(recovery::holds_adopt(store.as_ref(), &mut shards, clock::now())?));
         let reclaimed = drivers.reclaim();
@@ -177,6 +200,7 @@ impl Node {
             own,
             info,
             objects,
+            gpu,
             flights,
             telemetry,
         })
@@ -225,6 +249,11 @@ impl Node {
     /// The OBJECT tier, where a store is configured.
     pub fn objects(&self) -> Option<Arc<ObjectTier>> {
         self.objects.clone()
+    }
+
+    /// The devices of the GPU tier, absent ones included; `None`: none is configured.
+    pub fn gpu(&self) -> Option<Gpu> {
+        self.gpu.clone()
     }
 
     /// Who this node is, as clients are told.
@@ -441,8 +470,10 @@ fn store_open(config: &Config, drivers: &Drivers, own: Option<&OwnNode>) -> anyh
 }
 
 /// What payloads may use of each tier; `None` where this version has no tier.
-fn capacity(config: &Config) -> PerTier<Option<ByteCount>> {
+fn capacity(config: &Config, gpu: Option<&Gpu>) -> PerTier<Option<ByteCount>> {
     let mut capacity = PerTier::default();
+    let whole = |size: ByteCount| ByteCount(size.0 / limits::PAGE_BYTES * limits::PAGE_BYTES);
+    capacity[Tier::Gpu] = gpu.and_then(Gpu::capacity).map(whole);
     capacity[Tier::Ram] = Some(config.storage.ram.capacity);
     // Tables and spares of segment files are on the disk, too, and all of it together stays within what is configured.
     let packed = disk_capacity_packed(config).and_then(Geometry::of_capacity);
@@ -450,6 +481,35 @@ fn capacity(config: &Config) -> PerTier<Option<ByteCount>> {
     capacity[Tier::Object] = config.storage.object.as_ref().map(|_| OBJECT_CAPACITY);
     capacity
 }
+
+/// Opens the devices that are configured; what is absent is a warning.
+fn gpu_open(config: &Config, platform: &dyn Platform) -> Option<Gpu> {
+    if config.storage.gpu.is_empty() {
+        return None;
+    }
+    let device = |wanted: &crate::config::GpuConfig| GpuDevice {
+        device: DeviceId(wanted.device_id),
+        // All of it stands for what the driver finds fit.
+        capacity: wanted.capacity.unwrap_or(ByteCount(u64::MAX)),
+    };
+    let devices = config.storage.gpu.iter().map(device).collect();
+    Some(Gpu::open(&GpuConfig { devices }, GpuSharing::Handles, platform))
+}
+
+/// What refusals on GPU say: that a payload lies on one device, or why there is none.
+fn gpu_limits(gpu: &Gpu) -> TierLimits {
+    if gpu.capacity().is_some() {
+        return TierLimits { payload_max: Some(gpu.payload_max()), absent: None };
+    }
+    let faults = gpu.health().into_iter().filter_map(|device| Some((device.device, device.fault?)));
+    let mut said: Vec<String> = faults.map(|(device, fault)| format!("GPU {device}: {fault}")).collect();
+    said.truncate(GPU_FAULTS_SAID_MAX);
+    said.push("`payload-manager doctor` says what this machine lacks".to_owned());
+    TierLimits { payload_max: None, absent: Some(said.join("; ").into()) }
+}
+
+/// Devices that one refusal names.
+const GPU_FAULTS_SAID_MAX: usize = 4;
 
 /// Nobody knows how much a store has room for; it says so when it is full. 1 EiB: sums of it stay within 63 bits.
 const OBJECT_CAPACITY: ByteCount = ByteCount(1 << 60);
@@ -462,7 +522,7 @@ fn disk_capacity_packed(config: &Config) -> Option<ByteCount> {
 
 /// What is configured beyond [`capacity`].
 fn overhead(config: &Config) -> PerTier<u64> {
-    let capacity = capacity(config);
+    let capacity = capacity(config, None);
     let mut overhead = PerTier::default();
     overhead[Tier::Disk] = config.storage.disk.capacity.0 - capacity[Tier::Disk].map_or(0, |usable| usable.0);
     overhead
@@ -496,6 +556,7 @@ fn arbiter_preloaded(config: &Config, capacity: PerTier<Option<ByteCount>>, shar
     let mut watermarks = PerTier::<Watermarks>::default();
     watermarks[Tier::Ram] = config.storage.ram.watermarks;
     watermarks[Tier::Disk] = config.storage.disk.watermarks;
+    watermarks[Tier::Gpu] = config.storage.gpu_watermarks;
     let mut arbiter = Arbiter::with_watermarks(capacity, watermarks, count);
     for (index, shard) in (0..count).zip(shards) {
         let held = shard.budget_held();

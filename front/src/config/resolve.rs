@@ -50,6 +50,7 @@ pub(super) fn config(
             ram: ram(settings, machine, &mut warnings)?,
             disk: disk(settings, machine, &data_dir, &mut warnings)?,
             gpu: gpu(settings)?,
+            gpu_watermarks: watermarks(settings, "storage.gpu")?,
             object: object::resolve(settings, &mut warnings)?,
         },
         spill_workers: spill_workers(settings, machine),
@@ -60,7 +61,7 @@ pub(super) fn config(
         },
     };
     warnings.extend(ignored(settings));
-    warnings.extend(not_built(settings, &config));
+    warnings.extend(not_built(settings));
     Ok((config, warnings))
 }
 
@@ -382,14 +383,13 @@ fn ignored(settings: &Settings) -> Vec<String> {
 }
 
 /// One sentence for each part that is configured and not built yet.
-fn not_built(settings: &Settings, config: &Config) -> Vec<String> {
+fn not_built(settings: &Settings) -> Vec<String> {
     let mut sentences = Vec::new();
     let mut say = |configured: bool, part: &str, effect: &str| {
         if configured {
             sentences.push(format!("`{part}` is configured, but not built yet in this version: {effect}"));
         }
     };
-    say(!config.storage.gpu.is_empty(), "storage.gpu", "the GPU tier is unavailable");
     let logs = settings.flag("observability.logs_enabled");
     say(logs, "observability.logs_enabled", "the log goes to standard error only");
     sentences

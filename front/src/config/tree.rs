@@ -332,8 +332,10 @@ pub struct StorageConfig {
     pub ram: RamConfig,
     /// Local files.
     pub disk: DiskConfig,
-    /// The GPU tier's devices; not built in this version.
+    /// The GPU tier's devices.
     pub gpu: Vec<GpuConfig>,
+    /// Where eviction from it begins and ends.
+    pub gpu_watermarks: Watermarks,
     /// The object store; `None`: there is no OBJECT tier.
     pub object: Option<ObjectTierConfig>,
 }
@@ -377,7 +379,7 @@ pub struct DiskConfig {
 pub struct GpuConfig {
     /// CUDA's number of the device.
     pub device_id: u32,
-    /// What the tier may use of it; `None`: not said.
+    /// What the tier may use of it; `None`: nine tenths.
     pub capacity: Option<ByteCount>,
 }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 use payload_drivers::object::Access;
 use payload_types::reply::{LeaseGrant, Reply};
 use payload_types::request::{Acquire, Request as Ask};
-use payload_types::{Location, PayloadError, PayloadId, PromotionPolicy, Tier};
+use payload_types::scrub::Scrub;
+use payload_types::{Location, PayloadError, PayloadId, PayloadKey, PromotionPolicy, Tier};
 use payload_wire::pb::runtime::v1 as pb;
 use payload_wire::pb::services::v1::payload_data_service_server::PayloadDataService;
 use payload_wire::status::to_status;
@@ -38,6 +39,11 @@ impl DataService {
     ) -> Result<pb::AcquireReadLeaseResponse, PayloadError> {
         let mut grant = self.grant(ask.clone(), deadline).await?;
         let id = grant.descriptor.id;
+        if let Some(Location::Gpu(generation)) = grant.descriptor.location
+            && self.router.locator.is_lost(id, generation)
+        {
+            grant = self.grant_elsewhere(&grant, ask.clone(), deadline).await?;
+        }
         let objects = self.router.objects.as_ref();
         let Some(objects) = objects.filter(|_| grant.descriptor.location == Some(Location::Object)) else {
             return Ok(encode::leased(&grant, &self.router.locator));
@@ -59,6 +65,21 @@ impl DataService {
         let mut answer = encode::leased(&grant, &self.router.locator);
         answer.object_url = objects.sign(id, Access::Read, object_url).await?;
         Ok(answer)
+    }
+
+    /// A lease of another replica than this one, whose device is lost: its shard hears of that first.
+    async fn grant_elsewhere(
+        &self,
+        lost: &LeaseGrant,
+        ask: Ask,
+        deadline: Option<Deadline>,
+    ) -> Result<LeaseGrant, PayloadError> {
+        let release = Ask::Release { lease: lost.lease, by: None };
+        self.router.ask(lost.lease.shard(), release, deadline).await?;
+        let key = PayloadKey { namespace: NAMESPACE, id: lost.descriptor.id };
+        let scrub = Scrub { key, tier: Some(Tier::Gpu), bytes_per_second: 0, seen: Vec::new() };
+        self.router.ask_here(Ask::Scrub(scrub), deadline).await?;
+        self.grant(ask, deadline).await
     }
 
     async fn grant(&self, ask: Ask, deadline: Option<Deadline>) -> Result<LeaseGrant, PayloadError> {

@@ -83,7 +83,6 @@ fn given_keys_that_have_no_effect_when_loaded_then_one_warning_each() {
         "`logging.pattern` is ignored",
         "`stream.subscribe_poll_interval_ms` is ignored",
         "background_writes` is ignored",
-        "`storage.gpu` is configured, but not built yet",
         "tls_verify_certificates` is false",
         "`observability.logs_enabled` is configured, but not built yet",
         "`observability.tracing.queue_spans_enabled` is ignored",
@@ -92,7 +91,7 @@ fn given_keys_that_have_no_effect_when_loaded_then_one_warning_each() {
     ] {
         assert_eq!(count(words), 1, "{words}: {warnings:#?}");
     }
-    assert_eq!(count(""), 13, "{warnings:#?}");
+    assert_eq!(count(""), 12, "{warnings:#?}");
     let unused = "observability: {metrics_enabled: false, tracing: {latency_budget_ms: 5}}";
     assert_eq!(load(unused).expect("valid").warnings, Vec::<String>::new());
 }
