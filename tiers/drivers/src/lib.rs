@@ -406,17 +406,22 @@ impl Drivers {
         if let Some(health) = self.health_of_disk().cloned().filter(|_| !self.clock_is_told) {
             spawn("pm-disk-probe".to_owned(), Box::new(move || health.run_probes()));
         }
-        let gpu = self.gpu.as_ref().map(|gpu| {
-            let (io, calls) = (self.config.io, Arc::clone(&self.calls));
-            let shared = gpu.shared(&self.stores, &sink, Arc::new(move || calls.engine(io)));
-            gpu::lanes::Lanes::start(&shared, &scrub_stop, lane_len)
-        });
+        let gpu = self.start_gpu(&sink, &scrub_stop, lane_len);
         let remote = gpu.as_ref().map(gpu::lanes::Lanes::remote);
-        let objects = self
-            .objects
-            .as_ref()
-            .map(|objects| Lanes::start(objects, &self.stores, &sink, remote, lane_len));
+        let objects =
+            self.objects.as_ref().map(|objects| Lanes::start(objects, &self.stores, &sink, remote, lane_len));
         self.running = Some(Running { storage, transfers, scrub, scrub_stop, objects, gpu, threads });
+    }
+
+    fn start_gpu(
+        &self,
+        sink: &CompletionSink,
+        scrub_stop: &Arc<Stop>,
+        lane_len: usize,
+    ) -> Option<gpu::lanes::Lanes> {
+        let (gpu, io, calls) = (self.gpu.as_ref()?, self.config.io, Arc::clone(&self.calls));
+        let shared = gpu.shared(&self.stores, sink, Arc::new(move || calls.engine(io)));
+        Some(gpu::lanes::Lanes::start(&shared, scrub_stop, lane_len))
     }
 
     /// Takes an op for the threads. Never blocks.
