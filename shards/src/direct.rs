@@ -5,6 +5,7 @@
 //!   a payload in a slab may be leased --> Put ... Withdraw, Restore, Describe ...        (`flow::direct` sees what changed)
 //!     its block is retired --> Remove, in limbo as one more reader, until a scan finds nobody --> the block may be reused
 //!     Delete or Spill, unforced --> Withdraw, `Ask`: scan --> nobody: it goes on   somebody: Restore, and it is refused
+//!     eviction, expiry --> the same; somebody: it is passed over, or removed later
 //! ```
 //! What was shown once under a generation is remembered until its block is retired, readable or not: a claim may be as old
 //! as that. Publications go out before everything else of their step, so no answer tells of what readers do not see yet.
@@ -18,7 +19,9 @@ use payload_ledger::{SlotKey, TimerId};
 use payload_types::direct::{Change, Publish, Published};
 use payload_types::effect::ReplicaRef;
 use payload_types::request::Request;
-use payload_types::{ByteCount, Checksum, Generation, Monotonic, NamespaceId, SessionId, Tier, WallMs};
+use payload_types::{
+    ByteCount, Checksum, Generation, Monotonic, NamespaceId, PerTier, SessionId, Tier, WallMs,
+};
 
 use crate::limbo::Users;
 use crate::parked::Caller;
@@ -38,13 +41,24 @@ struct Shown {
     is_readable: bool,
 }
 
+/// An eviction that waits for a scan.
+#[derive(Clone, Copy, Debug)]
+pub struct Evict {
+    /// The tier that needs room.
+    pub tier: Tier,
+    /// What that frees: on its way out meanwhile.
+    pub bytes: u64,
+}
+
 /// What waits for the outcome of a scan.
 #[derive(Debug)]
 pub enum Wish {
     /// A request, to be handled again.
     Request(Box<(Caller, Request)>),
-    /// The payload is to be discarded because of pressure on this tier.
-    Discard(Tier),
+    /// The payload is to leave its slab because of pressure.
+    Evict(Evict),
+    /// The payload has expired, and is to be removed.
+    Expire,
 }
 
 impl Wish {
@@ -52,7 +66,7 @@ impl Wish {
     fn until(&self) -> Option<Monotonic> {
         match self {
             Self::Request(wish) => wish.0.deadline.or(wish.0.lease_wait_end),
-            Self::Discard(_) => None,
+            Self::Evict(_) | Self::Expire => None,
         }
     }
 }
@@ -69,6 +83,8 @@ struct Ask {
     /// What the scan has told: while wishes are left it holds for everybody.
     found: Option<Readers>,
     pause_ms: u64,
+    /// When the first of its wishes came.
+    since: Monotonic,
 }
 
 /// Whether somebody reads a payload.
@@ -93,6 +109,8 @@ pub struct Direct {
     asks: BTreeMap<Generation, Ask>,
     /// Of those, the ones that no scan looks for at the moment.
     again: BTreeSet<(Monotonic, Generation)>,
+    /// See [`Self::leaving`].
+    leaving: PerTier<u64>,
     /// What scans have found, to be worked off.
     pub outcomes: VecDeque<Outcome>,
     /// Asks whose scan has told, the first to be worked off first.
@@ -185,8 +203,27 @@ impl Direct {
     }
 
     /// True while it is asked on behalf of pressure who reads a payload.
-    pub fn may_be_discarded(&self, slot: SlotKey) -> bool {
-        self.ask_about(slot).is_some_and(|ask| ask.wishes.iter().any(|wish| matches!(wish, Wish::Discard(_))))
+    pub fn may_be_evicted(&self, slot: SlotKey) -> bool {
+        self.wishes(slot).any(|wish| matches!(wish, Wish::Evict(_)))
+    }
+
+    /// True while it is asked on behalf of an expired payload who reads it.
+    pub fn may_expire(&self, slot: SlotKey) -> bool {
+        self.wishes(slot).any(|wish| matches!(wish, Wish::Expire))
+    }
+
+    fn wishes(&self, slot: SlotKey) -> impl Iterator<Item = &Wish> {
+        self.ask_about(slot).into_iter().flat_map(|ask| ask.wishes.iter().chain(&ask.next))
+    }
+
+    /// Since when it is asked who reads a payload, again and again; `None`: nobody asks.
+    pub fn asked_since(&self, slot: SlotKey) -> Option<Monotonic> {
+        self.ask_about(slot).map(|ask| ask.since)
+    }
+
+    /// Charged bytes of a tier that leave it unless somebody is found to read them.
+    pub fn leaving(&self, tier: Tier) -> u64 {
+        self.leaving[tier]
     }
 
     /// Lets a wish wait until a scan has told who reads its payload, which nobody new does meanwhile. Where one has told
@@ -194,10 +231,13 @@ impl Direct {
     pub fn ask(&mut self, slot: SlotKey, wish: Wish) {
         let generation = self.shown[&slot.index].generation;
         self.is_busy = true;
+        if let Wish::Evict(Evict { tier, bytes }) = wish {
+            self.leaving[tier] += bytes;
+        }
         match self.asks.get_mut(&generation) {
             None => {
-                let wishes = VecDeque::from([wish]);
-                let ask = Ask { slot, wishes, next: VecDeque::new(), found: None, pause_ms: AGAIN_MS_MIN };
+                let (wishes, next) = (VecDeque::from([wish]), VecDeque::new());
+                let ask = Ask { slot, wishes, next, found: None, pause_ms: AGAIN_MS_MIN, since: self.now };
                 self.asks.insert(generation, ask);
                 self.look_for(generation);
             }
@@ -258,6 +298,14 @@ impl Direct {
 
     /// The next wish whose scan has told, and its payload; or the end of an ask, whose payload may be shown again.
     pub fn next_told(&mut self) -> Option<(SlotKey, Option<Wish>)> {
+        let told = self.next_of_told();
+        if let Some((_, Some(Wish::Evict(Evict { tier, bytes })))) = told {
+            self.leaving[tier] -= bytes;
+        }
+        told
+    }
+
+    fn next_of_told(&mut self) -> Option<(SlotKey, Option<Wish>)> {
         let generation = *self.told.front()?;
         let ask = self.asks.get_mut(&generation).expect("what was told asks");
         let slot = ask.slot;
@@ -281,7 +329,7 @@ impl Direct {
         ask.pause_ms = (2 * ask.pause_ms).min(AGAIN_MS_MAX);
         let until = ask.wishes.iter().filter_map(Wish::until).min();
         self.again.insert((until.map_or(at, |until| at.min(until)), generation));
-        self.next_told()
+        self.next_of_told()
     }
 
     /// The next wish whose time is up.

@@ -341,7 +341,7 @@ impl Shard {
     }
 
     fn leaving(&self, tier: Tier) -> u64 {
-        self.ops.leaving(tier) + self.limbo.leaving(tier)
+        self.ops.leaving(tier) + self.limbo.leaving(tier) + self.direct.leaving(tier)
     }
 
     /// What this shard uses of a tier.

@@ -42,6 +42,25 @@ fn allocated_with(world: &mut World, size: u64, change: impl FnOnce(&mut Allocat
     }
 }
 
+/// Asks for memory in a slab, and does what can be done for that without a copy.
+fn press(world: &mut World) {
+    assert!(stats(world).payloads < 20, "memory is never short");
+    let key = world.new_key();
+    let Request::Allocate(request) = allocation(key, Tier::Ram, QUARTER) else {
+        unreachable!("an allocation")
+    };
+    let owner = Peer::native(1001, 0, session(1));
+    let number = world.send(Request::Allocate(Allocate { owner, memory: Memory::Arena, ..request }));
+    while !world.slabs.is_empty() {
+        world.slab_one();
+    }
+    world.settle_rows();
+    if world.answer(number).is_some() {
+        world.send(Request::Commit { key, checksum: None, batch: None });
+        world.settle_rows();
+    }
+}
+
 fn commit(world: &mut World, key: PayloadKey) {
     world.ask(Request::Commit { key, checksum: None, batch: None }).expect("committed");
 }
@@ -171,18 +190,35 @@ fn given_a_direct_reader_when_spilled_then_refused_and_who_waits_for_leases_gets
 }
 
 #[test]
-fn given_a_reader_that_comes_while_a_spill_copies_when_it_arrives_then_the_block_waits_for_him() {
+fn given_a_reader_that_comes_while_a_spill_copies_when_it_arrives_then_he_was_leased_over_the_ring_and_counts()
+ {
     let mut world = new_world();
     let key = committed(&mut world, 1000);
     let number = world.send(to_disk(key, false));
     assert_eq!(world.transfers.len(), 1, "nobody read it");
-    let held = claim(&mut world, key);
+    assert_eq!(world.claim(key, session(2)), None, "its block goes");
+    let held = world.lease_now(key);
     world.settle();
     assert!(matches!(world.answer(number), Some(Ok(Reply::Spilled(Some(_))))));
-    assert_eq!(stats(&world).limbo_blocks, 1);
-    world.unclaim(held);
+    assert_eq!(stats(&world).limbo_blocks, 1, "his bytes stay");
+    let refused = world.ask(delete(key, false)).map_err(|error| error.kind);
+    assert_eq!(refused, Err(ErrorKind::LeaseConflict));
+    world.ask(Request::Release { lease: held.lease, by: None }).expect("released");
     pass(&mut world, 1000);
     assert_eq!(stats(&world).limbo_blocks, 0);
+    world.ask(delete(key, false)).expect("nobody reads it any more");
+}
+
+#[test]
+fn given_a_spill_that_fails_when_it_copied_then_its_payload_is_shown_again() {
+    let mut world = new_world();
+    let key = committed(&mut world, 1000);
+    let number = world.send(to_disk(key, false));
+    let full = event::DriverError { kind: event::DriverErrorKind::Full, message: "full".to_owned() };
+    world.transfer_one(Err(event::TransferError::Destination(full)));
+    world.settle();
+    assert_eq!(kind(world.answer(number)), Some(ErrorKind::ResourceExhausted));
+    claim(&mut world, key);
 }
 
 #[test]
@@ -195,7 +231,7 @@ fn given_a_slower_promotion_under_a_direct_reader_when_asked_then_refused() {
 }
 
 #[test]
-fn given_a_ttl_when_it_passes_under_a_direct_reader_then_nobody_new_reads_it_and_its_block_waits() {
+fn given_a_ttl_when_it_passes_under_a_direct_reader_then_nobody_new_reads_it_and_it_goes_when_he_is_done() {
     let mut world = new_world();
     let key = allocated_with(&mut world, 1000, |request| request.ttl_ms = Some(1000));
     commit(&mut world, key);
@@ -203,8 +239,25 @@ fn given_a_ttl_when_it_passes_under_a_direct_reader_then_nobody_new_reads_it_and
     assert_eq!(world.shown[&key.id].0.expires_at, told.expires_at);
     let held = claim(&mut world, key);
     pass(&mut world, 2000);
-    assert!(world.shown.is_empty());
-    assert_eq!(stats(&world).limbo_blocks, 1);
+    assert_eq!(world.claim(key, session(3)), None);
+    assert_eq!(world.ask(Request::Resolve { key }).map_err(|error| error.kind), Err(ErrorKind::NotFound));
+    assert_eq!((stats(&world).payloads, stats(&world).limbo_blocks), (1, 0), "as under any lease");
+    world.unclaim(held);
+    pass(&mut world, 100);
+    assert_eq!((stats(&world).payloads, stats(&world).limbo_blocks), (0, 0));
+    assert!(world.shown.is_empty() && world.shard.is_quiet());
+}
+
+#[test]
+fn given_an_expired_payload_when_read_directly_for_longer_than_a_lease_lasts_then_its_bytes_alone_wait() {
+    let mut world = new_world();
+    let key = allocated_with(&mut world, 1000, |request| request.ttl_ms = Some(1000));
+    commit(&mut world, key);
+    let held = claim(&mut world, key);
+    pass(&mut world, 110_000);
+    assert_eq!((stats(&world).payloads, stats(&world).limbo_blocks), (1, 0));
+    pass(&mut world, 12_000);
+    assert_eq!((stats(&world).payloads, stats(&world).limbo_blocks), (0, 1), "his session is charged for it");
     world.unclaim(held);
     pass(&mut world, 1000);
     assert_eq!(stats(&world).limbo_blocks, 0);
@@ -248,6 +301,79 @@ fn given_a_payload_that_may_be_discarded_when_memory_is_short_then_not_under_a_d
     assert!(kept(&mut world, keys[0]), "somebody reads it");
     assert!(keys[1..].iter().filter(|key| !kept(&mut world, **key)).count() > 0, "others went");
     world.unclaim(held);
+}
+
+#[test]
+fn given_a_direct_reader_when_memory_is_short_then_others_are_moved_and_his_payload_is_not_deleted_either() {
+    let mut world = new_world();
+    let keys = [0; 12].map(|_| committed(&mut world, QUARTER));
+    let held = claim(&mut world, keys[0]);
+    for _ in 0..8 {
+        committed(&mut world, QUARTER);
+        pass(&mut world, 1);
+    }
+    let tier = |world: &mut World, key| world.describe(key).tier;
+    assert_eq!(tier(&mut world, keys[0]), Tier::Ram, "passed over");
+    assert!(keys[1..].iter().any(|key| tier(&mut world, *key) == Tier::Disk), "it blocks nobody");
+    assert!(world.shown[&keys[0].id].1, "shown again");
+    let refused = world.ask(delete(keys[0], false)).map_err(|error| error.kind);
+    assert_eq!(refused, Err(ErrorKind::LeaseConflict));
+    world.unclaim(held);
+    pass(&mut world, 1000);
+    for _ in 0..8 {
+        committed(&mut world, QUARTER);
+        pass(&mut world, 1000);
+    }
+    assert_eq!(tier(&mut world, keys[0]), Tier::Disk, "once nobody reads it");
+}
+
+#[test]
+fn given_a_copy_on_disk_when_memory_is_short_then_the_block_is_not_dropped_under_a_direct_reader() {
+    let mut world = new_world();
+    for _ in 0..8 {
+        committed(&mut world, QUARTER);
+    }
+    while world.transfers.is_empty() {
+        press(&mut world);
+    }
+    let transfer = world.transfers[0].clone();
+    let key = PayloadKey { id: transfer.from.id, ..world.new_key() };
+    assert_eq!(world.claim(key, session(2)), None, "its block is to go");
+    // Somebody who leases it meanwhile keeps it, and what was written stays as well.
+    let lease = world.lease_now(key).lease;
+    world.settle();
+    assert_eq!(world.describe(key).tier, Tier::Ram);
+    world.ask(Request::Release { lease, by: None }).expect("released");
+    let held = claim(&mut world, key);
+    for _ in 0..16 {
+        committed(&mut world, QUARTER);
+        pass(&mut world, 200);
+    }
+    assert_eq!(world.describe(key).tier, Tier::Ram, "passed over");
+    world.unclaim(held);
+}
+
+#[test]
+fn given_a_victim_that_is_pinned_while_it_is_looked_for_when_nobody_reads_it_then_it_stays() {
+    let mut world = new_world();
+    let keys = [0; 8].map(|_| committed(&mut world, QUARTER));
+    world.scans_wait = true;
+    while !keys.iter().any(|key| world.shard.may_be_evicted(*key)) {
+        press(&mut world);
+    }
+    let asked: Vec<_> = keys.into_iter().filter(|key| world.shard.may_be_evicted(*key)).collect();
+    for key in &asked {
+        let number = world.send(Request::Pin { key: *key, duration_ms: None, owner: Peer::UNKNOWN });
+        world.settle_rows();
+        assert!(world.answer(number).expect("answered").is_ok());
+    }
+    world.scans_wait = false;
+    world.answer_scan();
+    world.settle();
+    for key in asked {
+        assert_eq!(world.describe(key).tier, Tier::Ram);
+        assert!(world.shown[&key.id].1, "shown again");
+    }
 }
 
 #[test]

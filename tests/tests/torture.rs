@@ -1,4 +1,5 @@
-//! The torture of direct leases, for a few seconds, and the bugs that it must find. `target/release/torture --seconds N` runs longer.
+//! The torture of direct leases, for a few seconds, and the bugs that it must find. `tests/run` goes on with it for a minute
+//! beside other tests; `target/release/torture --seconds N` runs as long as one likes.
 
 use std::time::Duration;
 
@@ -6,7 +7,7 @@ use payload_tests::server::{PATIENCE, program};
 use payload_tests::torture::Bug;
 use payload_tests::torture::server::{Ended, Options, run};
 
-/// As long as the ordinary run has time for.
+/// Long enough to see everything; `tests/run` adds a minute.
 const DURATION: Duration = Duration::from_secs(6);
 
 /// What a run must have seen, or it proves little.

@@ -8,8 +8,11 @@ use payload_types::effect::Effect;
 use payload_types::request::Request;
 use payload_types::{ErrorKind, Health, Monotonic, PayloadError, PayloadKey, PayloadState, Tier};
 
-use crate::direct::{Readers, Wish};
+use crate::direct::{Evict, Readers, Wish};
+use crate::evict::{Class, Exit};
+use crate::op::Kind;
 use crate::parked::Caller;
+use crate::payload::Payload;
 use crate::shard::{Answer, Shard, Step, Timer};
 
 impl Shard {
@@ -28,7 +31,8 @@ impl Shard {
                 && payload.shows_block()
                 && payload.health == Health::Good
                 && !replica.unsound
-                && !payload.is_expired_at(step.now.wall);
+                && !payload.is_expired_at(step.now.wall)
+                && !self.is_leaving_its_slab(payload);
             let published = Published {
                 id: payload.key.id,
                 generation: replica.generation,
@@ -40,6 +44,16 @@ impl Shard {
             };
             self.direct.show(slot, payload.key.namespace, &published, is_readable);
         }
+    }
+
+    /// True while a copy is made that takes the place of the payload's block. A scan has found that nobody reads it; who
+    /// comes meanwhile leases it over the ring, so that it counts for what is asked of the payload afterwards.
+    fn is_leaving_its_slab(&self, payload: &Payload) -> bool {
+        let op = payload.op.and_then(|op| self.ops.get(op));
+        op.is_some_and(|op| match &op.kind {
+            Kind::Copy(copy) => Tier::Ram.is_faster_than(copy.to.tier) && !copy.keeps_source,
+            _ => false,
+        })
     }
 
     /// Whether somebody reads the payload directly. Where that has to be found out the request waits for it: `Err` is what
@@ -66,20 +80,40 @@ impl Shard {
         self.table.links(slot);
     }
 
-    /// Discards a payload because of pressure once nobody reads it directly; until then it is no victim. False when it can
-    /// be discarded now.
-    pub(crate) fn discards_later(&mut self, slot: SlotKey, tier: Tier) -> bool {
-        if self.direct.readers(slot) != Readers::Unknown {
+    /// Evicts a payload once nobody reads directly what would go; until then it is no victim. False when it can go now.
+    pub(crate) fn evicts_later(&mut self, slot: SlotKey, tier: Tier, exit: Exit) -> bool {
+        let drops_block = match exit {
+            Exit::Drop(to) | Exit::Copy(to) => Tier::Ram.is_faster_than(to),
+            Exit::Discard => true,
+        };
+        if !drops_block || self.direct.readers(slot) != Readers::Unknown {
             return false;
         }
-        self.direct.ask(slot, Wish::Discard(tier));
+        let bytes = self.table.at(slot).size.in_pages().0;
+        self.direct.ask(slot, Wish::Evict(Evict { tier, bytes }));
         self.table.links(slot).passed_over = true;
         true
     }
 
-    /// True while a payload is discarded because of pressure unless somebody is found to read it. For the simulator.
-    pub fn may_be_discarded(&self, key: PayloadKey) -> bool {
-        self.table.find(key).is_some_and(|slot| self.direct.may_be_discarded(slot))
+    /// Removes an expired payload once nobody reads it directly, or when somebody has for as long as a lease may last: the
+    /// bytes wait for him then, and what he holds back counts for his session. False when it can go now.
+    pub(crate) fn expires_later(&mut self, now: Monotonic, slot: SlotKey) -> bool {
+        let longest = |since: Monotonic| since.plus_millis(self.config.lease_ms_max) <= now;
+        match self.direct.readers(slot) {
+            Readers::Nobody => return false,
+            Readers::Held(_) if self.direct.asked_since(slot).is_some_and(longest) => return false,
+            Readers::Held(_) | Readers::Unknown => {}
+        }
+        if !self.direct.may_expire(slot) {
+            self.direct.ask(slot, Wish::Expire);
+            self.table.links(slot);
+        }
+        true
+    }
+
+    /// True while a payload is evicted, or discarded, unless somebody is found to read it. For the simulator.
+    pub fn may_be_evicted(&self, key: PayloadKey) -> bool {
+        self.table.find(key).is_some_and(|slot| self.direct.may_be_evicted(slot))
     }
 
     /// The driver has looked at all cells.
@@ -205,24 +239,31 @@ impl Shard {
                     None => self.attempt(step, caller, request),
                 }
             }
-            Wish::Discard(tier) => self.discard_found(step, slot, tier),
+            Wish::Evict(Evict { tier, .. }) => self.evict_found(step, slot, tier),
+            Wish::Expire => {
+                let payload = self.table.get(slot);
+                if payload.is_some_and(|it| it.state == PayloadState::Expired && it.lease_count == 0) {
+                    self.remove_expired(step, slot);
+                }
+            }
         }
     }
 
-    fn discard_found(&mut self, step: &mut Step<'_>, slot: SlotKey, tier: Tier) {
-        let Some(payload) = self.table.get(slot) else { return };
-        let is_at_rest = payload.op.is_none() && payload.lease_count == 0;
+    fn evict_found(&mut self, step: &mut Step<'_>, slot: SlotKey, tier: Tier) {
+        if self.table.get(slot).is_none() {
+            return;
+        }
         self.table.links(slot).passed_over = false;
-        match self.direct.readers(slot) {
-            Readers::Nobody if is_at_rest => {
-                if self.start_eviction(step, slot, tier).is_none() {
-                    self.pass_over(step.now, slot);
-                }
-            }
-            _ => {
-                self.table.used(slot, step.now.monotonic);
-                self.pass_over(step.now, slot);
-            }
+        if let Readers::Held(_) = self.direct.readers(slot) {
+            self.table.used(slot, step.now.monotonic);
+            return self.pass_over(step.now, slot);
+        }
+        // Pinned, leased or worked on meanwhile: then it is no victim, and where too many evictions go on, one later.
+        self.table.settle(step.now.monotonic);
+        let payload = self.table.at(slot);
+        let is_victim = payload.class != Class::NONE && payload.lease_count == 0;
+        if is_victim && self.ops.may_evict() && self.start_eviction(step, slot, tier).is_none() {
+            self.pass_over(step.now, slot);
         }
     }
 }

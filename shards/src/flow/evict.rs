@@ -1,7 +1,8 @@
 //! Eviction: the arbiter says how much shall leave a tier, this starts it, in the order of the lists of victims.
 //!
 //! ```text
-//!   order --> victim: a slower replica is there -> the faster one is dropped, nothing is written
+//!   order --> victim, unless a scan finds that somebody reads directly what would go:
+//!                     a slower replica is there -> the faster one is dropped, nothing is written
 //!                     else copied down (state EVICTING), then dropped, unless somebody leased it meanwhile
 //!                     else discarded (spill_target VOID), also from a slower tier under a copy in memory
 //!   its destination is full or fails --> who would go there is left out, but for one that waits ([`crate::door`])
@@ -61,8 +62,13 @@ impl Shard {
 
     /// `None` when it cannot start.
     pub(crate) fn start_eviction(&mut self, step: &mut Step<'_>, slot: SlotKey, tier: Tier) -> Option<Start> {
-        match self.table.exit(slot, tier)? {
-            exit @ Exit::Drop(slower) => {
+        let exit = self.table.exit(slot, tier)?;
+        // Somebody may read it who asked nobody: then it is no victim.
+        if self.evicts_later(slot, tier, exit) {
+            return Some(Start::Leaves);
+        }
+        match exit {
+            Exit::Drop(slower) => {
                 self.count_eviction(tier, exit);
                 self.retire_faster(slot, slower);
                 let payload = self.table.links(slot);
@@ -83,8 +89,6 @@ impl Shard {
                     return Some(Start::Waits);
                 }
             }
-            // Somebody may read it who asked nobody: then it is no victim.
-            Exit::Discard if self.discards_later(slot, tier) => {}
             Exit::Discard => {
                 self.start_removal(step, slot, None).ok()?;
                 self.count_eviction(tier, Exit::Discard);

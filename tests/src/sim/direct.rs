@@ -7,13 +7,14 @@
 //! ```
 //! So each order of a reader's two steps and a shard's is met. What must never be: a block that somebody reads is given to
 //! another payload or goes with its slab (the rules of [`super::slabs`] ask [`Cells::reads`]), has other bytes, or an
-//! unforced Delete is answered while somebody has read since before it was asked.
+//! unforced Delete is answered while somebody has read since before it was asked. A payload that somebody reads is
+//! not removed for its ttl before as long as a lease may last.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use payload_types::direct::{Change, Held, Publish, Published, Revoke, SCAN_BATCH_MAX, Scan, ScanDone};
 use payload_types::event::Event;
-use payload_types::{Generation, Monotonic, NamespaceId, PayloadId, PayloadKey, SessionId};
+use payload_types::{Generation, Monotonic, NamespaceId, PayloadId, PayloadKey, SessionId, WallMs};
 
 use super::agenda::Task;
 use super::canary::Canary;
@@ -193,11 +194,13 @@ impl World {
     /// A shard begins to remove a payload: because it was asked to, or nobody reads it.
     pub(super) fn judge_removal(&mut self, key: PayloadKey) -> Result<(), Breach> {
         let Some(fact) = self.oracle.facts.get(&key) else { return Ok(()) };
-        let is_wished =
-            fact.gone_pending > 0 || fact.gone || fact.is_over(self.clock(), &self.plan) || fact.forced;
+        let now = self.clock();
+        let waited = |end: WallMs| end.as_millis() + self.plan.lease_ms_max <= now.wall.as_millis();
+        let is_over = fact.is_over(now, &self.plan) && fact.expires_at.is_none_or(waited);
+        let is_wished = fact.gone_pending > 0 || fact.gone || is_over || fact.forced;
         match self.oracle.cells.reads_in_place(key) {
             Some(session) if !is_wished => {
-                breach(Rule::LiveLease, format!("{key:?} is discarded while {session} reads it directly"))
+                breach(Rule::LiveLease, format!("{key:?} is removed while {session} reads it directly"))
             }
             _ => Ok(()),
         }

@@ -245,7 +245,7 @@ impl World {
             victims.into_iter().partition(|victim| !stay.contains(&victim.key));
         // One that waits for room, or cannot go now, is taken out of the list, and the next one goes.
         let asked: Vec<PayloadKey> =
-            gone.iter().map(|victim| victim.key).filter(|key| after.may_be_discarded(*key)).collect();
+            gone.iter().map(|victim| victim.key).filter(|key| after.may_be_evicted(*key)).collect();
         let gone = gone.into_iter().filter(|victim| !after.is_passed_over(victim.key));
         let (waits, left): (Vec<_>, Vec<_>) = gone.partition(|victim| after.is_stuck(victim.key));
         let has_room =
