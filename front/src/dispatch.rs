@@ -32,6 +32,7 @@ use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::server::NamedService;
 
+use crate::access::Access;
 use crate::admission::{Gate, Permit};
 use crate::deadline;
 use crate::services::{
@@ -48,10 +49,14 @@ type Operations = PayloadOperationsServiceServer<OperationsService>;
 type Batch = PayloadBatchServiceServer<BatchService>;
 type Records = PayloadRecordsServiceServer<RecordsService>;
 
+/// The path of health's service.
+const HEALTH: &str = "/grpc.health.v1.Health";
+
 /// The services behind one address. Cheap to clone: tonic does so for every call.
 #[derive(Clone)]
 pub struct Dispatch {
     services: Arc<Services>,
+    access: Access,
     tally: Tally,
 }
 
@@ -105,9 +110,25 @@ impl Other {
 }
 
 impl Dispatch {
-    /// Dispatches to these services, and counts the answers in `tally`.
-    pub fn new(services: Services, tally: Tally) -> Self {
-        Self { services: Arc::new(services), tally }
+    /// Dispatches to these services what `access` lets through, and counts the answers in `tally`.
+    pub fn new(services: Services, access: Access, tally: Tally) -> Self {
+        Self { services: Arc::new(services), access, tally }
+    }
+}
+
+impl Dispatch {
+    /// Whether this call may go on. Health may be asked by anybody: orchestrators have no tokens.
+    // A status is as large as it is, and boxed by nobody who makes one.
+    #[allow(clippy::result_large_err)]
+    fn judge(&self, request: &mut http::Request<Body>) -> Result<(), Status> {
+        let path = request.uri().path();
+        if path.strip_prefix(HEALTH).is_some_and(|method| method.starts_with('/')) {
+            return Ok(());
+        }
+        let mut extensions = std::mem::take(request.extensions_mut());
+        let judged = self.access.judge(request.uri().path(), request.headers(), &mut extensions);
+        *request.extensions_mut() = extensions;
+        judged
     }
 }
 
@@ -120,16 +141,20 @@ impl Service<http::Request<Body>> for Dispatch {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: http::Request<Body>) -> Answer {
+    fn call(&mut self, mut request: http::Request<Body>) -> Answer {
         let services = &self.services;
         let end =
             deadline::timeout_of(request.headers()).and_then(|timeout| Instant::now().checked_add(timeout));
+        let judged = self.judge(&mut request);
         let path = request.uri().path();
         let name = path.strip_prefix('/').and_then(|path| path.split_once('/')).map_or("", |(name, _)| name);
         let target = Target::named(name);
         if target == Target::Other {
             let stage = match services.others.iter().find(|other| other.name == name) {
-                Some(other) => Stage::Running((other.call)(request)),
+                Some(other) => match judged {
+                    Ok(()) => Stage::Running((other.call)(request)),
+                    Err(status) => Stage::Refused(status),
+                },
                 None => Stage::Refused(Status::unimplemented(format!(
                     "`{path}` names no service of this server; ask its reflection service for those it has"
                 ))),
@@ -137,6 +162,9 @@ impl Service<http::Request<Body>> for Dispatch {
             return Answer { stage, end, call: None, _permit: None };
         }
         let call = self.tally.call(path, request.headers());
+        if let Err(status) = judged {
+            return Answer { stage: Stage::Refused(status), end, call, _permit: None };
+        }
         let Some(permit) = services.gate.enter() else {
             let status = Status::resource_exhausted(format!(
                 "the server has {} requests in flight, which is its limit (limits.requests_in_flight); try again in a moment",

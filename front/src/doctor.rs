@@ -89,16 +89,22 @@ fn address(server: &ServerConfig) -> Check {
         Err(error) => return Check::fault(NAME, format!("{address} cannot be looked up: {error}"), FIX),
     };
     let is_open = !address.is_loopback();
-    if is_open && server.require_tls {
+    let is_plain = server.tls.is_none();
+    if is_open && is_plain && server.require_tls {
         let detail =
-            format!("{address} can be reached by other hosts, and this version has no TLS (require_tls)");
-        return Check::fault(NAME, detail, "bind 127.0.0.1");
+            format!("{address} can be reached by other hosts without TLS, which require_tls forbids");
+        return Check::fault(NAME, detail, "set server.tls.certificate and private_key, or bind 127.0.0.1");
     }
     match TcpListener::bind(&candidates[..]) {
-        Ok(_) if is_open => Check::warning(
+        Ok(_) if is_open && (is_plain || server.access_file.is_none()) => Check::warning(
             NAME,
-            format!("{address} is free; other hosts can reach it, without TLS"),
-            "bind 127.0.0.1 unless everybody on that network may read and delete payloads",
+            match is_plain {
+                true => format!("{address} is free; other hosts can reach it, without TLS"),
+                false => {
+                    format!("{address} is free; other hosts can reach it, and everybody may do everything")
+                }
+            },
+            "bind 127.0.0.1, or set server.tls and server.access_file, unless everybody on that network may read and delete payloads",
         ),
         Ok(_) => Check::ok(NAME, format!("{address} is free")),
         Err(error) if error.kind() == ErrorKind::AddrInUse => Check::warning(
@@ -251,7 +257,7 @@ mod tests {
     use crate::config::BindAddress;
 
     fn server(host: &str, port: u16, require_tls: bool) -> ServerConfig {
-        ServerConfig { bind_address: BindAddress { host: host.into(), port }, require_tls }
+        ServerConfig { require_tls, ..ServerConfig::plain(BindAddress { host: host.into(), port }) }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! listener --accept--> over the limit? close it (the client sees UNAVAILABLE and may retry)
-//!                      else TCP_NODELAY, Connection{socket, place} --> tonic
+//!                      else TCP_NODELAY, Connection{socket, TLS, place} --> tonic
 //! ```
 //! Every connection has a number that never comes back: an address and a port do, once they are closed.
 
@@ -19,13 +19,16 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use payload_types::Peer;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::time::Sleep;
 use tokio_stream::Stream;
-use tonic::transport::server::Connected;
 
-use crate::admission::{Gate, Permit};
+use crate::access::tls::Tls;
+use crate::admission::Gate;
+
+mod connection;
+
+pub use connection::{Connection, Link, Patience};
 
 /// How long accepting rests after an error such as EMFILE: long enough to cost nothing, short against a client's
 /// connect timeout.
@@ -91,7 +94,7 @@ impl Drop for Place {
 
 /// Who sent a request.
 pub fn peer_of<T>(request: &tonic::Request<T>) -> Peer {
-    request.extensions().get::<Peer>().copied().unwrap_or(Peer::UNKNOWN)
+    request.extensions().get::<Link>().map_or(Peer::UNKNOWN, Link::peer)
 }
 
 /// The stream of accepted connections. Dropping it closes the listening socket.
@@ -99,13 +102,21 @@ pub struct Incoming {
     listener: TcpListener,
     gate: Gate,
     connections: Connections,
+    tls: Option<Tls>,
+    patience: Patience,
     rest: Option<Pin<Box<Sleep>>>,
 }
 
 impl Incoming {
-    /// Accepts from `listener` while `gate` has room, and keeps `connections` up to date.
-    pub fn new(listener: TcpListener, gate: Gate, connections: Connections) -> Self {
-        Self { listener, gate, connections, rest: None }
+    /// Accepts from `listener` while `gate` has room, and keeps `connections` up to date; over TLS where it is given.
+    pub fn new(
+        listener: TcpListener,
+        gate: Gate,
+        connections: Connections,
+        tls: Option<Tls>,
+        patience: Patience,
+    ) -> Self {
+        Self { listener, gate, connections, tls, patience, rest: None }
     }
 }
 
@@ -125,7 +136,9 @@ impl Stream for Incoming {
                             tracing::debug!(%peer, %error, "TCP_NODELAY refused");
                         }
                         let place = self.connections.enter(peer);
-                        return Poll::Ready(Some(Ok(Connection { socket, place, _permit: permit })));
+                        let acceptor = self.tls.as_ref().map(Tls::acceptor);
+                        let connection = Connection::new(socket, acceptor, self.patience, place, permit);
+                        return Poll::Ready(Some(Ok(connection)));
                     }
                     None => tracing::warn!(
                         %peer,
@@ -149,67 +162,16 @@ impl Stream for Incoming {
     }
 }
 
-/// An accepted connection and its place under the limit.
-pub struct Connection {
-    socket: TcpStream,
-    place: Place,
-    _permit: Permit,
-}
-
-impl Connected for Connection {
-    // tonic clones this into every request: 24 bytes.
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.place.peer
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.socket.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(context)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use tokio::io::AsyncReadExt;
+    use tokio::net::TcpStream;
     use tokio_stream::StreamExt;
+    use tonic::transport::server::Connected as _;
+
+    const PATIENT: Patience =
+        Patience { handshake: Duration::from_secs(60), write_stall: Duration::from_secs(60) };
 
     #[test]
     fn given_a_full_gate_when_a_client_connects_then_it_is_closed_and_the_next_place_is_usable() {
@@ -218,7 +180,7 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
             let address = listener.local_addr().expect("bound");
             let connections = Connections::default();
-            let mut incoming = Incoming::new(listener, Gate::new(1), connections.clone());
+            let mut incoming = Incoming::new(listener, Gate::new(1), connections.clone(), None, PATIENT);
 
             let first_client = TcpStream::connect(address).await.expect("connect");
             let first = incoming.next().await.expect("endless").expect("accepted");
@@ -231,14 +193,14 @@ mod tests {
                 read = second_client.read(&mut buffer) => assert!(matches!(read, Ok(0) | Err(_))),
             }
 
-            let peer = first.connect_info();
+            let peer = first.connect_info().peer();
             assert!(connections.is_open(peer) && connections.count() == 1);
             assert_eq!(peer.address(), Some(first_client.local_addr().expect("connected")));
             drop(first);
             assert!(!connections.is_open(peer), "whoever has that address next is somebody else");
             let _third_client = TcpStream::connect(address).await.expect("connect");
             let third = incoming.next().await.expect("endless").expect("accepted");
-            assert_ne!(third.connect_info().connection(), peer.connection());
+            assert_ne!(third.connect_info().peer().connection(), peer.connection());
         });
     }
 }

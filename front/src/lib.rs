@@ -10,6 +10,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod accounting;
 pub mod admission;
 pub mod bootstrap;

@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 use payload_drivers::gpu::Platform;
 
+use crate::access::Guards;
 use crate::cli::Cli;
 use crate::config::{Config, Loaded};
 use crate::serve::{self, FrontLimits, Listeners};
@@ -32,8 +33,9 @@ pub fn serve(cli: &Cli, platform: &dyn Platform) -> anyhow::Result<()> {
         tracing::warn!("{warning}");
     }
     config.check_supported()?;
+    let guards = Guards::load(&config.server)?;
     let plan = bootstrap::plan(config)?;
-    let listener = bootstrap::address::bind(&config.server.bind_address)?;
+    let listener = bootstrap::address::bind(&config.server)?;
     let metrics = config.observability.metrics_address.as_ref().map(bootstrap::address::bind_metrics);
     let metrics = metrics.transpose()?;
     bootstrap::preflight(config)?;
@@ -41,5 +43,5 @@ pub fn serve(cli: &Cli, platform: &dyn Platform) -> anyhow::Result<()> {
     let port = listener.local_addr().context("the listening socket has no address")?.port();
     let node = bootstrap::Node::start_on(config, &plan, port, platform)?;
     let listeners = Listeners { grpc: listener, metrics };
-    serve::run(listeners, node, FrontLimits::of(config), plan.front_cores.as_deref())
+    serve::run(listeners, node, FrontLimits::of(config), guards, plan.front_cores.as_deref())
 }

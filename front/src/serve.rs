@@ -24,12 +24,13 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::access::{Guards, reload};
 use crate::accounting::Accounting;
 use crate::admission::Gate;
 use crate::bootstrap::Node;
 use crate::config::Config;
 use crate::dispatch::{Dispatch, Other, Services};
-use crate::incoming::{Connections, Incoming};
+use crate::incoming::{Connections, Incoming, Patience};
 use crate::locate::Places;
 use crate::metrics::scrape::Sources;
 use crate::metrics::{Metrics, Readiness};
@@ -41,9 +42,6 @@ use crate::services::{
 use crate::shutdown::{self, Budget, Signals};
 use crate::systemd::Notifier;
 use crate::tally::Tally;
-
-/// Calls one connection may have open at a time: as many as one shard's request lane holds.
-const STREAMS_PER_CONNECTION_MAX: u32 = limits::REQUEST_LANE_LEN as u32;
 
 /// HTTP/2 windows. The default of 64 KiB makes a 4 MiB message wait for 64 window updates; one stream may fill a
 /// quarter of its connection's window.
@@ -66,6 +64,12 @@ pub struct FrontLimits {
     pub requests_in_flight: usize,
     /// `limits.connections`.
     pub connections: usize,
+    /// `limits.streams_per_connection`.
+    pub streams_per_connection: u32,
+    /// `limits.header_bytes`.
+    pub header_bytes: u32,
+    /// How long a client may take to begin and to read.
+    pub patience: Patience,
     /// `limits.allocate_wait` in milliseconds.
     pub allocate_wait_ms: u64,
     /// How long stopping may take.
@@ -78,6 +82,12 @@ impl FrontLimits {
         Self {
             requests_in_flight: config.limits.requests_in_flight,
             connections: config.limits.connections,
+            streams_per_connection: config.limits.streams_per_connection,
+            header_bytes: config.limits.header_bytes,
+            patience: Patience {
+                handshake: Duration::from_millis(config.limits.handshake_timeout_ms),
+                write_stall: Duration::from_millis(config.limits.write_stall_ms),
+            },
             allocate_wait_ms: config.limits.allocate_wait_ms,
             stop: Budget::of(config.shutdown.drain_timeout_ms, config.shutdown.spill_budget_ms),
         }
@@ -104,6 +114,7 @@ pub fn run(
     listeners: Listeners,
     node: Node,
     front: FrontLimits,
+    guards: Guards,
     cores: Option<&[usize]>,
 ) -> anyhow::Result<()> {
     if let Some(cores) = cores
@@ -115,15 +126,21 @@ pub fn run(
         .enable_all()
         .build()
         .context("the front's runtime could not be started")?;
-    let outcome = runtime.block_on(serve(listeners, node, front));
+    let outcome = runtime.block_on(serve(listeners, node, front, guards));
     // Connections that did not close in time are dropped here.
     runtime.shutdown_timeout(shutdown::FLUSH);
     outcome
 }
 
 // Long because: the order of the steps is the point, and each step is one statement.
-async fn serve(listeners: Listeners, mut node: Node, front: FrontLimits) -> anyhow::Result<()> {
+async fn serve(
+    listeners: Listeners,
+    mut node: Node,
+    front: FrontLimits,
+    guards: Guards,
+) -> anyhow::Result<()> {
     let mut signals = Signals::install().context("SIGTERM and SIGINT could not be taken over")?;
+    reload::start(guards.clone()).context("SIGHUP could not be taken over")?;
     let Listeners { grpc: listener, metrics } = listeners;
     listener.set_nonblocking(true).context("the listening socket refused non-blocking mode")?;
     let listener =
@@ -169,19 +186,29 @@ async fn serve(listeners: Listeners, mut node: Node, front: FrontLimits) -> anyh
     if let Some(listener) = metrics {
         metrics_start(Metrics { sources, readiness: readiness.clone() }, listener);
     }
-    let dispatch =
-        Dispatch::new(services(&router, &records, accounting, operations, others, gate.clone()), tally);
+    let dispatch = Dispatch::new(
+        services(&router, &records, accounting, operations, others, gate.clone()),
+        guards.access.clone(),
+        tally,
+    );
     let (stop, stopped) = oneshot::channel::<()>();
     let mut serving = pin!(
         Server::builder()
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+            .max_concurrent_streams(front.streams_per_connection)
+            .http2_max_header_list_size(front.header_bytes)
             .http2_keepalive_interval(Some(PING_INTERVAL))
             .http2_keepalive_timeout(Some(PING_TIMEOUT))
             .serve_with_incoming_shutdown(
                 dispatch,
-                Incoming::new(listener, Gate::new(front.connections), connections.clone()),
+                Incoming::new(
+                    listener,
+                    Gate::new(front.connections),
+                    connections.clone(),
+                    guards.tls.clone(),
+                    front.patience,
+                ),
                 async { drop(stopped.await) },
             )
     );

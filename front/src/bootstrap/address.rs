@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::{fs, io};
 
-use crate::config::{BindAddress, NodeConfig};
+use crate::config::{BindAddress, NodeConfig, ServerConfig};
 
 /// Where the kernel tells this host's name.
 const HOST_NAME: &str = "/proc/sys/kernel/hostname";
@@ -16,11 +16,12 @@ const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 ///
 /// # Errors
 /// One sentence: the address is taken, not ours, or not to be looked up.
-pub fn bind(address: &BindAddress) -> anyhow::Result<TcpListener> {
-    if !address.is_loopback() {
+pub fn bind(server: &ServerConfig) -> anyhow::Result<TcpListener> {
+    let address = &server.bind_address;
+    if !address.is_loopback() && server.access_file.is_none() {
         tracing::warn!(
             %address,
-            "NO TLS AND NO ACCESS CONTROL: whoever can reach this address can read, change and delete every payload; bind 127.0.0.1 unless the network is trusted"
+            "NO ACCESS CONTROL: whoever can reach this address can read, change and delete every payload; name who may in server.access_file, or bind 127.0.0.1 unless the network is trusted"
         );
     }
     bind_as("server.bind_address", address)
@@ -101,11 +102,15 @@ mod tests {
         BindAddress { host: host.to_owned(), port }
     }
 
+    fn server(host: &str, port: u16) -> ServerConfig {
+        ServerConfig::plain(address(host, port))
+    }
+
     #[test]
     fn given_a_taken_address_when_bound_then_a_sentence_names_it() {
-        let first = bind(&address("127.0.0.1", 0)).expect("a free port");
+        let first = bind(&server("127.0.0.1", 0)).expect("a free port");
         let port = first.local_addr().expect("bound").port();
-        let error = bind(&address("127.0.0.1", port)).expect_err("taken").to_string();
+        let error = bind(&server("127.0.0.1", port)).expect_err("taken").to_string();
         assert!(error.contains(&format!("127.0.0.1:{port} is taken")), "{error}");
     }
 
@@ -127,7 +132,7 @@ mod tests {
 
     #[test]
     fn given_a_taken_metrics_address_when_bound_then_a_sentence_names_its_key() {
-        let first = bind(&address("127.0.0.1", 0)).expect("a free port");
+        let first = bind(&server("127.0.0.1", 0)).expect("a free port");
         let port = first.local_addr().expect("bound").port();
         let error = bind_metrics(&address("127.0.0.1", port)).expect_err("taken").to_string();
         assert!(error.contains("is taken") && error.contains("observability.metrics_address"), "{error}");
@@ -136,7 +141,7 @@ mod tests {
     #[test]
     fn given_an_address_of_another_host_when_bound_then_a_sentence_names_the_key() {
         // 192.0.2.0/24 is for documentation (RFC 5737): no host has it.
-        let error = bind(&address("192.0.2.1", 0)).expect_err("not ours").to_string();
+        let error = bind(&server("192.0.2.1", 0)).expect_err("not ours").to_string();
         assert!(error.contains("192.0.2.1:0") && error.contains("server.bind_address"), "{error}");
     }
 }

@@ -20,6 +20,7 @@ mod prepare;
 mod read;
 mod render;
 mod resolve;
+mod server;
 mod setting;
 mod settings;
 mod table;

@@ -25,9 +25,9 @@ impl Config {
             );
             return Err(ConfigError::refused(path, reason));
         }
-        if self.server.require_tls && !self.server.bind_address.is_loopback() {
+        if self.server.require_tls && self.server.tls.is_none() && !self.server.bind_address.is_loopback() {
             let reason = format!(
-                "TLS is not built yet in this version, and {} can be reached by other hosts; bind 127.0.0.1",
+                "TLS is required, and {} can be reached by other hosts without it; set server.tls.certificate and server.tls.private_key, or bind 127.0.0.1",
                 self.server.bind_address
             );
             return Err(ConfigError::refused("server.require_tls", reason));

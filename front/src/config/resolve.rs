@@ -13,6 +13,7 @@ use super::error::ConfigError;
 use super::key::Standing;
 use super::object;
 use super::otlp;
+use super::server;
 use super::setting::{self, Setting};
 use super::settings::{Settings, without_indices};
 use super::table;
@@ -31,13 +32,17 @@ pub(super) fn config(
             name: required_text(settings, "node.name"),
             address: optional_address(settings, "node.address"),
         },
-        server: server(settings, &mut warnings),
+        server: server::resolve(settings, &mut warnings)?,
         front: FrontConfig { cores: settings.cores("front.cores") },
         shards: shards(settings, machine)?,
         limits: LimitsConfig {
             allocate_wait_ms: settings.millis("limits.allocate_wait"),
             requests_in_flight: required_count(settings, "limits.requests_in_flight"),
             connections: required_count(settings, "limits.connections"),
+            streams_per_connection: required_small(settings, "limits.streams_per_connection"),
+            header_bytes: required_small(settings, "limits.header_bytes"),
+            handshake_timeout_ms: server::patience(settings, "limits.handshake_timeout")?,
+            write_stall_ms: server::patience(settings, "limits.write_stall")?,
         },
         leases: leases(settings)?,
         local: local(settings, &data_dir)?,
@@ -67,19 +72,6 @@ pub(super) fn config(
 
 fn optional_address(settings: &Settings, key: &str) -> Option<BindAddress> {
     settings.text(key).map(|text| setting::address(&text).expect("the table's kind has checked it"))
-}
-
-fn server(settings: &Settings, warnings: &mut Vec<String>) -> ServerConfig {
-    let text = required_text(settings, "server.bind_address");
-    let bind_address = setting::address(&text).expect("the table's kind has checked it");
-    let require_tls = settings.flag("server.require_tls");
-    if !bind_address.is_loopback() && !require_tls {
-        warnings.push(format!(
-            "SERVING OTHER HOSTS WITHOUT TLS on {bind_address}: anybody who reaches this port can read and delete \
-             every payload; bind 127.0.0.1, or put a proxy with TLS in front"
-        ));
-    }
-    ServerConfig { bind_address, require_tls }
 }
 
 fn shards(settings: &mut Settings, machine: &Machine) -> Result<ShardsConfig, ConfigError> {
@@ -421,7 +413,11 @@ pub(super) fn absolute(path: &str, chosen: &Path) -> Result<PathBuf, ConfigError
     })
 }
 
-fn required_text(settings: &Settings, path: &str) -> String {
+fn required_small(settings: &Settings, path: &str) -> u32 {
+    u32::try_from(required_count(settings, path)).expect("the table limits it")
+}
+
+pub(super) fn required_text(settings: &Settings, path: &str) -> String {
     settings.text(path).expect("the table has a default for it")
 }
 

@@ -17,6 +17,13 @@ const _: () = assert!(limits::REQUESTS_PER_SHARD_MAX == 4096);
 const REQUESTS_IN_FLIGHT_MAX: u64 = 1 << 20;
 /// Connections may never need more descriptors than a process can have (fs.nr_open is 2^20 by default).
 const CONNECTIONS_MAX: u64 = 1 << 20;
+/// Calls of one connection: as many as one shard's request lane holds.
+const STREAMS_DEFAULT: &str = "1024";
+const _: () = assert!(limits::REQUEST_LANE_LEN == 1024);
+/// More than the requests that may be in flight.
+const STREAMS_MAX: u64 = 1 << 20;
+/// A quarter of the largest message.
+const HEADER_BYTES_MAX: u64 = 1 << 20;
 /// Threads for blocking work: more than this wait for the same disk.
 const THREADS_MAX: u64 = 256;
 /// CUDA devices of one host; the largest hosts have 16.
@@ -30,6 +37,7 @@ const NOT_POLLED: &str = "delivery does not poll";
 const ARROW_ONLY: &str = "it tunes another S3 client";
 
 static SPIN: Words = words(&["auto", "off", "on"]);
+static CLIENT_CERTIFICATES: Words = words(&["required", "optional"]);
 static PACKING: Words = with_default(&["auto", "off"], &[("on", "auto")]);
 static SYNCHRONOUS: Words = words(&["full", "normal"]);
 static FORMAT: Words = words(&["text", "json"]);
@@ -120,6 +128,11 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("node.address", Address, Said("server.bind_address, by this host's name where that is every address"), "where clients of other hosts reach this node's gRPC; nodes that share a PostgreSQL tell it for each other; port 0: the one served"),
     Key::new("server.bind_address", Address, Value("127.0.0.1:50051"), "where gRPC is served; port 0 takes any free one"),
     Key::new("server.require_tls", Flag, Value("false"), "refuse to start on an address other hosts can reach without TLS, instead of warning"),
+    Key::new("server.tls.certificate", Path, Said("no TLS"), "the server's certificate and what it was signed with, in PEM; clients of gRPC must speak TLS then. SIGHUP reads it again"),
+    Key::new("server.tls.private_key", Path, Said(""), "its private key, in PEM"),
+    Key::new("server.tls.client_ca", Path, Said("clients' certificates are not asked for"), "certificates, in PEM, of the authorities that sign clients' certificates; clients must have one then"),
+    Key::new("server.tls.client_certificates", Word(&CLIENT_CERTIFICATES), Value("required"), "optional: a client may come without one, for instance with a token"),
+    Key::new("server.access_file", Path, Said("everybody may do everything"), "who may call what: callers with their role, by token or certificate (\"Access\" below). SIGHUP reads it again"),
     Key::new("front.cores", Cores, Said(""), "cores that the gRPC thread may run on"),
     Key::new("shards.count", Count(1, limits::SHARD_COUNT_MAX as u64), Said("one per listed core, else cores / 4, from 1 to 16"), "threads that own payloads; may change from start to start"),
     Key::new("shards.cores", Cores, Said("over NUMA nodes; free below four cores"), "one core for each shard"),
@@ -127,6 +140,10 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("limits.allocate_wait", Duration, Value("30s"), "how long Allocate waits for space when the client set no deadline"),
     Key::new("limits.requests_in_flight", Count(1, REQUESTS_IN_FLIGHT_MAX), Value(REQUESTS_IN_FLIGHT_DEFAULT), "requests admitted at one time; more are answered RESOURCE_EXHAUSTED"),
     Key::new("limits.connections", Count(1, CONNECTIONS_MAX), Value("1024"), "connections open at one time; more are closed at once"),
+    Key::new("limits.streams_per_connection", Count(1, STREAMS_MAX), Value(STREAMS_DEFAULT), "calls open at one time on one connection; a client waits with more"),
+    Key::new("limits.header_bytes", Count(1024, HEADER_BYTES_MAX), Value("16384"), "headers of one call, names and values and 32 for each; a call with more is refused"),
+    Key::new("limits.handshake_timeout", Duration, Value("10s"), "a connection that has not begun to speak HTTP/2 (and TLS, where it is served) is closed after this"),
+    Key::new("limits.write_stall", Duration, Value("60s"), "a connection whose client reads nothing of what is sent to it is closed after this"),
     Key::new("leases.default_lease", Duration, Value("20s"), "a lease that asks for no duration"),
     Key::new("leases.max_lease", Duration, Value("120s"), "the longest lease; longer wishes are cut to it"),
     Key::new("leases.dead_grace", Duration, Value("1s"), "what a dead process had begun with a device may go on for so long: its direct leases hold until then, and what was taken from a living one is used again after it"),

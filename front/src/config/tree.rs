@@ -195,6 +195,23 @@ pub struct ServerConfig {
     pub bind_address: BindAddress,
     /// Refuses to serve other hosts without TLS.
     pub require_tls: bool,
+    /// `None`: no TLS.
+    pub tls: Option<TlsConfig>,
+    /// Who may call what; `None`: everybody everything.
+    pub access_file: Option<PathBuf>,
+}
+
+/// `server.tls`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TlsConfig {
+    /// The server's chain, in PEM.
+    pub certificate: PathBuf,
+    /// Its key, in PEM.
+    pub private_key: PathBuf,
+    /// The authorities of clients' certificates; `None`: none are asked for.
+    pub client_ca: Option<PathBuf>,
+    /// Clients may come without one all the same.
+    pub is_client_optional: bool,
 }
 
 /// A `host:port`, not looked up yet.
@@ -268,6 +285,14 @@ pub struct LimitsConfig {
     pub requests_in_flight: usize,
     /// Connections open at one time.
     pub connections: usize,
+    /// Calls open at one time on one connection.
+    pub streams_per_connection: u32,
+    /// Headers of one call.
+    pub header_bytes: u32,
+    /// How long a client may take to begin, in milliseconds.
+    pub handshake_timeout_ms: u64,
+    /// How long it may leave unread what is sent to it, in milliseconds.
+    pub write_stall_ms: u64,
 }
 
 /// `leases`.

@@ -17,6 +17,8 @@ use tonic::{Request, Response, Status};
 
 use super::router::{NAMESPACE, Router, mismatch};
 use super::{metadata, spill};
+use crate::access::audit::Asked;
+use crate::access::{self, Role};
 use crate::cluster;
 use crate::deadline::{Deadline, late};
 use crate::incoming::peer_of;
@@ -94,12 +96,24 @@ impl PayloadCatalogService for CatalogService {
     }
 
     async fn delete(&self, request: Request<pb::DeleteRequest>) -> Result<Response<()>, Status> {
+        let asked = Asked::by(&request);
         let deadline = Deadline::of(request.metadata());
+        let is_forced = request.get_ref().force;
+        let allowed = match is_forced {
+            true => access::needs(&request, Role::Operator, "a forced Delete"),
+            false => Ok(()),
+        };
         let ask = decode::delete(NAMESPACE, request.into_inner()).map_err(to_status)?;
-        match self.router.ask_owner(ask, deadline).await.map_err(to_status)? {
-            Reply::Deleted => Ok(Response::new(())),
-            other => Err(to_status(mismatch("Delete", &other))),
-        }
+        let id = ask.routing_id().expect("a Delete is of one payload");
+        let answer = match allowed {
+            Err(status) => Err(status),
+            Ok(()) => match self.router.ask_owner(ask, deadline).await.map_err(to_status) {
+                Ok(Reply::Deleted) => Ok(Response::new(())),
+                Ok(other) => Err(to_status(mismatch("Delete", &other))),
+                Err(status) => Err(status),
+            },
+        };
+        asked.told(if is_forced { "force-delete" } else { "delete" }, id, answer)
     }
 
     async fn promote(

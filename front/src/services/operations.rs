@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status};
 
 use super::router::{NAMESPACE, Router, mismatch};
 use super::scrub;
+use crate::access::audit::Asked;
 use crate::deadline::Deadline;
 use crate::incoming::Connections;
 use crate::object;
@@ -207,11 +208,17 @@ impl PayloadOperationsService for OperationsService {
         &self,
         request: Request<pb::SweepObjectsRequest>,
     ) -> Result<Response<pb::SweepObjectsResponse>, Status> {
+        let asked = Asked::by(&request);
         let is_dry = request.into_inner().dry_run;
         let tier = self.router.objects.clone().ok_or_else(|| to_status(object::unconfigured()))?;
         let swept = tokio::task::spawn_blocking(move || tier.sweep(is_dry)).await;
         let swept = swept.map_err(|_stopped| Status::unavailable("the server is stopping"))?;
-        Ok(Response::new(pb::SweepObjectsResponse { objects: swept.iter().map(object::swept).collect() }))
+        let answer =
+            Response::new(pb::SweepObjectsResponse { objects: swept.iter().map(object::swept).collect() });
+        match is_dry {
+            true => Ok(answer),
+            false => asked.told("sweep-objects", format_args!("{} objects", swept.len()), Ok(answer)),
+        }
     }
 
     async fn node_info(

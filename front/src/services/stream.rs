@@ -15,6 +15,7 @@ use payload_wire::{decode, encode};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
+use crate::access::audit::Asked;
 use crate::deadline::Deadline;
 use crate::records::subscription::Subscription;
 use crate::records::{Records, absent, disagreement, holds, overdue, stream_absent, stream_of};
@@ -273,16 +274,20 @@ impl PayloadStreamService for StreamService {
     }
 
     async fn delete_stream(&self, request: Request<pb::DeleteStreamRequest>) -> Result<Response<()>, Status> {
+        let asked = Asked::by(&request);
         let deadline = Deadline::of(request.metadata());
+        let stream = request.get_ref().stream.clone().unwrap_or_default();
         let change = decode::stream_delete(request.into_inner()).map_err(to_status)?;
-        match self.change("DeleteStream", change, deadline).await.map_err(to_status)? {
-            RecordOutcome::Done => Ok(Response::new(())),
-            RecordOutcome::Floored(floor) => {
+        let answer = match self.change("DeleteStream", change, deadline).await.map_err(to_status) {
+            Ok(RecordOutcome::Done) => Ok(Response::new(())),
+            Ok(RecordOutcome::Floored(floor)) => {
                 self.records.holds().wait(floor.stream, deadline).await;
                 Ok(Response::new(()))
             }
-            other => Err(to_status(disagreement("DeleteStream", &other))),
-        }
+            Ok(other) => Err(to_status(disagreement("DeleteStream", &other))),
+            Err(status) => Err(status),
+        };
+        asked.told("delete-stream", format_args!("{:?}/{:?}", stream.namespace, stream.name), answer)
     }
 
     async fn append(

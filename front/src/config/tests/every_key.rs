@@ -41,6 +41,12 @@ fn given_a_file_with_every_key_when_loaded_then_the_tree_holds_what_it_says() {
     assert_eq!(config.node.name, "node-7");
     assert_eq!(config.node.address.map(|address| address.to_string()).as_deref(), Some("host-7:50052"));
     assert!(config.server.require_tls && config.server.bind_address.port == 50052);
+    let tls = config.server.tls.expect("configured");
+    assert_eq!(tls.client_ca.as_deref(), Some(std::path::Path::new("/etc/pm/clients.pem")));
+    assert!(tls.is_client_optional && config.server.access_file.is_some());
+    let limits = &config.limits;
+    assert_eq!((limits.streams_per_connection, limits.header_bytes), (20, 8192));
+    assert_eq!((limits.handshake_timeout_ms, limits.write_stall_ms), (3000, 9000));
     assert_eq!((config.front.cores, config.shards.cores), (Some(vec![0]), Some(vec![1, 2])));
     assert_eq!(config.shards.spin, Spin::Off);
     assert_eq!(config.observability.metrics_address.map(|address| address.port), Some(9464));

@@ -106,8 +106,14 @@ fn given_refused_values_when_loaded_then_the_reason_is_given() {
         ("leases: {max_lease: 0s, default_lease: 0s}", "at least 1ms"),
         ("shards: {count: 3, cores: [0, 1]}", "2 cores for 3 shards"),
         ("observability: {tracing_enabled: true, otlp_endpoint: 'ftp://collector'}", "only http and https"),
-        ("observability: {tracing_enabled: true, otlp_endpoint: 'https://collector:4317'}", "OTLP_TRANSPORT_HTTP"),
-        ("observability: {metrics_enabled: true, otlp_endpoint: 'me:secret@collector'}", "OTLP_TRANSPORT_HTTP"),
+        (
+            "observability: {tracing_enabled: true, otlp_endpoint: 'https://collector:4317'}",
+            "OTLP_TRANSPORT_HTTP",
+        ),
+        (
+            "observability: {metrics_enabled: true, otlp_endpoint: 'me:secret@collector'}",
+            "OTLP_TRANSPORT_HTTP",
+        ),
     ] {
         let sentence = refusal(yaml);
         assert!(sentence.contains(words), "{words}: {sentence}");
