@@ -144,7 +144,9 @@ fn merged(
         let key: Vec<String> =
             labels.into_iter().enumerate().filter(|(at, _)| keep(*at)).map(|(_, label)| label).collect();
         match sums.entry(key) {
-            std::collections::btree_map::Entry::Vacant(place) => drop(place.insert(value)),
+            std::collections::btree_map::Entry::Vacant(place) => {
+                place.insert(value);
+            }
             std::collections::btree_map::Entry::Occupied(mut sum) => add(sum.get_mut(), value),
         }
     }
