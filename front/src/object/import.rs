@@ -131,7 +131,7 @@ impl ObjectTier {
         drop(tokio::spawn(work));
     }
 
-    /// True when clients can read an object as it lies there: it is not compressed. Remembered, as objects do not change.
+    /// True when clients can read an object as it lies there: it is there, and not compressed. Remembered, as objects do not change.
     ///
     /// # Errors
     /// The store does not answer.
@@ -141,15 +141,10 @@ impl ObjectTier {
         }
         let is_plain = match self.sidecar(id).await {
             Ok(sidecar) => sidecar.compression == Compression::None,
-            // A client stored it and committed it itself. That it is there at all is another question.
+            // A client stored it and committed it itself, or it is gone.
             Err(error) if error.kind == ObjectErrorKind::Missing => match self.look(id).await? {
                 Some(_) => true,
-                None => {
-                    return Err(PayloadError::new(
-                        ErrorKind::DataLoss,
-                        format!("the object of payload {id} is gone from {}", self.uri(id)),
-                    ));
-                }
+                None => return Ok(false),
             },
             Err(error) => return Err(unanswered(error)),
         };

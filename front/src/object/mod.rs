@@ -11,6 +11,7 @@
 mod archive;
 mod import;
 mod journal;
+pub mod lease;
 pub mod rebuild;
 
 use std::collections::HashMap;

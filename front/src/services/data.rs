@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use payload_drivers::object::Access;
 use payload_types::reply::{LeaseGrant, Reply};
-use payload_types::request::{Acquire, Request as Ask};
+use payload_types::request::Request as Ask;
 use payload_types::scrub::Scrub;
-use payload_types::{Location, PayloadError, PayloadId, PayloadKey, PromotionPolicy, Tier};
+use payload_types::{Location, PayloadError, PayloadId, PayloadKey, Tier};
 use payload_wire::pb::runtime::v1 as pb;
 use payload_wire::pb::services::v1::payload_data_service_server::PayloadDataService;
 use payload_wire::status::to_status;
@@ -18,6 +18,7 @@ use super::router::{NAMESPACE, Router, mismatch};
 use crate::cluster::is_unknown;
 use crate::deadline::Deadline;
 use crate::incoming::peer_of;
+use crate::object::lease::{self, Readable};
 
 /// See the module.
 pub struct DataService {
@@ -37,6 +38,21 @@ impl DataService {
         object_url: Duration,
         deadline: Option<Deadline>,
     ) -> Result<pb::AcquireReadLeaseResponse, PayloadError> {
+        let id = ask.routing_id().expect("a lease is one payload's");
+        let grant = match self.readable(ask, deadline).await {
+            Ok(grant) => grant,
+            Err(error) => return Err(lease::why(&self.router, id, error).await),
+        };
+        let mut answer = encode::leased(&grant, &self.router.locator);
+        let objects = self.router.objects.as_ref();
+        if let Some(objects) = objects.filter(|_| grant.descriptor.location == Some(Location::Object)) {
+            answer.object_url = objects.sign(id, Access::Read, object_url).await?;
+        }
+        Ok(answer)
+    }
+
+    /// A lease of what the client can read.
+    async fn readable(&self, ask: Ask, deadline: Option<Deadline>) -> Result<LeaseGrant, PayloadError> {
         let mut grant = self.grant(ask.clone(), deadline).await?;
         let id = grant.descriptor.id;
         if let Some(Location::Gpu(generation)) = grant.descriptor.location
@@ -44,27 +60,10 @@ impl DataService {
         {
             grant = self.grant_elsewhere(&grant, ask.clone(), deadline).await?;
         }
-        let objects = self.router.objects.as_ref();
-        let Some(objects) = objects.filter(|_| grant.descriptor.location == Some(Location::Object)) else {
-            return Ok(encode::leased(&grant, &self.router.locator));
-        };
-        let is_plain = objects.is_plain(id).await;
-        if !matches!(is_plain, Ok(true)) {
-            let release = Ask::Release { lease: grant.lease, by: None };
-            self.router.ask(grant.lease.shard(), release, deadline).await?;
-            is_plain?;
-            let Ask::Acquire(acquire) = ask else {
-                return Err(mismatch("AcquireReadLease", &Reply::Released));
-            };
-            // Its bytes there are not the payload's.
-            let brought =
-                Acquire { min_tier: Some(Tier::Disk), policy: PromotionPolicy::Blocking, ..acquire };
-            grant = self.grant(Ask::Acquire(brought), deadline).await?;
-            return Ok(encode::leased(&grant, &self.router.locator));
+        match lease::readable(&self.router, grant, ask, deadline).await? {
+            Readable::InPlace(grant) => Ok(*grant),
+            Readable::After(ask) => self.grant(*ask, deadline).await,
         }
-        let mut answer = encode::leased(&grant, &self.router.locator);
-        answer.object_url = objects.sign(id, Access::Read, object_url).await?;
-        Ok(answer)
     }
 
     /// A lease of another replica than this one, whose device is lost: its shard hears of that first.

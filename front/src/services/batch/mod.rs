@@ -12,12 +12,14 @@ mod fan;
 mod session;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use payload_drivers::object::Access;
 use payload_reactor::clock;
 use payload_types::limits::BATCH_ITEMS_MAX;
-use payload_types::reply::Reply;
+use payload_types::reply::{LeaseGrant, Reply};
 use payload_types::request::Request as Ask;
-use payload_types::{LeaseId, PayloadError, PayloadKey, Peer};
+use payload_types::{LeaseId, Location, PayloadError, PayloadKey, Peer};
 use payload_wire::pb::operations::v1 as pb;
 use payload_wire::pb::operations::v1::payload_batch_service_server::PayloadBatchService;
 use payload_wire::pb::runtime::v1 as runtime;
@@ -28,6 +30,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::router::{NAMESPACE, Router, mismatch};
 use crate::deadline::Deadline;
 use crate::incoming::peer_of;
+use crate::object::lease::{self, Readable};
 use crate::records::Records;
 use crate::repeats::RequestId;
 use commit::Commits;
@@ -74,17 +77,44 @@ async fn allocate(
     }
 }
 
+/// A lease, and a URL to read its object by, where one was wanted.
+struct Leased {
+    grant: LeaseGrant,
+    object_url: String,
+}
+
 /// One item of BatchAcquire, or one wish of a session.
 async fn acquire(
     router: &Router,
     item: runtime::AcquireReadLeaseRequest,
     owner: Peer,
     deadline: Option<Deadline>,
-) -> Result<payload_types::reply::LeaseGrant, PayloadError> {
+) -> Result<Leased, PayloadError> {
+    let good_for = Duration::from_millis(item.object_url_ms);
     let ask = decode::acquire(NAMESPACE, item, router.mint.lease_nonce(), owner)?;
-    match fan::ask_owner(router, ask, deadline).await? {
+    let id = ask.routing_id().expect("a lease is one payload's");
+    let grant = match grant(router, ask, deadline).await {
+        Ok(grant) => grant,
+        Err(error) => return Err(lease::why(router, id, error).await),
+    };
+    let objects = router.objects.as_ref().filter(|_| grant.descriptor.location == Some(Location::Object));
+    let object_url = match objects {
+        Some(objects) => objects.sign(id, Access::Read, good_for).await?,
+        None => String::new(),
+    };
+    Ok(Leased { grant, object_url })
+}
+
+/// A lease of what a client can read.
+async fn grant(router: &Router, ask: Ask, deadline: Option<Deadline>) -> Result<LeaseGrant, PayloadError> {
+    let granted = |reply| match reply {
         Reply::Leased(grant) => Ok(grant),
         other => Err(mismatch("BatchAcquire", &other)),
+    };
+    let grant = granted(fan::ask_owner(router, ask.clone(), deadline).await?)?;
+    match lease::readable(router, grant, ask, deadline).await? {
+        Readable::InPlace(grant) => Ok(*grant),
+        Readable::After(ask) => granted(fan::ask_owner(router, *ask, deadline).await?),
     }
 }
 
@@ -161,7 +191,16 @@ impl PayloadBatchService for BatchService {
         check_len("BatchAcquire", items.len()).map_err(to_status)?;
         let router = &*self.router;
         let ask = |item| async move {
-            encode::batch_acquired(acquire(router, item, owner, deadline).await, &router.locator)
+            let leased = acquire(router, item, owner, deadline).await;
+            let (grant, object_url) = match leased {
+                Ok(Leased { grant, object_url }) => (Ok(grant), object_url),
+                Err(error) => (Err(error), String::new()),
+            };
+            let mut result = encode::batch_acquired(grant, &router.locator);
+            if let Some(pb::batch_acquire_result::Outcome::Acquired(acquired)) = &mut result.outcome {
+                acquired.object_url = object_url;
+            }
+            result
         };
         let results = fan::out(items.into_iter().map(ask).collect()).await;
         Ok(Response::new(pb::BatchAcquireResponse { results }))

@@ -16,7 +16,6 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::{self, FuturesUnordered};
 use payload_reactor::clock;
-use payload_types::reply::LeaseGrant;
 use payload_types::{ErrorKind, LeaseId, PayloadError, Peer, WallMs};
 use payload_wire::pb::operations::v1 as pb;
 use payload_wire::pb::operations::v1::lease_session_request::Wish;
@@ -26,7 +25,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 
-use super::{acquire, fan, release};
+use super::{Leased, acquire, fan, release};
 use crate::admission::{Gate, Permit};
 use crate::deadline::Deadline;
 use crate::services::router::Router;
@@ -113,7 +112,7 @@ struct Done {
 }
 
 enum Outcome {
-    Acquired(Box<LeaseGrant>),
+    Acquired(Box<Leased>),
     Released(LeaseId),
 }
 
@@ -194,11 +193,18 @@ impl Session {
         stopping: &mut watch::Receiver<bool>,
     ) -> Option<End> {
         self.held.note(&done);
+        let mut object_url = String::new();
         let outcome = done.outcome.map(|outcome| match outcome {
-            Outcome::Acquired(grant) => Some(*grant),
+            Outcome::Acquired(leased) => {
+                object_url = leased.object_url;
+                Some(leased.grant)
+            }
             Outcome::Released(_) => None,
         });
-        let answer = encode::lease_session(done.tag, outcome, &self.router.locator);
+        let mut answer = encode::lease_session(done.tag, outcome, &self.router.locator);
+        if let Some(pb::lease_session_response::Outcome::Acquired(acquired)) = &mut answer.outcome {
+            acquired.object_url = object_url;
+        }
         tokio::select! {
             sent = answers.send(answer) => sent.is_err().then_some(End::Gone),
             () = stop(stopping) => Some(End::Told(to_status(is_stopping()))),
@@ -239,7 +245,7 @@ async fn grant(
     let outcome = match (refused, wish) {
         (Some(error), _) => Err(error),
         (None, Some(Wish::Acquire(item))) => {
-            acquire(router, item, owner, deadline).await.map(|grant| Outcome::Acquired(Box::new(grant)))
+            acquire(router, item, owner, deadline).await.map(|leased| Outcome::Acquired(Box::new(leased)))
         }
         (None, Some(Wish::Release(item))) => match ids::lease_id(item.lease_id.as_ref()) {
             Ok(lease) => release(router, lease, deadline).await.map(|()| Outcome::Released(lease)),
@@ -281,7 +287,8 @@ impl Held {
 
     fn note(&mut self, done: &Done) {
         match &done.outcome {
-            Ok(Outcome::Acquired(grant)) => {
+            Ok(Outcome::Acquired(leased)) => {
+                let grant = &leased.grant;
                 self.leases.insert(grant.lease, grant.expires_at);
                 self.first_end = self.first_end.map(|end| end.min(grant.expires_at));
             }

@@ -50,7 +50,7 @@ pub enum ObjectState {
 pub struct ObjectHealth {
     /// How it does.
     pub state: ObjectState,
-    /// Why, unless it is good.
+    /// Why, unless it is good; and what the last request failed with, until one succeeds.
     pub error: String,
     /// `Unreachable`: when the next operation is let through.
     pub retry_ms: u64,
@@ -355,7 +355,11 @@ impl Gate {
         };
         ObjectHealth {
             state: told,
-            error: if told == ObjectState::Good { String::new() } else { state.error.clone() },
+            error: if told == ObjectState::Good && state.failures == 0 {
+                String::new()
+            } else {
+                state.error.clone()
+            },
             retry_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
             parts_limit: state.limit,
             parts_in_flight: state.in_flight,
