@@ -7,9 +7,11 @@
 //! ```
 //! A copy out of the store is in a draft until all of it is there and has its checksum. How an object is compressed is read from its
 //! sidecar, whatever is configured now. A drop that fails leaves an entry in the journal, and is answered all the same: the next sweep
-//! deletes the object. Limits: [`COPIES_AT_ONCE`] copies, each within the driver's own memory.
+//! deletes the object. An object that is gone with its sidecar is lost where this is proven to be the store that it was put into
+//! ([`Proof`]); else it says nothing of the payload. Limits: [`COPIES_AT_ONCE`] copies, each within the driver's own memory.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -19,7 +21,8 @@ use payload_types::effect::{ReplicaRef, StorageAction, StorageOp, TransferOp};
 use payload_types::event::{
     Completion, Copied, DriverError, DriverErrorKind, StorageDone, TransferDone, TransferError,
 };
-use payload_types::{ByteCount, Checksum, PayloadId, Tier};
+use payload_types::limits::GENERATION_COUNTER_BITS;
+use payload_types::{ByteCount, Checksum, Generation, PayloadId, Tier};
 
 use crate::fault::finding;
 use crate::gpu::remote::Remote;
@@ -50,6 +53,37 @@ pub(crate) struct Objects {
     pub(crate) source: ArchiveSource,
 }
 
+/// Whether `root_path` names the store that objects were put into. What this run stored it put there. That the objects of earlier
+/// runs are there is proven by the first of them that is found.
+#[derive(Default)]
+struct Proof {
+    /// The newest epoch seen in anything that is written: this run's.
+    epoch: AtomicU64,
+    earlier_found: AtomicBool,
+}
+
+fn epoch_of(generation: Generation) -> u64 {
+    generation.0 >> GENERATION_COUNTER_BITS
+}
+
+impl Proof {
+    fn writes(&self, to: Generation) {
+        self.epoch.fetch_max(epoch_of(to), Relaxed);
+    }
+
+    /// An object is where it must be.
+    fn found(&self, from: Generation) {
+        if epoch_of(from) < self.epoch.load(Relaxed) {
+            self.earlier_found.store(true, Relaxed);
+        }
+    }
+
+    /// Whether an object that is not there was there once.
+    fn holds(&self, from: Generation) -> bool {
+        self.earlier_found.load(Relaxed) || epoch_of(from) == self.epoch.load(Relaxed)
+    }
+}
+
 /// The lanes and their threads.
 pub(crate) struct Lanes {
     copies: Sender<TransferOp>,
@@ -70,7 +104,8 @@ impl Lanes {
         gpu: Option<Remote>,
         lane_len: usize,
     ) -> Self {
-        let ends = Ends { stores: Arc::clone(stores), gpu };
+        let proof = Arc::<Proof>::default();
+        let ends = Ends { stores: Arc::clone(stores), gpu, proof: Arc::clone(&proof) };
         let (copies, copy_lane) = bounded(lane_len);
         let (looks, look_lane) = bounded(lane_len);
         let mut threads = Vec::new();
@@ -86,7 +121,8 @@ impl Lanes {
         }
         for index in 0..LOOKS_AT_ONCE {
             let (objects, sink, lane) = (objects.clone(), Arc::clone(sink), Receiver::clone(&look_lane));
-            let body = move || run_looks(&objects.driver, &lane, &sink);
+            let proof = Arc::clone(&proof);
+            let body = move || run_looks(&objects.driver, &proof, &lane, &sink);
             spawn(format!("pm-object-look-{index}"), Box::new(body));
         }
         Self { copies, looks, driver: Arc::clone(&objects.driver), threads }
@@ -139,6 +175,7 @@ fn answer<T: Send + 'static>(
 struct Ends {
     stores: Arc<Stores>,
     gpu: Option<Remote>,
+    proof: Arc<Proof>,
 }
 
 impl Ends {
@@ -151,10 +188,11 @@ impl Ends {
 
 fn run_copies(objects: &Objects, ends: &Ends, lane: &Receiver<TransferOp>, sink: &CompletionSink) {
     for op in lane {
+        ends.proof.writes(op.to.generation);
         let copied = catch_unwind(AssertUnwindSafe(|| match op.to.tier {
             Tier::Object => store(objects, ends, &op),
             Tier::Gpu => fetch_to_device(&objects.driver, ends, &op),
-            Tier::Ram | Tier::Disk => fetch(&objects.driver, &ends.stores, &op),
+            Tier::Ram | Tier::Disk => fetch(&objects.driver, ends, &op),
         }));
         let result = copied.unwrap_or_else(|panic| Err(TransferError::Destination(panicked(&*panic))));
         let result = result.map(|checksum| Copied { checksum, extent: None });
@@ -190,7 +228,7 @@ fn source(ends: &Ends, op: &TransferOp) -> Result<Arc<dyn Source>, DriverError> 
 /// Out of the store, to a device: nobody is shown it before it has its checksum.
 fn fetch_to_device(driver: &ObjectDriver, ends: &Ends, op: &TransferOp) -> Result<Checksum, TransferError> {
     let draft = ends.gpu().and_then(|gpu| gpu.draft(op.to)).map_err(TransferError::Destination)?;
-    let checksum = read(driver, &op.from, op.expected, draft.sink()).map_err(fetch_error)?;
+    let checksum = read(driver, &ends.proof, &op.from, op.expected, draft.sink()).map_err(fetch_error)?;
     draft.publish();
     Ok(checksum)
 }
@@ -203,11 +241,11 @@ fn fetch_error(error: ObjectError) -> TransferError {
 }
 
 /// Out of the store.
-fn fetch(driver: &ObjectDriver, stores: &Stores, op: &TransferOp) -> Result<Checksum, TransferError> {
-    let to = stores.get(op.to.tier).map_err(TransferError::Destination)?;
+fn fetch(driver: &ObjectDriver, ends: &Ends, op: &TransferOp) -> Result<Checksum, TransferError> {
+    let to = ends.stores.get(op.to.tier).map_err(TransferError::Destination)?;
     let draft = Draft::begin(to, op.to).map_err(TransferError::Destination)?;
     let sink = FileRange { file: Arc::clone(&draft.file), offset: 0, size: op.to.size };
-    let checksum = read(driver, &op.from, op.expected, Arc::new(sink)).map_err(fetch_error)?;
+    let checksum = read(driver, &ends.proof, &op.from, op.expected, Arc::new(sink)).map_err(fetch_error)?;
     draft.publish(op.sync).map_err(TransferError::Destination)?;
     Ok(checksum)
 }
@@ -215,9 +253,11 @@ fn fetch(driver: &ObjectDriver, stores: &Stores, op: &TransferOp) -> Result<Chec
 /// Reads an object, as its sidecar says that it is stored; without one it is what a client stored, plainly.
 ///
 /// # Errors
-/// As the driver's; where neither object nor sidecar are there, that the store is another one: it says nothing of the payload.
+/// As the driver's; where neither object nor sidecar are there and [`Proof`] has none, that the store may be another one: that says
+/// nothing of the payload.
 fn read(
     driver: &ObjectDriver,
+    proof: &Proof,
     from: &ReplicaRef,
     expected: Option<Checksum>,
     sink: Arc<dyn Sink>,
@@ -230,11 +270,16 @@ fn read(
         Err(error) => return Err(error),
     };
     let download = Download { id: from.id, size: from.size, expected, compression, etag: None, sink };
-    answer(|done| driver.download(download, done)).map_err(|error| match error.kind {
-        ObjectErrorKind::Missing if !is_told => ObjectError {
+    let fetched = answer(|done| driver.download(download, done));
+    if is_told || fetched.is_ok() {
+        proof.found(from.generation);
+    }
+    fetched.map_err(|error| match error.kind {
+        ObjectErrorKind::Missing if !is_told && !proof.holds(from.generation) => ObjectError {
             kind: ObjectErrorKind::Refused,
             message: format!(
-                "there is neither {} nor its sidecar; is storage.object.root_path the one that it was stored at?",
+                "there is neither {} nor its sidecar, nor was any object of an earlier run found yet; is \
+                 storage.object.root_path the one that it was stored at?",
                 driver.uri(from.id)
             ),
         },
@@ -251,7 +296,7 @@ impl Sink for Nowhere {
     }
 }
 
-fn run_looks(driver: &ObjectDriver, lane: &Receiver<StorageOp>, sink: &CompletionSink) {
+fn run_looks(driver: &ObjectDriver, proof: &Proof, lane: &Receiver<StorageOp>, sink: &CompletionSink) {
     for StorageOp { shard, op, replica, action } in lane {
         let work = |work: &dyn Fn() -> Result<(), DriverError>| {
             catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(panicked(&*panic)))
@@ -265,7 +310,7 @@ fn run_looks(driver: &ObjectDriver, lane: &Receiver<StorageOp>, sink: &Completio
             // The store has it, or its upload was no success.
             StorageAction::Sync => StorageDone::Synced { op, result: Ok(()) },
             StorageAction::Verify { expected, .. } => {
-                let verify = || verify(driver, &replica, expected).map_err(DriverError::from);
+                let verify = || verify(driver, proof, &replica, expected).map_err(DriverError::from);
                 StorageDone::Verified { op, result: work(&verify) }
             }
             StorageAction::Stay => continue,
@@ -297,8 +342,29 @@ fn look(driver: &ObjectDriver, replica: &ReplicaRef) -> Result<(), DriverError> 
 
 fn verify(
     driver: &ObjectDriver,
+    proof: &Proof,
     replica: &ReplicaRef,
     expected: Option<Checksum>,
 ) -> Result<(), ObjectError> {
-    read(driver, replica, expected, Arc::new(Nowhere)).map(drop)
+    read(driver, proof, replica, expected, Arc::new(Nowhere)).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use payload_types::Epoch;
+
+    use super::*;
+
+    #[test]
+    fn given_what_was_stored_and_found_when_an_object_is_gone_then_its_store_is_proven_or_not() {
+        let [earlier, now] = [3, 4].map(|epoch| Generation::new(Epoch(epoch), 7));
+        let proof = Proof::default();
+        assert!(!proof.holds(earlier), "nothing is known yet");
+        proof.writes(now);
+        assert!(proof.holds(now), "this run put it there");
+        proof.found(now);
+        assert!(!proof.holds(earlier), "what this run stored says nothing of earlier ones");
+        proof.found(earlier);
+        assert!(proof.holds(earlier), "its like are there");
+    }
 }
