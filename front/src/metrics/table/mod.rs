@@ -1,6 +1,6 @@
 //! Every metric there is, once: its name, type, unit, labels, meaning, and where its figure comes from. `/metrics`, the
 //! OpenTelemetry export and the list in docs/OPERATIONS.md are made from this table; alert rules and dashboards in
-//! `deploy/` are checked against it.
+//! `deploy/` name nothing else.
 //!
 //! Four names and their labels are the contract's (`payload.request.count` ...), as existing dashboards know them. All
 //! others begin with `payload_manager_` and end with their unit; counters end in `_total`.
