@@ -340,7 +340,9 @@ mod tests {
 
     #[test]
     fn given_turns_of_any_length_when_counted_then_each_is_in_the_first_bucket_that_holds_it() {
-        for (wall_ns, bucket) in [(0, 0), (1, 0), (1024, 0), (1025, 1), (2048, 1), (100_000, 7), (1 << 24, 14)] {
+        for (wall_ns, bucket) in
+            [(0, 0), (1, 0), (1024, 0), (1025, 1), (2048, 1), (100_000, 7), (1 << 24, 14)]
+        {
             assert_eq!(turn_bucket(wall_ns), bucket, "{wall_ns}");
             assert!(turn_bucket_ns(bucket).is_some_and(|end| wall_ns <= end));
         }

@@ -336,7 +336,7 @@ fn given_a_copy_on_disk_when_memory_is_short_then_the_block_is_not_dropped_under
     while world.transfers.is_empty() {
         press(&mut world);
     }
-    let transfer = world.transfers[0].clone();
+    let transfer = world.transfers[0];
     let key = PayloadKey { id: transfer.from.id, ..world.new_key() };
     assert_eq!(world.claim(key, session(2)), None, "its block is to go");
     // Somebody who leases it meanwhile keeps it, and what was written stays as well.

@@ -18,7 +18,7 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 use crossbeam::queue::ArrayQueue;
 use payload_front::admission::Gate;
-use payload_front::incoming::{Connections, Incoming};
+use payload_front::incoming::{Connections, Incoming, Patience};
 use payload_types::reply::LeaseGrant;
 use payload_types::{
     ByteCount, Checksum, Descriptor, EvictionPolicy, Generation, LeaseId, LeaseNonce, Location, PayloadId,
@@ -125,6 +125,8 @@ pub fn serve(mode: Mode) -> anyhow::Result<()> {
     runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.context("no loopback port")?;
         println!("{}", listener.local_addr()?);
+        let patience = Patience { handshake: Duration::from_secs(10), write_stall: Duration::from_secs(60) };
+        let incoming = Incoming::new(listener, Gate::new(64), Connections::default(), None, patience);
         let service = PayloadDataServiceServer::new(Echo { canned: canned(), hop })
             .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
@@ -133,7 +135,7 @@ pub fn serve(mode: Mode) -> anyhow::Result<()> {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
             .http2_keepalive_interval(Some(PING_INTERVAL))
-            .serve_with_incoming(service, Incoming::new(listener, Gate::new(64), Connections::default()))
+            .serve_with_incoming(service, incoming)
             .await
             .context("the echo server ended")
     })

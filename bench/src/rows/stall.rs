@@ -380,6 +380,8 @@ mod tests {
             over_1ms: 0,
             wall_over_100us: over_100us,
             wall_over_1ms: 0,
+            by_length: Default::default(),
+            wall_ns: 0,
             longest: longest.iter().map(turn).collect(),
         }
     }

@@ -4,7 +4,7 @@
 //! milliseconds: `gpu-lost` (for good), `gpu-out-of-memory` (while it is there).
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn obey(faults: &FakeFaults, directory: &PathBuf) {
+fn obey(faults: &FakeFaults, directory: &Path) {
     loop {
         if directory.join("gpu-lost").exists() {
             faults.lost.store(true, Ordering::SeqCst);

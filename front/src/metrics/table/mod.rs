@@ -136,7 +136,7 @@ impl Family {
 
 /// Counts stay whole: exact to 2^53, which no count of one machine comes near.
 fn number(value: f64) -> Value {
-    if value.fract() == 0.0 && value >= 0.0 && value < 9e15 {
+    if value.fract() == 0.0 && (0.0..9e15).contains(&value) {
         Value::Whole(value as u64)
     } else {
         Value::Real(value)
