@@ -452,6 +452,30 @@ fn given_spill_targets_when_asked_then_each_answers_as_the_contract_says() {
     assert_eq!(kind(Some(world.ask(Request::Resolve { key }))), Some(ErrorKind::NotFound));
 }
 
+/// Objects have their payloads' names: to remove one that is nobody's is to remove the one that is made next.
+#[test]
+fn given_an_object_whose_row_was_not_stored_when_spilled_again_then_nothing_removes_what_is_made_then() {
+    let mut config = config(1);
+    config.capacity[Tier::Object] = Some(ByteCount(1 << 40));
+    let mut world = World::with(config);
+    let key = world.committed(Tier::Disk, 100);
+    let to_object = || spill(key, SpillTarget::Tier(Tier::Object), false);
+    let first = world.send(to_object());
+    world.transfer_one(Ok(Checksum(7)));
+    world.ack_one(Err("the database is locked".to_owned()));
+    assert_eq!(kind(world.answer(first)), Some(ErrorKind::Unavailable));
+    let second = world.send(to_object());
+    world.transfer_one(Ok(Checksum(7)));
+    world.ack_one(Ok(()));
+    assert!(matches!(world.answer(second), Some(Ok(Reply::Spilled(Some(_))))));
+    let objects = world.storage.iter().filter(|op| op.replica.tier == Tier::Object);
+    assert_eq!(objects.count(), 0, "{:?}", world.storage);
+    assert_eq!(world.shard.usage(Tier::Object).allocated, 4096, "charged once");
+    world.settle();
+    assert!(world.ask(Request::Delete { key, force: false, expected_version: None }).is_ok());
+    assert_eq!(world.shard.usage(Tier::Object).allocated, 0);
+}
+
 #[test]
 fn given_rows_when_adopted_then_live_lost_or_expired_and_versions_are_past_what_they_were() {
     let mut world = World::new();

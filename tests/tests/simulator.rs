@@ -24,6 +24,27 @@ fn given_400_seeds_when_run_then_every_promise_is_kept_and_every_situation_was_m
     assert_eq!(coverage.missed(), Vec::<&str>::new(), "situations that no seed met");
 }
 
+/// Each showed a rule that was wrong, or a shard.
+#[test]
+fn given_seeds_that_were_red_when_run_then_every_promise_is_kept() {
+    for seed in [
+        601_000_146,
+        610_000_460,
+        610_000_688,
+        730_000_461,
+        730_000_671,
+        730_001_964,
+        730_001_971,
+        750_000_061,
+        5_139,
+        5_289,
+    ] {
+        if let Err(failure) = sim::run(seed, Options::default()) {
+            panic!("{failure}");
+        }
+    }
+}
+
 #[test]
 fn given_a_planted_bug_when_run_then_the_oracle_notices_it_by_the_promise_it_breaks() {
     for canary in Canary::ALL {

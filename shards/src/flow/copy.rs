@@ -314,8 +314,12 @@ impl Shard {
         let Some(Op { payload, kind: Kind::Copy(copy), .. }) = self.ops.get(op) else { return };
         let (slot, copy) = (*payload, *copy);
         match result {
-            // A volatile replica needs no row; only the checksum that was learned on the way was not stored.
-            Err(reason) if copy.to.tier.is_durable() => {
+            // A volatile replica needs no row; only the checksum that was learned on the way was not stored. But one in the
+            // place of memory that goes with the server would be taken for one that outlives it.
+            Err(reason)
+                if copy.to.tier.is_durable()
+                    || copy.to.tier == Tier::Ram && self.table.at(slot).dies_with_server() =>
+            {
                 self.drop_made(slot, copy);
                 let key = self.table.at(slot).key;
                 self.copy_failed(step.now, op, &unavailable(key, "moved", &reason));

@@ -101,7 +101,9 @@ impl World {
         let mut lost = 0;
         for fact in self.oracle.facts.values() {
             let here = usize::from(fact.key.id.shard(shard_count).0) == shard;
-            let counts = fact.arena && fact.committed && !fact.damaged && fact.must_exist(now, &self.plan);
+            // What never was what its producer said it is cannot be saved: the copy finds it damaged, and its row tells so.
+            let is_sound = !fact.damaged && !fact.wrong_checksum;
+            let counts = fact.arena && fact.committed && is_sound && fact.must_exist(now, &self.plan);
             let Some(row) = self.catalog.rows.get(&fact.key).filter(|_| here && counts) else { continue };
             if row.replicas.iter().any(|replica| replica.tier == Tier::Disk) {
                 stop.saved.insert(fact.key);

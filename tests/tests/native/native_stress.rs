@@ -84,7 +84,7 @@ fn given_clients_that_are_killed_under_load_when_all_are_dead_then_nothing_of_th
     };
     until("only this session and no lease is left", || {
         let node = node();
-        (node.native_sessions, node.leases) == (1, 0)
+        (node.native_sessions, node.leases, node.direct_leases) == (1, 0, 0)
     });
     until("no allocation is left", || {
         let page = client.grpc(async |client| client.list(None, 0, None).await).expect("listed");

@@ -329,7 +329,8 @@ async fn given_a_collector_over_grpc_when_a_traced_call_comes_then_its_spans_and
     };
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
     drop(tokio::spawn(tonic::transport::Server::builder().serve_with_incoming(services, incoming)));
-    let server = exporting(&address.to_string(), "OTLP_TRANSPORT_GRPC").start();
+    let place = exporting(&address.to_string(), "OTLP_TRANSPORT_GRPC");
+    let server = place.start();
     let v1 = V1::connect(&server).await;
     spill_traced(&v1).await;
     is_one_tree(&collector.trace(&["Spill", "shard", "copy RAM to DISK", "catalog"]).await);

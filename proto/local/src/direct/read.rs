@@ -88,21 +88,51 @@ pub fn acquire<W: Word>(
     cell: &W,
 ) -> Result<Found, Miss> {
     let home = index.home(id);
-    for _ in 0..TRIES_MAX {
-        let seen = index.look(id, home)?;
-        let found = found(&seen, shard);
-        // Release and a full fence: see `claim` and `is_unchanged`.
-        cell.store_and_fence(found.claim.bits());
-        match index.is_unchanged(seen.position, seen.generation) {
-            Ok(true) => return Ok(found),
-            Ok(false) => release(cell),
-            Err(_closed) => {
-                release(cell);
-                return Err(Miss::Closed);
-            }
+    match attempt(index, shard, id, home, cell) {
+        Err(Miss::Contended) => attempt_again(index, shard, id, home, cell),
+        done => done,
+    }
+}
+
+/// Apart, so that the first attempt is a straight line whose caller has it inlined, and what it read stays in registers.
+#[cold]
+#[inline(never)]
+fn attempt_again<W: Word>(
+    index: &IndexView<'_, W>,
+    shard: ShardIndex,
+    id: &PayloadId,
+    home: usize,
+    cell: &W,
+) -> Result<Found, Miss> {
+    for _ in 1..TRIES_MAX {
+        match attempt(index, shard, id, home, cell) {
+            Err(Miss::Contended) => {}
+            done => return done,
         }
     }
     Err(Miss::Contended)
+}
+
+/// One look, one claim, one second look. `Miss::Contended`: it changed in between.
+#[inline(always)]
+fn attempt<W: Word>(
+    index: &IndexView<'_, W>,
+    shard: ShardIndex,
+    id: &PayloadId,
+    home: usize,
+    cell: &W,
+) -> Result<Found, Miss> {
+    let seen = index.look(id, home)?;
+    let found = found(&seen, shard);
+    // Release and a full fence: see `claim` and `is_unchanged`.
+    cell.store_and_fence(found.claim.bits());
+    let miss = match index.is_unchanged(seen.position, seen.generation) {
+        Ok(true) => return Ok(found),
+        Ok(false) => Miss::Contended,
+        Err(_closed) => Miss::Closed,
+    };
+    release(cell);
+    Err(miss)
 }
 
 /// Puts the claim out; a full fence must follow before the second look.
