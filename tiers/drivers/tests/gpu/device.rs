@@ -173,7 +173,6 @@ fn link(device: &dyn Device, bytes: u64) -> (f64, f64) {
 }
 
 #[test]
-#[ignore = "prints figures of a real device: PM_TEST_GPU=0 PM_TEST_GPU_FIGURES=file"]
 fn given_a_real_device_and_the_wish_when_copies_are_timed_then_the_figures_are_printed() {
     let (Some(number), Ok(path)) = (real(), env::var("PM_TEST_GPU_FIGURES")) else { return };
     let mut lines = String::new();
